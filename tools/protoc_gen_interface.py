@@ -1,0 +1,83 @@
+"""protoc plugin: for each service a typed Protocol, the same for servers and clients.
+
+    class BillingService(Protocol):
+        DESCRIPTOR: ClassVar[ServiceDescriptor]
+        async def create_hold(self, request: CreateHoldRequest, call: Call) -> CreateHoldResponse: ...
+
+A server implements it; `services.common.rpc.connect` returns an object that satisfies it.
+"""
+
+import re
+import sys
+
+from google.protobuf.compiler import plugin_pb2
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, MethodDescriptorProto
+
+
+def snake_case(name: str) -> str:
+    """Return CreateHold as create_hold."""
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
+
+
+def module_of(file: str) -> str:
+    """Return the generated module of a .proto file."""
+    return file.removesuffix(".proto").replace("/", ".") + "_pb2"
+
+
+def method_lines(method: MethodDescriptorProto) -> list[str]:
+    """Return one method of the Protocol."""
+    request = "pb." + method.input_type.rsplit(".", 1)[1]
+    response = "pb." + method.output_type.rsplit(".", 1)[1]
+    name = snake_case(method.name)
+    if method.client_streaming:
+        raise ValueError(f"{method.name}: client streaming is not part of the transport")
+    if method.server_streaming:
+        signature = f"def {name}(self, request: {request}, call: Call) -> AsyncIterator[{response}]: ..."
+    else:
+        signature = f"async def {name}(self, request: {request}, call: Call) -> {response}: ..."
+    return [f"    {signature}"]
+
+
+def interface(file: FileDescriptorProto) -> str:
+    """Return the source of the *_api module of one file."""
+    package, module = module_of(file.name).rsplit(".", 1)
+    lines = [
+        f'"""Service interfaces of {file.name}. Generated; see tools/protoc_gen_interface.py."""',
+        "",
+        "from __future__ import annotations",
+        "",
+        "from collections.abc import AsyncIterator",
+        "from typing import TYPE_CHECKING, ClassVar, Protocol",
+        "",
+        "from google.protobuf.descriptor import ServiceDescriptor",
+        "",
+        f"from {package} import {module} as pb",
+        "",
+        "if TYPE_CHECKING:",
+        "    from services.common.rpc.call import Call",
+    ]
+    for service in file.service:
+        lines += ["", "", f"class {service.name}(Protocol):"]
+        lines += [f'    """{file.package}.{service.name}: its contract is in {file.name}."""', ""]
+        lines += [f'    DESCRIPTOR: ClassVar[ServiceDescriptor] = pb.DESCRIPTOR.services_by_name["{service.name}"]']
+        for method in service.method:
+            lines += ["", *method_lines(method)]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Read protoc's request from standard input, write the answer to standard output."""
+    request = plugin_pb2.CodeGeneratorRequest.FromString(sys.stdin.buffer.read())
+    response = plugin_pb2.CodeGeneratorResponse(
+        supported_features=plugin_pb2.CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL
+    )
+    wanted = set(request.file_to_generate)
+    for file in request.proto_file:
+        if file.name in wanted and file.service:
+            name = file.name.removesuffix(".proto") + "_api.py"
+            response.file.add(name=name, content=interface(file))
+    sys.stdout.buffer.write(response.SerializeToString())
+
+
+if __name__ == "__main__":
+    main()
