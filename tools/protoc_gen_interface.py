@@ -59,7 +59,9 @@ def interface(file: FileDescriptorProto) -> str:
     for service in file.service:
         lines += ["", "", f"class {service.name}(Protocol):"]
         lines += [f'    """{file.package}.{service.name}: its contract is in {file.name}."""', ""]
-        lines += [f'    DESCRIPTOR: ClassVar[ServiceDescriptor] = pb.DESCRIPTOR.services_by_name["{service.name}"]']
+        lines += [
+            f'    DESCRIPTOR: ClassVar[ServiceDescriptor] = pb.DESCRIPTOR.services_by_name["{service.name}"]'
+        ]
         for method in service.method:
             lines += ["", *method_lines(method)]
     return "\n".join(lines) + "\n"

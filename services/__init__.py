@@ -1,0 +1,1 @@
+"""OmniHub's services. The folder listing is the architecture; see ARCHITECTURE.md."""

@@ -1,0 +1,1 @@
+"""Mechanisms every service uses: transport, database, settings, log. Never a business noun."""

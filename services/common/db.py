@@ -1,0 +1,159 @@
+"""One database per service: SQLite by default, PostgreSQL in production, the same code for both.
+
+SQLite: one file per service in WAL mode, writers queue up in this process.
+PostgreSQL: one schema per service, safe behind a transaction pooler (no prepared statements, no
+session state).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+# A write that waits longer than this for a lock fails instead of hanging.
+LOCK_TIMEOUT_MS = 10_000
+
+
+def sqlite_url(path: Path) -> str:
+    """Return the URL of a SQLite file for the synchronous driver."""
+    return f"sqlite:///{path}"
+
+
+class Database:
+    """A service's own database.
+
+    `url` is `sqlite:///path` or `postgresql://...`; `schema` names the PostgreSQL schema.
+    """
+
+    def __init__(self, url: str, schema: str, pool_size: int = 10) -> None:
+        self.schema = schema
+        self.sqlite = url.startswith("sqlite")
+        self._url = url
+        self._write_lock = asyncio.Lock()
+        options: dict[str, Any] = {}
+        if self.sqlite:
+            options = {"connect_args": {"timeout": LOCK_TIMEOUT_MS / 1000}}
+        else:
+            options = {"pool_size": pool_size, "pool_pre_ping": True, **_postgresql_options(schema)}
+        self._engine = create_async_engine(self._asynchronous_url(), **options)
+        if self.sqlite:
+            event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
+
+    def _asynchronous_url(self) -> str:
+        if self.sqlite:
+            return self._url.replace("sqlite://", "sqlite+aiosqlite://", 1)
+        return _psycopg_url(self._url)
+
+    def synchronous_engine(self) -> sqlalchemy.Engine:
+        """Return an engine for code that runs in a thread of its own, such as the journal's writer."""
+        if self.sqlite:
+            engine = sqlalchemy.create_engine(
+                self._url,
+                connect_args={"timeout": LOCK_TIMEOUT_MS / 1000, "check_same_thread": False},
+            )
+            event.listen(engine, "connect", _configure_sqlite)
+            return engine
+        return sqlalchemy.create_engine(_psycopg_url(self._url), **_postgresql_options(self.schema))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction that writes. Commits at the end, rolls back on any exception."""
+        if not self.sqlite:
+            async with self._engine.begin() as connection:
+                yield connection
+            return
+        async with self._write_lock, self._engine.connect() as connection:
+            # Taking the write lock first avoids the upgrade deadlock of deferred transactions.
+            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                await connection.rollback()
+                raise
+            await connection.commit()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """Open a connection that only reads, from one snapshot."""
+        async with self._engine.connect() as connection:
+            if self.sqlite:
+                await connection.exec_driver_sql("BEGIN")
+            yield connection
+
+    async def migrate(self, scripts: Path) -> None:
+        """Bring the schema to the newest revision in `scripts`. Safe when several processes do it at once."""
+        if self.sqlite:
+            Path(self._url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(self._migrate, scripts)
+
+    def _migrate(self, scripts: Path) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(scripts))
+        config.set_main_option("path_separator", "os")
+        script = ScriptDirectory(str(scripts), version_locations=[str(scripts)])
+        engine = self.synchronous_engine()
+        try:
+            with engine.connect() as connection:
+                if self.sqlite:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                else:
+                    connection.exec_driver_sql(
+                        "SELECT pg_advisory_xact_lock(hashtext(%s))", (f"omnihub.{self.schema}",)
+                    )
+                    connection.exec_driver_sql(f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"')
+                    connection.exec_driver_sql(f'SET LOCAL search_path TO "{self.schema}"')
+                with EnvironmentContext(
+                    config, script, fn=lambda revision, _: script._upgrade_revs("head", revision)
+                ) as environment:
+                    environment.configure(
+                        connection=connection,
+                        version_table_schema=None if self.sqlite else self.schema,
+                        render_as_batch=self.sqlite,
+                    )
+                    environment.run_migrations()
+                connection.commit()
+        finally:
+            engine.dispose()
+
+    async def ping(self) -> None:
+        """Raise when the database cannot be reached."""
+        async with self._engine.connect() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._engine.dispose()
+
+
+def _psycopg_url(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+def _postgresql_options(schema: str) -> dict[str, Any]:
+    return {
+        # A transaction pooler hands each transaction to another session: no prepared statements.
+        "connect_args": {"prepare_threshold": None, "application_name": f"omnihub-{schema}"},
+        "execution_options": {"schema_translate_map": {None: schema}},
+    }
+
+
+def _configure_sqlite(connection: Any, _: Any) -> None:
+    # The driver's own transactions are off: BEGIN is said explicitly.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # A committed transaction survives the loss of power, not only of the process.
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute(f"PRAGMA busy_timeout={LOCK_TIMEOUT_MS}")
+    cursor.close()

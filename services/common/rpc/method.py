@@ -1,0 +1,69 @@
+"""A service's methods, read from its generated descriptor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from omnihub.common.v1 import options_pb2
+
+
+class ServiceInterface(Protocol):
+    """What every generated service Protocol has."""
+
+    DESCRIPTOR: ServiceDescriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One rpc."""
+
+    name: str
+    """The Python name, such as `create_hold`."""
+    path: str
+    """`/omnihub.billing.v1.BillingService/CreateHold`."""
+    request: Callable[[], Message]
+    response: Callable[[], Message]
+    streams: bool
+    public: bool
+    anonymous: bool
+    scope: str
+
+
+def snake_case(name: str) -> str:
+    """Return CreateHold as create_hold."""
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
+
+
+def _method(descriptor: MethodDescriptor) -> Method:
+    options = descriptor.GetOptions().Extensions
+    return Method(
+        name=snake_case(descriptor.name),
+        path=f"/{descriptor.containing_service.full_name}/{descriptor.name}",
+        request=message_factory.GetMessageClass(descriptor.input_type),
+        response=message_factory.GetMessageClass(descriptor.output_type),
+        streams=descriptor.server_streaming,
+        public=options[options_pb2.public],
+        anonymous=options[options_pb2.anonymous],
+        scope=options[options_pb2.scope],
+    )
+
+
+@cache
+def methods_of(service: ServiceDescriptor) -> tuple[Method, ...]:
+    """Return the methods of a service."""
+    return tuple(_method(method) for method in service.methods)
+
+
+def handler_of(implementation: Any, method: Method) -> Callable[..., Any]:
+    """Return the function that serves `method`; a missing one is a fault of wiring, found at start."""
+    handler = getattr(implementation, method.name, None)
+    if handler is None:
+        raise TypeError(f"{type(implementation).__name__} does not implement {method.path}")
+    return handler  # type: ignore[no-any-return]

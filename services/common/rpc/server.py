@@ -1,0 +1,220 @@
+"""The gRPC listener: where calls enter a process. What must happen once per entry happens here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Protocol
+
+import grpc
+import protovalidate
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.common.ids import new_id
+from services.common.log import RequestEvent
+from services.common.rpc.call import ANONYMOUS, Call, Identity
+from services.common.rpc.errors import InternalError, RpcError, Violation, to_rpc_error
+from services.common.rpc.method import Method, ServiceInterface, handler_of, methods_of
+from services.common.rpc.remote import (
+    IDEMPOTENCY_KEY,
+    IDENTITY,
+    MESSAGE_LIMIT,
+    REQUEST_ID,
+    STATUS_DETAILS,
+    TRACEPARENT,
+)
+
+_logger = logging.getLogger(__name__)
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+SERVER_OPTIONS = [
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT),
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+
+
+class Gate(Protocol):
+    """Turns what a caller presents into an identity."""
+
+    async def authenticate(self, credential: str) -> Identity:
+        """Return who holds `credential`. Raises RpcError INVALID_CREDENTIAL or UNAVAILABLE."""
+        ...
+
+    async def verify(self, token: str) -> Identity:
+        """Return who a signed identity token speaks of. Raises RpcError INVALID_CREDENTIAL."""
+        ...
+
+
+def credential_in(headers: Mapping[str, str]) -> str:
+    """Return the credential a caller sent (`Authorization: Bearer` or `X-API-Key`), or an empty string."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if value and scheme.lower() == "bearer":
+        return value.strip()
+    return headers.get("x-api-key", "").strip()
+
+
+def check_access(method: Method, identity: Identity) -> None:
+    """Refuse an identity that may not call `method`. Internal methods rely on their listener."""
+    if not method.public or method.anonymous:
+        return
+    if identity is ANONYMOUS:
+        raise RpcError(
+            "MISSING_CREDENTIAL", "no credential: send `Authorization: Bearer omni_sk_...` or `X-API-Key`"
+        )
+    if not identity.holds(method.scope):
+        raise RpcError(
+            "PERMISSION_DENIED",
+            f"the credential lacks the scope `{method.scope}`",
+            metadata={"scope": method.scope},
+        )
+
+
+def check_constraints(request: Message) -> None:
+    """Refuse a message that breaks the constraints written in the contract."""
+    violations = protovalidate.collect_violations(request)
+    if not violations:
+        return
+    fields = []
+    for violation in violations:
+        elements = violation.proto.field.elements if violation.proto.field else ()
+        path = ".".join(element.field_name for element in elements)
+        fields.append(Violation(path, violation.proto.message))
+    text = "; ".join(f"{v.field}: {v.description}" for v in fields)
+    raise RpcError("INVALID_ARGUMENT", text, violations=fields)
+
+
+class GrpcServer:
+    """Serves the services of a process on the internal listener, with health and reflection."""
+
+    def __init__(
+        self, listen: str, gate: Gate | None, credentials: grpc.ServerCredentials | None = None
+    ) -> None:
+        self._listen = listen
+        self._gate = gate
+        self._credentials = credentials
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._names: list[str] = []
+        self._health = health.aio.HealthServicer()
+
+    def add(self, interface: type[ServiceInterface], implementation: Any) -> None:
+        """Serve one service."""
+        handlers = {}
+        for method in methods_of(interface.DESCRIPTOR):
+            handler = handler_of(implementation, method)
+            make = self._stream_handler if method.streams else self._unary_handler
+            handlers[method.path.rsplit("/", 1)[1]] = make(method, handler)
+        name = interface.DESCRIPTOR.full_name
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+        self._names.append(name)
+
+    async def start(self) -> int:
+        """Listen and return the port."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self._server)
+        if self._credentials is None:
+            port = self._server.add_insecure_port(self._listen)
+        else:
+            port = self._server.add_secure_port(self._listen, self._credentials)
+        await self._server.start()
+        return int(port)
+
+    async def set_serving(self, serving: bool) -> None:
+        """Publish whether the services here can be called."""
+        state = (
+            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in ["", *self._names]:
+            await self._health.set(name, state)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, let running ones finish within `grace_s` seconds, then cancel them."""
+        await self._server.stop(grace_s)
+
+    async def _enter(self, method: Method, context: Any) -> Call:
+        headers = dict(context.invocation_metadata() or ())
+        identity = ANONYMOUS
+        if self._gate is not None:
+            if token := headers.get(IDENTITY):
+                identity = await self._gate.verify(token)
+            elif method.public and not method.anonymous and (credential := credential_in(headers)):
+                identity = await self._gate.authenticate(credential)
+            check_access(method, identity)
+        remaining = context.time_remaining()
+        return Call(
+            _request_id(headers),
+            identity,
+            traceparent=headers.get(TRACEPARENT, ""),
+            idempotency_key=headers.get(IDEMPOTENCY_KEY, ""),
+        ).within(remaining)
+
+    def _unary_handler(self, method: Method, handler: Callable[..., Any]) -> Any:
+        async def serve(request: Message, context: Any) -> Message:
+            event = RequestEvent("rpc", method.path)
+            try:
+                call = await self._enter(method, context)
+                event.identify(call.request_id, call.identity, call.traceparent)
+                check_constraints(request)
+                response = await handler(request, call)
+                event.finish("OK")
+            except BaseException as error:  # noqa: BLE001 - the one place where failures become statuses
+                await _abort(context, error, event)
+            return response  # type: ignore[no-any-return]
+
+        return grpc.unary_unary_rpc_method_handler(
+            serve,
+            request_deserializer=method.request.FromString,  # type: ignore[attr-defined]
+            response_serializer=lambda message: message.SerializeToString(),
+        )
+
+    def _stream_handler(self, method: Method, handler: Callable[..., Any]) -> Any:
+        async def serve(request: Message, context: Any) -> AsyncIterator[Message]:
+            event = RequestEvent("rpc", method.path)
+            try:
+                call = await self._enter(method, context)
+                event.identify(call.request_id, call.identity, call.traceparent)
+                check_constraints(request)
+                stream = handler(request, call)
+                try:
+                    async for message in stream:
+                        yield message
+                finally:
+                    await stream.aclose()
+                event.finish("OK")
+            except BaseException as error:  # noqa: BLE001 - the one place where failures become statuses
+                await _abort(context, error, event)
+
+        return grpc.unary_stream_rpc_method_handler(
+            serve,
+            request_deserializer=method.request.FromString,  # type: ignore[attr-defined]
+            response_serializer=lambda message: message.SerializeToString(),
+        )
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    return headers.get(REQUEST_ID) or headers.get("x-request-id") or new_id("req")
+
+
+async def _abort(context: Any, error: BaseException, event: RequestEvent) -> None:
+    """End the call with the status of `error`; the edge reads status and body from the trailers."""
+    visible = to_rpc_error(error)
+    if isinstance(visible, InternalError):
+        _logger.error("rpc_failed %s", event.name, exc_info=error)
+    event.finish(visible.reason)
+    if isinstance(error, (GeneratorExit, KeyboardInterrupt, SystemExit)) or context.cancelled():
+        raise error
+    request_id = event.request_id or _request_id(dict(context.invocation_metadata() or ()))
+    trailers = [
+        (STATUS_DETAILS, visible.to_status().SerializeToString()),
+        ("x-http-status", str(visible.row.http)),
+        ("x-omnihub-error", visible.to_header_json(request_id)),
+        (REQUEST_ID, request_id),
+    ]
+    if visible.retry_after_s is not None:
+        trailers.append(("retry-after", str(max(1, round(visible.retry_after_s)))))
+    await context.abort(_CODES[visible.row.grpc], visible.message, tuple(trailers))

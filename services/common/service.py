@@ -1,0 +1,49 @@
+"""What a service gives the launcher, and what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from starlette.routing import BaseRoute
+
+from services.common.authenticator import Authenticator
+from services.common.db import Database, sqlite_url
+from services.common.rpc.connect import Connector
+from services.common.rpc.method import ServiceInterface
+
+
+async def _nothing() -> None:
+    return None
+
+
+@dataclass(kw_only=True)
+class Service:
+    """A built service: what it serves and how it lives. `start` returns once it can be called."""
+
+    name: str
+    interfaces: Sequence[tuple[type[ServiceInterface], Any]] = ()
+    routes: Sequence[BaseRoute] = ()
+    start: Callable[[], Awaitable[None]] = _nothing
+    stop: Callable[[], Awaitable[None]] = _nothing
+    check: Callable[[], Awaitable[None]] = _nothing
+    """Raises when a request would fail, with a message for an operator."""
+
+
+@dataclass(kw_only=True)
+class Infrastructure:
+    """What the process offers to the services in it."""
+
+    connector: Connector
+    data_dir: Path
+    database_url: str = ""
+    instance_id: str = ""
+    """Unique to this start of this process."""
+    authenticator: Authenticator | None = field(default=None)
+    """Set once the auth service can be connected, before any other service is built."""
+
+    def database(self, service: str) -> Database:
+        """Return the database of a service: its own SQLite file, or its own PostgreSQL schema."""
+        return Database(self.database_url or sqlite_url(self.data_dir / f"{service}.db"), service)

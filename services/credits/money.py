@@ -1,0 +1,34 @@
+"""Amounts: decimals in public messages, whole nano-credits inside, whole pico-credits per unit in prices."""
+
+from decimal import ROUND_CEILING, Decimal
+
+NANO = 10**9
+PICO_PER_NANO = 1000
+
+
+def parse_nano(amount: str) -> int:
+    """Return `"0.05"` credits as 50,000,000 nano-credits. Raises ValueError for what is no such amount."""
+    try:
+        scaled = Decimal(amount) * NANO
+    except ArithmeticError:
+        raise ValueError(f"{amount!r} is not an amount; write a decimal such as 0.05") from None
+    if not scaled.is_finite() or scaled != scaled.to_integral_value():
+        raise ValueError(f"{amount!r} is finer than a nano-credit (nine decimals)")
+    return int(scaled)
+
+
+def format_nano(amount: int) -> str:
+    """Return 50,000,000 nano-credits as `"0.05"`: exact, without an exponent."""
+    whole, fraction = divmod(abs(amount), NANO)
+    digits = f"{fraction:09d}".rstrip("0")
+    return f"{'-' if amount < 0 else ''}{whole}{'.' + digits if digits else ''}"
+
+
+def pico_to_nano(amount: int) -> int:
+    """Round a charge up to whole nano-credits, once per charge."""
+    return -(-amount // PICO_PER_NANO)
+
+
+def decimal_to_nano_up(amount: Decimal) -> int:
+    """Round a provider's own decimal cost up to whole nano-credits."""
+    return int((amount * NANO).to_integral_value(ROUND_CEILING))
