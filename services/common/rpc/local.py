@@ -105,13 +105,14 @@ class _Pipe:
     Apart from LocalStream, so that a stream its reader dropped is collected and its handler cancelled.
     """
 
-    __slots__ = ("_buffer", "_ended", "_reader", "_writer")
+    __slots__ = ("_buffer", "_ended", "_reader", "_writer", "producer")
 
     def __init__(self) -> None:
         self._buffer: deque[Message] = deque()
         self._ended: RpcError | bool = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
+        self.producer: asyncio.Task[None] | None = None
 
     async def put(self, message: Message) -> None:
         """Add a message; wait while the reader is too far behind."""
@@ -140,10 +141,13 @@ class _Pipe:
         self._wake_reader()
 
     def cut(self, ended: RpcError | bool) -> None:
-        """End now and forget what is buffered."""
+        """End now, forget what is buffered and cancel the handler: once, or its clean-up would be cut too."""
         self._ended = ended
         self._buffer.clear()
         self._wake_reader()
+        if self.producer is not None:
+            self.producer.cancel()
+            self.producer = None
 
     def expire(self, error: RpcError) -> None:
         """End with `error`, unless only the end itself is left to read."""
@@ -175,7 +179,6 @@ class LocalStream:
     """A server stream. The handler starts with the first read and runs STREAM_BUFFER messages ahead."""
 
     def __init__(self, handler: Callable[..., Any], method: Method, request: Message, call: Call) -> None:
-        self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._started = False
         self._handler = handler
@@ -201,7 +204,8 @@ class LocalStream:
         self._stop()
 
     def __del__(self) -> None:
-        if self._task is not None and not self._task.get_loop().is_closed():
+        producer = self._pipe.producer if self._started else None
+        if producer is not None and not producer.get_loop().is_closed():
             self._stop()
 
     def _start(self) -> None:
@@ -211,23 +215,16 @@ class LocalStream:
             self._pipe.finish(deadline_exceeded(self._method.path))
             return
         pipe, path = self._pipe, self._method.path
-        task = _spawn(_produce(pipe, self._handler, self._method, self._request, self._call))
-        self._task = task
-
-        def expire() -> None:
-            pipe.expire(deadline_exceeded(path))
-            task.cancel()
-
+        pipe.producer = _spawn(_produce(pipe, self._handler, self._method, self._request, self._call))
         if remaining is not None:
-            self._timer = asyncio.get_running_loop().call_later(remaining, expire)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(remaining, lambda: pipe.expire(deadline_exceeded(path)))
 
     def _stop(self) -> None:
         self._started = True
         self._pipe.cut(True)
         if self._timer is not None:
             self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
 
 
 class LocalClient:

@@ -63,11 +63,19 @@ def read_error(error: grpc.aio.AioRpcError, method: Method, call: Call) -> RpcEr
     return RpcError.from_status(status_pb2.Status(code=code.value[0], message=error.details() or ""))
 
 
+def _timeout_s(method: Method, call: Call) -> float | None:
+    remaining = call.remaining_s()
+    if remaining == 0:
+        # The wire rounds deadlines up, so that the peer would still begin.
+        raise deadline_exceeded(method.path)
+    return remaining
+
+
 async def call_unary(multi: Callable[..., Any], method: Method, request: Message, call: Call) -> Any:
     """Call a unary rpc of another process."""
     sent = expected(request, method.request, "the request")
     try:
-        return await multi(sent, metadata=metadata_of(call), timeout=call.remaining_s())
+        return await multi(sent, metadata=metadata_of(call), timeout=_timeout_s(method, call))
     except grpc.aio.AioRpcError as error:
         raise read_error(error, method, call) from None
 
@@ -90,8 +98,7 @@ class RemoteStream:
         if self._ended:
             raise StopAsyncIteration
         if self._stream is None:
-            metadata, timeout = metadata_of(self._call), self._call.remaining_s()
-            self._stream = self._multi(self._request, metadata=metadata, timeout=timeout)
+            self._start()
         try:
             message = await self._stream.read()
         except grpc.aio.AioRpcError as error:
@@ -108,6 +115,14 @@ class RemoteStream:
             self._ended = True
             raise StopAsyncIteration
         return message
+
+    def _start(self) -> None:
+        try:
+            timeout_s = _timeout_s(self._method, self._call)
+        except RpcError:
+            self._ended = True
+            raise
+        self._stream = self._multi(self._request, metadata=metadata_of(self._call), timeout=timeout_s)
 
     async def aclose(self) -> None:
         """Stop reading: the peer's handler is cancelled."""

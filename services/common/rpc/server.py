@@ -220,12 +220,12 @@ def _request_id(headers: Mapping[str, str]) -> str:
 
 async def _abort(context: Any, error: BaseException, event: RequestEvent) -> None:
     """End the call with the status of `error`; the edge reads status and body from the trailers."""
+    visible = visible_error(error, event.name)
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         # The caller has gone, or this listener stops: there is nobody to answer.
         event.finish("CANCELLED")
-        raise error
-    visible = visible_error(error, event.name)
+        raise asyncio.CancelledError from None
     event.finish(visible.reason)
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         raise error
