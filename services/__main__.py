@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import uvloop
 
 from services.common import log, telemetry
+from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, resolve_targets
 from services.settings import Settings, SettingsError, load
 
@@ -83,7 +84,7 @@ async def _run(settings: Settings, targets: Sequence[str]) -> int:
         return 0
     try:
         await starting
-    except (OSError, ValueError, LookupError, RuntimeError) as error:
+    except (OSError, LookupError, StartupError) as error:
         sys.stderr.write(f"cannot start: {error}\n")
         stopped.cancel()
         return 1

@@ -38,8 +38,6 @@ class Service:
     stop: Callable[[], Awaitable[None]] = _nothing
     check: Callable[[], Awaitable[None]] = _nothing
     """Raises when a request would fail, with a message for an operator."""
-    announce: Callable[[], Sequence[str]] = tuple
-    """What the person who started the process is told once, such as a new key. Never logged."""
     announce: Callable[[], Sequence[str]] = _no_announcements
     """Lines to print once, after `start`, and never to log: they may hold secrets."""
 
