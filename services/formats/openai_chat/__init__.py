@@ -1,0 +1,16 @@
+"""OpenAI chat completions: bodies, answers and streams. The only module of this format others import."""
+
+from services.formats.openai_chat.errors import write_error
+from services.formats.openai_chat.facts import Facts, read_facts
+from services.formats.openai_chat.response import write_response
+from services.formats.openai_chat.stream_writer import StreamWriter, close_raw_stream, write_stream_error
+
+__all__ = [
+    "Facts",
+    "StreamWriter",
+    "close_raw_stream",
+    "read_facts",
+    "write_error",
+    "write_response",
+    "write_stream_error",
+]

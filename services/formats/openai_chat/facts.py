@@ -1,0 +1,96 @@
+"""The few facts about a body that admission and routing need, without reading the conversation."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from services.formats.documents import from_decode_error
+from services.formats.errors import invalid
+
+_LIST = re.compile(rb"\s*\[")
+_JSON_SCHEMA = re.compile(rb'"json_schema"')
+_EMPTY_LIST = re.compile(rb"\s*\[\s*\]")
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Body(msgspec.Struct):
+    model: str | None = None
+    messages: msgspec.Raw = msgspec.Raw(b"")
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    temperature: float | None = None
+    tools: msgspec.Raw = msgspec.Raw(b"")
+    response_format: msgspec.Raw = msgspec.Raw(b"")
+    user: str | None = None
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What a caller's body says about itself."""
+
+    model: str
+    stream: bool
+    include_usage: bool
+    """The caller wants a usage chunk at the end of the stream."""
+    max_tokens: int | None
+    """Output tokens per choice; None when the caller named no limit."""
+    n: int
+    """Choices asked for; each is paid."""
+    temperature: float | None
+    has_tools: bool
+    has_schema: bool
+    user: str
+    messages: msgspec.Raw
+    """The conversation, undecoded."""
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+def read_facts(body: bytes) -> Facts:
+    """Read the facts of a chat completion body. Raises FormatError naming the field that is wrong."""
+    try:
+        read = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise from_decode_error(error) from None
+    if not read.model:
+        raise invalid("model", "name the model, for example one of GET /v1/models")
+    check_messages(read.messages)
+    max_tokens = read.max_completion_tokens if read.max_completion_tokens is not None else read.max_tokens
+    if max_tokens is not None and not 0 < max_tokens < 2**32:
+        raise invalid("max_tokens", "expected a positive whole number")
+    if read.n is not None and not 0 < read.n <= 128:
+        raise invalid("n", "expected a whole number from 1 to 128")
+    options = read.stream_options
+    return Facts(
+        model=read.model,
+        stream=bool(read.stream),
+        include_usage=options is not None and bool(options.include_usage),
+        max_tokens=max_tokens,
+        n=read.n or 1,
+        temperature=read.temperature,
+        has_tools=is_filled(read.tools),
+        has_schema=bool(_JSON_SCHEMA.search(read.response_format)),
+        user=read.user or "",
+        messages=read.messages,
+    )
+
+
+def check_messages(messages: msgspec.Raw) -> None:
+    """Raise FormatError unless `messages` is a list with something in it."""
+    if not _LIST.match(messages):
+        raise invalid("messages", "expected a list of messages" if messages else "send at least one message")
+    if _EMPTY_LIST.match(messages):
+        raise invalid("messages", "send at least one message")
+
+
+def is_filled(raw: msgspec.Raw) -> bool:
+    """Tell whether a raw value is a list with something in it."""
+    return bool(_LIST.match(raw)) and not _EMPTY_LIST.match(raw)

@@ -1,0 +1,117 @@
+"""Finish reasons and usage, both ways."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+from omnihub.common.v1.chat_pb2 import Finish, Usage
+
+_REASONS = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+_WORDS = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+    "refusal": "content_filter",
+    "pause": "stop",
+    "context_exceeded": "length",
+    "malformed": "error",
+    "error": "error",
+    "cancelled": "stop",
+}
+
+
+def read_finish(word: str) -> Finish:
+    """Return the finish that `word` means; a word nobody knows is `unknown`, never `stop`."""
+    return Finish(reason=_REASONS.get(word, "unknown"), raw=word)
+
+
+def write_finish(finish: Finish) -> str:
+    """Return OpenAI's word, the provider's own one where it is one of OpenAI's."""
+    if finish.raw and _REASONS.get(finish.raw) == finish.reason:
+        return finish.raw
+    return _WORDS.get(finish.reason) or finish.raw or "unknown"
+
+
+class PromptDetails(msgspec.Struct):
+    """Part of the usage."""
+
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
+
+
+class CompletionDetails(msgspec.Struct):
+    """Part of the usage."""
+
+    reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+
+
+class WireUsage(msgspec.Struct):
+    """Usage on the wire. Totals include cached and reasoning tokens."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+    # Some back ends report it at the top level.
+    cached_tokens: int | None = None
+    cost: msgspec.Raw = msgspec.Raw(b"")
+
+
+def read_usage(wire: WireUsage) -> Usage:
+    """Return the usage that the provider reported."""
+    prompt = wire.prompt_tokens_details or PromptDetails()
+    completion = wire.completion_tokens_details or CompletionDetails()
+    return Usage(
+        input_total=wire.prompt_tokens or 0,
+        output_total=wire.completion_tokens or 0,
+        cache_read=prompt.cached_tokens or wire.cached_tokens or 0,
+        cache_write=prompt.cache_write_tokens or 0,
+        input_audio=prompt.audio_tokens or 0,
+        input_image=prompt.image_tokens or 0,
+        output_reasoning=completion.reasoning_tokens or 0,
+        output_audio=completion.audio_tokens or 0,
+        provider_cost=_decimal(wire.cost),
+    )
+
+
+def _decimal(raw: msgspec.Raw) -> str:
+    """Return a JSON number exactly, without an exponent; empty for anything else."""
+    try:
+        cost = Decimal(bytes(raw).decode("ascii", "replace"))
+    except ArithmeticError:
+        return ""
+    return f"{cost:f}" if cost.is_finite() and cost >= 0 else ""
+
+
+def write_usage(usage: Usage) -> dict[str, Any]:
+    """Return the usage as OpenAI's clients read it."""
+    wire: dict[str, Any] = {
+        "prompt_tokens": usage.input_total,
+        "completion_tokens": usage.output_total,
+        "total_tokens": usage.input_total + usage.output_total,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cache_read,
+            "audio_tokens": usage.input_audio,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.output_reasoning,
+            "audio_tokens": usage.output_audio,
+        },
+    }
+    if usage.cache_write:
+        wire["prompt_tokens_details"]["cache_write_tokens"] = usage.cache_write
+    if usage.input_image:
+        wire["prompt_tokens_details"]["image_tokens"] = usage.input_image
+    return wire
