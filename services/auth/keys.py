@@ -77,9 +77,7 @@ class Keys:
                 earlier = await records.key_by_idempotency_key(key.organisation_id, key.idempotency_key)
                 if earlier is not None:
                     if earlier.user_id != caller.user_id:
-                        raise IdempotencyKeyReusedError(
-                            "the idempotency key is taken: send a new one"
-                        )
+                        raise IdempotencyKeyReusedError("the idempotency key is taken: send a new one")
                     return check_repeat(earlier, key.request_hash), ""
             if await records.organisation(key.organisation_id) is None:
                 raise NotFoundError("organisation", key.organisation_id)
