@@ -428,6 +428,17 @@ async def test_the_deadline_of_a_call_runs_while_nobody_reads(connect: Connect) 
     assert facts(raised.value) == LATE_COUNT
 
 
+async def test_what_was_not_read_before_the_deadline_is_lost(connect: Connect) -> None:
+    client = await connect()
+    call = CALL.within(0.2)
+    stream = client.count(CountRequest(until=5), call)
+    await anext(stream)
+    await asyncio.sleep((call.remaining_s() or 0) + 0.1)
+    with pytest.raises(RpcError) as raised:
+        await numbers(stream)
+    assert facts(raised.value) == LATE_COUNT
+
+
 async def test_deadlines_under_load(connect: Connect) -> None:
     witnesses = [Witness() for _ in range(50)]
 

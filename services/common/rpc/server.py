@@ -24,7 +24,7 @@ from services.common.rpc.method import (
     handler_of,
     methods_of,
 )
-from services.common.rpc.remote import (
+from services.common.rpc.wire import (
     IDEMPOTENCY_KEY,
     IDENTITY,
     MESSAGE_LIMIT,
