@@ -16,7 +16,7 @@ from services.formats import anthropic_messages, openai_chat
 class Surface:
     """How one wire format is read and written."""
 
-    wire_format: WireFormat
+    wire_format: WireFormat.ValueType
     forwarded_headers: tuple[str, ...]
     """Headers of the caller that belong to the format."""
     read_facts: Callable[[bytes], openai_chat.Facts]
