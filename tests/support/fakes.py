@@ -1,4 +1,4 @@
-"""Services that answer from memory, for tests of the services that call them. They keep the contract's promises."""
+"""Services that answer from memory, as their contracts say, for tests of the services that call them."""
 
 from __future__ import annotations
 
@@ -168,6 +168,7 @@ class FakeProviders(Fake):
         self.calls: list[Call] = []
         self.answers: dict[str, list[Answer]] = {}
         self.streams: dict[str, list[Events]] = {}
+        self.entered = asyncio.Event()
         self.closed = asyncio.Event()
 
     async def get_capabilities(self, request: Any, call: Call) -> provider.GetCapabilitiesResponse:
@@ -191,6 +192,7 @@ class FakeProviders(Fake):
         attempt = request.attempt
         self.asked.append(attempt)
         self.calls.append(call)
+        self.entered.set()
         events = self.streams[f"{attempt.provider}/{attempt.model}"].pop(0)
         try:
             async for event in events(request, call):

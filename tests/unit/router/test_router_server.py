@@ -1,4 +1,4 @@
-"""The router as its callers see it, over the local transport, with providers and billing that obey the test."""
+"""The router as its callers see it, over the local transport, with peers that obey the test."""
 
 from __future__ import annotations
 
@@ -331,8 +331,7 @@ async def test_stream_caller_who_leaves_before_the_first_token_pays_nothing() ->
     stream = router.client.stream_chat(stream_request(), a_call())
     task = asyncio.create_task(anext(stream))
     async with bounded():
-        while not router.providers.asked:
-            await asyncio.sleep(0)
+        await router.providers.entered.wait()
         task.cancel()
         await router.providers.closed.wait()
         await router.settle()
