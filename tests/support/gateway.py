@@ -29,6 +29,10 @@ class FakeRouter(Fake):
     """Answers as it is told; `requests` holds what it was asked."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was said and asked."""
         self.requests: list[Any] = []
         self.calls: list[Call] = []
         self.answer: Callable[[Any, Call], Awaitable[Any]] | Any = None

@@ -14,6 +14,7 @@ import anthropic
 import httpx
 import openai
 import pytest
+import pytest_asyncio
 from omnihub.common.v1.chat_pb2 import ParameterReceipt, WireFormat
 from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.model_pb2 import Model
@@ -76,26 +77,36 @@ def chunk(text: str, finish: str | None = None) -> bytes:
     return json.dumps(document).encode()
 
 
-@pytest.fixture
-async def facade(tmp_path: Path) -> AsyncIterator[Facade]:
-    async with running_facade(tmp_path) as running:
+# One server for all: stopping one takes a tenth of a second.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Facade]:
+    async with running_facade(tmp_path_factory.mktemp("gateway")) as running:
         yield running
 
 
 @pytest.fixture
+def facade(server: Facade) -> Facade:
+    server.router.reset()
+    return server
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def http(facade: Facade) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(base_url=facade.url, headers=headers, timeout=10) as client:
         yield client
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def client(facade: Facade) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=f"{facade.url}/v1", api_key=KEY, max_retries=0) as made:
         yield made
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def claude(facade: Facade) -> AsyncIterator[anthropic.AsyncAnthropic]:
     async with anthropic.AsyncAnthropic(base_url=facade.url, api_key=KEY, max_retries=0) as made:
         yield made

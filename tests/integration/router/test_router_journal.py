@@ -1,0 +1,308 @@
+"""The journal and its settlement over both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from omnihub.billing.v1.usage_pb2 import Charge
+from omnihub.router.v1.decision_pb2 import Decision
+
+from services.common.db import Database
+from services.common.rpc import RpcError
+from services.router.app import MIGRATIONS
+from services.router.journal import BATCH, Journal, JournalError
+from services.router.leases import Leases
+from services.router.settlement import Settlement
+from services.router.store import JournalStore, Record, journal
+from tests.support.fakes import FakeBilling
+from tests.support.router import bounded
+
+NOW_MS = int(time.time() * 1000)
+
+
+def a_record(
+    number: int, *, lease_id: str = "lease_1", at_ms: int = NOW_MS, amount: int | None = 5
+) -> Record:
+    charge = b""
+    if amount is not None:
+        charge = Charge(
+            charge_id=f"att_{number}", lease_id=lease_id, amount_nano_credits=amount
+        ).SerializeToString()
+    decision = Decision(decision_id=f"dec_{number}", state="complete").SerializeToString()
+    return Record(f"att_{number}", f"dec_{number}", "org_1", lease_id, at_ms, decision, charge)
+
+
+class WatchedJournal(Journal):
+    """Tells of each commit, and can be held or made to fail there."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.commits: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.failures: list[Exception] = []
+
+    def _commit(self, engine: sa.Engine, rows: Sequence[dict[str, Any]]) -> None:
+        self.entered.set()
+        self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        super()._commit(engine, rows)
+        self.commits.append(len(rows))
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    opened = Database(database_url, "router")
+    await opened.migrate(MIGRATIONS)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def writer(database: Database) -> AsyncIterator[WatchedJournal]:
+    started = WatchedJournal(database, "proc_1", (0.0, 0.0))
+    started.start()
+    yield started
+    started.gate.set()
+    await started.stop()
+
+
+async def rows(database: Database) -> list[str]:
+    async with database.reading() as connection:
+        return list(await connection.scalars(sa.select(journal.c.attempt_id).order_by(journal.c.attempt_id)))
+
+
+async def test_a_record_is_durable_when_append_returns(database: Database, writer: WatchedJournal) -> None:
+    await writer.append(a_record(1))
+    engine = database.synchronous_engine()
+    with engine.connect() as other:
+        assert other.scalars(sa.select(journal.c.attempt_id)).all() == ["att_1"]
+    engine.dispose()
+
+
+async def test_append_waits_for_the_commit(writer: WatchedJournal) -> None:
+    writer.gate.clear()
+    written = writer.append(a_record(1))
+    await asyncio.to_thread(writer.entered.wait, 5)
+    assert not written.done()
+    writer.gate.set()
+    async with bounded():
+        await written
+
+
+async def test_what_comes_while_it_is_busy_is_one_commit(database: Database, writer: WatchedJournal) -> None:
+    writer.gate.clear()
+    first = writer.append(a_record(0))
+    await asyncio.to_thread(writer.entered.wait, 5)
+    rest = [writer.append(a_record(number)) for number in range(1, BATCH + 10)]
+    writer.gate.set()
+    async with bounded(20):
+        await asyncio.gather(first, *rest)
+    assert writer.commits == [1, BATCH, 9]
+    assert len(await rows(database)) == BATCH + 10
+
+
+async def test_a_passing_failure_is_tried_again(database: Database, writer: WatchedJournal) -> None:
+    gone = sa.exc.OperationalError("INSERT", {}, Exception("the database restarts"))
+    writer.failures = [gone, gone]
+    async with bounded():
+        await writer.append(a_record(1))
+    assert await rows(database) == ["att_1"]
+
+
+async def test_a_lasting_failure_fails_the_request_and_not_the_next_one(
+    database: Database, writer: WatchedJournal
+) -> None:
+    writer.failures = [sa.exc.OperationalError("INSERT", {}, Exception("gone")) for _ in range(3)]
+    async with bounded():
+        with pytest.raises(JournalError, match="neither delivered nor charged"):
+            await writer.append(a_record(1))
+        await writer.append(a_record(2))
+    assert await rows(database) == ["att_2"]
+
+
+async def test_a_fault_does_not_end_the_writer(writer: WatchedJournal) -> None:
+    writer.failures = [ValueError("a fault")]
+    async with bounded():
+        with pytest.raises(JournalError):
+            await writer.append(a_record(1))
+        await writer.append(a_record(2))
+
+
+async def test_a_table_that_is_missing_at_first(database: Database, writer: WatchedJournal) -> None:
+    async with database.transaction() as connection:
+        await connection.run_sync(lambda sync: journal.drop(sync))
+    with pytest.raises(JournalError):
+        await writer.append(a_record(1))
+    async with database.transaction() as connection:
+        await connection.run_sync(lambda sync: journal.create(sync))
+    await writer.append(a_record(2))
+    assert await rows(database) == ["att_2"]
+
+
+async def test_a_record_is_written_once(database: Database, writer: WatchedJournal) -> None:
+    await writer.append(a_record(1))
+    await writer.append(a_record(1, amount=99))
+    [charge] = await JournalStore(database).unsettled(10)
+    assert charge.amount_nano_credits == 5
+
+
+async def test_who_stops_waiting_changes_nothing(database: Database, writer: WatchedJournal) -> None:
+    writer.gate.clear()
+    written = writer.append(a_record(1))
+    written.cancel()
+    writer.gate.set()
+    await writer.append(a_record(2))
+    assert await rows(database) == ["att_1", "att_2"]
+
+
+async def test_stopping_writes_what_is_queued_and_refuses_more(
+    database: Database, writer: WatchedJournal
+) -> None:
+    writer.gate.clear()
+    waiting = [writer.append(a_record(number)) for number in range(3)]
+    stopping = asyncio.create_task(writer.stop())
+    await asyncio.sleep(0)
+    with pytest.raises(JournalError):
+        await writer.append(a_record(9))
+    writer.gate.set()
+    async with bounded():
+        await stopping
+        await asyncio.gather(*waiting)
+    assert len(await rows(database)) == 3
+
+
+class World:
+    """A settlement of one process over a journal."""
+
+    def __init__(self, database: Database, instance_id: str = "proc_1") -> None:
+        self.billing = FakeBilling()
+        self.store = JournalStore(database)
+        self.settlement = Settlement(self.store, self.billing, instance_id, 60)
+        self.leases = Leases(self.billing, instance_id, 10, 1000, self.settlement.settle_lease)
+
+
+async def test_charges_are_booked_once(database: Database, writer: WatchedJournal) -> None:
+    world = World(database)
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(20)))
+    await world.settlement.settle_own()
+    await world.settlement.settle_own()
+    assert len(world.billing.charges) == 20
+    assert world.billing.calls == ["settle"]
+    assert await world.store.unsettled(10) == []
+
+
+async def test_a_crash_between_booking_and_marking_books_nothing_twice(
+    database: Database, writer: WatchedJournal
+) -> None:
+    world = World(database)
+    await writer.append(a_record(1))
+    world.billing.refusals["settle"] = [RpcError("UNAVAILABLE", "the answer was lost")]
+    with pytest.raises(RpcError):
+        await world.settlement.settle_own()
+    await world.billing.settle(type("Request", (), {"charges": await world.store.unsettled(10)}), None)  # type: ignore[arg-type]
+    await World(database, "proc_2").settlement.replay()
+    assert [charge.amount_nano_credits for charge in world.billing.charges.values()] == [5]
+
+
+async def test_replay_books_what_any_process_left(database: Database, writer: WatchedJournal) -> None:
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(3)))
+    later = World(database, "proc_2")
+    await later.settlement.settle_own()
+    assert later.billing.charges == {}
+    await later.settlement.replay()
+    assert len(later.billing.charges) == 3
+
+
+async def test_more_charges_than_one_batch(database: Database, writer: WatchedJournal) -> None:
+    world = World(database)
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(BATCH + 7)))
+    await world.settlement.replay()
+    assert len(world.billing.charges) == BATCH + 7
+
+
+async def test_orphans_are_booked_by_others_once_they_are_old(
+    database: Database, writer: WatchedJournal
+) -> None:
+    await writer.append(a_record(1, at_ms=NOW_MS - 60_000))
+    await writer.append(a_record(2))
+    other = World(database, "proc_2")
+    await other.settlement.settle_orphans()
+    assert list(other.billing.charges) == ["att_1"]
+
+
+async def test_expired_leases_are_closed_after_their_charges(
+    database: Database, writer: WatchedJournal
+) -> None:
+    world = World(database, "proc_2")
+    world.billing.leases = {"lease_1": 100}
+    world.billing.expired = ["lease_1"]
+    await writer.append(a_record(1))
+    await world.settlement.reap(world.leases)
+    assert world.billing.calls == ["list_expired_leases", "settle", "close_lease"]
+    assert world.billing.closed == {"lease_1": 95}
+
+
+async def test_a_lease_whose_charges_cannot_be_booked_stays_open(
+    database: Database, writer: WatchedJournal
+) -> None:
+    world = World(database, "proc_2")
+    world.billing.leases = {"lease_1": 100}
+    world.billing.expired = ["lease_1"]
+    world.billing.refusals["settle"] = [RpcError("UNAVAILABLE", "starting")]
+    await writer.append(a_record(1))
+    with pytest.raises(RpcError):
+        await world.settlement.reap(world.leases)
+    assert world.billing.closed == {}
+
+
+async def test_the_reaper_leaves_alone_what_this_process_spends_from(database: Database) -> None:
+    world = World(database)
+    reservation = await world.leases.reserve("org_1", 10)
+    world.billing.expired = [reservation.lease_id]
+    await world.settlement.reap(world.leases)
+    assert world.billing.closed == {}
+
+
+async def test_decisions_are_the_organisations_own(database: Database, writer: WatchedJournal) -> None:
+    store = JournalStore(database)
+    await writer.append(a_record(1))
+    found = await store.decision("dec_1", "org_1")
+    assert found is not None
+    assert found.state == "complete"
+    assert await store.decision("dec_1", "org_2") is None
+    assert await store.decision("dec_2", "org_1") is None
+
+
+async def test_old_records_go_but_never_unpaid_ones(database: Database, writer: WatchedJournal) -> None:
+    store = JournalStore(database)
+    old = NOW_MS - 10_000
+    await writer.append(a_record(1, at_ms=old))
+    await asyncio.gather(*(writer.append(a_record(n, at_ms=old, amount=None)) for n in range(10, 1500)))
+    await writer.append(a_record(2, amount=None))
+    await store.delete_before(NOW_MS)
+    assert await rows(database) == ["att_1", "att_2"]
+    await store.mark_settled(["att_1"])
+    await store.delete_before(NOW_MS)
+    assert await rows(database) == ["att_2"]
+
+
+async def test_what_is_unsettled_is_found_through_its_index(database: Database) -> None:
+    query = sa.select(journal.c.charge).where(~journal.c.settled).order_by(journal.c.at).limit(500)
+    text = str(query.compile(database._engine.sync_engine, compile_kwargs={"literal_binds": True}))
+    async with database.reading() as connection:
+        if database.sqlite:
+            plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")
+        else:
+            text = text.replace("FROM journal", "FROM router.journal AS journal")
+            await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            plan = await connection.exec_driver_sql(f"EXPLAIN {text}")
+        assert "journal_unsettled" in str(plan.all())

@@ -1,0 +1,275 @@
+"""The router's pure decisions."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omnihub.billing.v1.price_pb2 import Price
+from omnihub.common.v1.chat_pb2 import ChatInput, MediaPart, Message, Part, Tool, ToolResult
+
+from services.credits.money import format_nano
+from services.credits.rating import bound
+from services.router.domain.catalogue import Catalogue, Provider, Target
+from services.router.domain.errors import (
+    ModelNotAllowedError,
+    ModelNotFoundError,
+    NoCandidateError,
+    PriceUnknownError,
+    RoutingError,
+)
+from services.router.domain.estimate import LARGEST, input_bound
+from services.router.domain.policy import Plan, eligible, plan
+from services.router.settings import RouteSettings
+
+FEATURES = frozenset({"chat", "stream"})
+NAMES = ("a", "b", "c", "d")
+
+
+def catalogue(**routes: list[str]) -> Catalogue:
+    providers = [Provider(name, "fake", FEATURES, False) for name in NAMES]
+    providers.append(Provider("rules", "local", FEATURES | {"embed"}, True))
+    named = {name.replace("_", "-"): RouteSettings(route=route) for name, route in routes.items()}
+    return Catalogue.build(named, providers)
+
+
+def choose(
+    models: Catalogue,
+    chat: ChatInput,
+    prices: dict[str, int | None],
+    latency: dict[str, int] | None = None,
+    allowed: tuple[str, ...] = (),
+    feature: str = "chat",
+) -> Plan:
+    return plan(
+        chat,
+        eligible(chat, models, allowed),
+        models,
+        feature,
+        lambda target, _: prices.get(target.name),
+        lambda target: (latency or {}).get(target.name, 0),
+    )
+
+
+def names(chosen: Plan) -> list[str]:
+    return [candidate.target.name for candidate in chosen.chain]
+
+
+def test_names() -> None:
+    known = catalogue(support_chat=["a/x", "b/y/z"])
+    found = known.find("support-chat", ())
+    assert (found.targets, found.priced_as) == ((Target("a", "x"), Target("b", "y/z")), "support-chat")
+    direct = known.find("a/other/model", ())
+    assert (direct.targets, direct.priced_as) == ((Target("a", "other/model"),), "")
+
+
+@pytest.mark.parametrize("name", ["support-chta", "a/", "/x", "a", "nobody/x", ""])
+def test_unknown_names(name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        catalogue(support_chat=["a/x"]).find(name, ())
+
+
+def test_close_names_are_suggested() -> None:
+    known = catalogue(support_chat=["a/x"])
+    with pytest.raises(ModelNotFoundError, match="did you mean support-chat"):
+        known.find("support-chta", ())
+    with pytest.raises(ModelNotFoundError, match="GET /v1/models"):
+        known.find("zzzzzz", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "may"),
+    [
+        ("support-chat", (), True),
+        ("support-chat", ("support-*",), True),
+        ("support-chat", ("other", "support-chat"), True),
+        ("support-chat", ("a/*",), False),
+        ("a/x", ("a/*",), True),
+        ("a/x", ("A/*",), False),
+        ("a/x", ("support-chat",), False),
+    ],
+)
+def test_allowed_models(name: str, allowed: tuple[str, ...], may: bool) -> None:
+    known = catalogue(support_chat=["a/x"])
+    if may:
+        assert known.find(name, allowed).name == name
+    else:
+        with pytest.raises(ModelNotAllowedError):
+            known.find(name, allowed)
+
+
+def test_a_route_keeps_its_order() -> None:
+    chosen = choose(catalogue(m=["b/y", "a/x"]), ChatInput(model="m"), {"a/x": 1, "b/y": 9})
+    assert names(chosen) == ["b/y", "a/x"]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "best"),
+    [
+        ({}, "a/x"),
+        ({"priority": "cheap"}, "c/z"),
+        ({"priority": "best"}, "a/x"),
+        ({"latency_pref": "fast"}, "b/y"),
+        ({"mode": "flash"}, "b/y"),
+        ({"mode": "think"}, "a/x"),
+        ({"mode": "think", "priority": "cheap"}, "c/z"),
+    ],
+)
+def test_auto(wishes: dict[str, str], best: str) -> None:
+    known = catalogue(one=["a/x"], two=["b/y"], three=["c/z"])
+    prices = {"a/x": 600, "b/y": 1000, "c/z": 10}
+    latency = {"a/x": 800, "b/y": 10, "c/z": 1000}
+    assert names(choose(known, ChatInput(**wishes), prices, latency))[0] == best
+
+
+def test_auto_uses_rules_only_when_there_is_nothing_else() -> None:
+    known = catalogue(local=["rules/echo"], one=["a/x"])
+    assert names(choose(known, ChatInput(model="auto"), {"rules/echo": 0, "a/x": 5})) == ["a/x"]
+    assert names(choose(catalogue(local=["rules/echo"]), ChatInput(), {"rules/echo": 0})) == ["rules/echo"]
+
+
+def test_a_model_may_be_called_auto() -> None:
+    known = catalogue(auto=["b/y"], one=["a/x"])
+    assert names(choose(known, ChatInput(), {"a/x": 1, "b/y": 1})) == ["b/y"]
+
+
+@pytest.mark.parametrize(
+    ("chat", "allowed", "feature", "error", "text"),
+    [
+        (ChatInput(model="m"), (), "chat", PriceUnknownError, "set `price`"),
+        (ChatInput(model="n"), (), "chat", NoCandidateError, "provider gone is not configured"),
+        (ChatInput(model="o", max_cost="0.000000001"), (), "chat", NoCandidateError, "max_cost"),
+        (ChatInput(model="o"), (), "embed", NoCandidateError, "does not offer embed"),
+        (ChatInput(), ("nothing",), "chat", NoCandidateError, "may use"),
+    ],
+)
+def test_nothing_left(
+    chat: ChatInput, allowed: tuple[str, ...], feature: str, error: type[RoutingError], text: str
+) -> None:
+    known = catalogue(m=["a/x"], n=["gone/x"], o=["b/y"])
+    with pytest.raises(error, match=text):
+        choose(known, chat, {"b/y": 9}, allowed=allowed, feature=feature)
+
+
+amounts = st.one_of(st.none(), st.integers(0, 10**12))
+
+
+@given(
+    prices=st.fixed_dictionaries({f"{name}/x": amounts for name in (*NAMES, "gone")}),
+    limits=st.tuples(st.integers(1, 10**12), st.integers(0, 10**12)),
+    priority=st.sampled_from(["", "cheap", "balanced", "best"]),
+)
+def test_who_is_chosen_satisfies_the_filters(
+    prices: dict[str, int | None], limits: tuple[int, int], priority: str
+) -> None:
+    known = catalogue(**{f"m{name}": [f"{name}/x"] for name in (*NAMES, "gone")})
+    low, more = limits
+
+    def chosen(limit: int) -> set[str]:
+        chat = ChatInput(max_cost=format_nano(limit), priority=priority)
+        try:
+            found = choose(known, chat, prices)
+        except (NoCandidateError, PriceUnknownError):
+            return set()
+        for candidate in found.chain:
+            assert candidate.estimate_nano is not None
+            assert candidate.estimate_nano <= limit
+            assert candidate.target.provider != "gone"
+        return set(names(found))
+
+    assert chosen(low) <= chosen(low + more)
+
+
+texts = st.lists(st.text(max_size=300), min_size=1, max_size=5)
+
+
+@given(texts)
+def test_text_is_bounded_by_its_bytes(pieces: list[str]) -> None:
+    size = sum(len(piece.encode()) for piece in pieces)
+    chat = ChatInput(messages=[Message(role="user", content=piece) for piece in pieces])
+    assert input_bound(b"", chat) >= size
+    messages = [{"role": "user", "content": piece} for piece in pieces]
+    for ascii_only in (True, False):
+        raw = json.dumps({"messages": messages}, ensure_ascii=ascii_only).encode()
+        assert input_bound(raw, chat) >= size
+
+
+@given(st.binary(min_size=1), st.integers(1, 300))
+def test_text_that_looks_like_media_is_text(data: bytes, times: int) -> None:
+    text = base64.b64encode(data * times).decode()
+    for content in (text, f'"data":"{text}"', f"data:image/png;base64,{text}"):
+        raw = json.dumps({"messages": [{"role": "user", "content": content}]}).encode()
+        assert input_bound(raw, ChatInput()) >= len(text)
+
+
+IMAGE = base64.b64encode(bytes(3_000_000)).decode()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{IMAGE}"}},
+        {"type": "input_audio", "input_audio": {"data": IMAGE, "format": "wav"}},
+        {"type": "file", "file": {"file_data": f"data:application/pdf;base64,{IMAGE}"}},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": IMAGE}},
+    ],
+)
+@pytest.mark.parametrize("escaped", [False, True])
+def test_media_counts_as_media(part: dict[str, object], escaped: bool) -> None:
+    raw = json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode()
+    if escaped:
+        raw = raw.replace(b"/", b"\\/")
+    assert 4096 <= input_bound(raw, ChatInput()) < len(IMAGE) // 10
+
+
+def test_an_address_counts_as_what_it_leads_to() -> None:
+    part = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}
+    raw = json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode()
+    assert input_bound(raw, ChatInput()) >= 4096
+
+
+def test_typed_media_counts_as_media() -> None:
+    image = Part(image=MediaPart(data=bytes(1_000_000), mime="image/png"))
+    result = Part(tool_result=ToolResult(call_id="1", parts=[image]))
+    for part in (image, result):
+        chat = ChatInput(messages=[Message(role="user", parts=[part])])
+        assert 4096 <= input_bound(b"", chat) < 100_000
+
+
+def test_tools_count() -> None:
+    plain = ChatInput(messages=[Message(role="user", content="hi")])
+    tooled = ChatInput(messages=plain.messages, tools=[Tool(name="t", parameters_json="{}")])
+    assert input_bound(b"", tooled) > input_bound(b"", plain) + 500
+    assert input_bound(b'{"tools":[{}]}', plain) > 500
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"content":"' + b"a" * 5_000_000 + b' "}',
+        b'"' * 5_000_000,
+        b'"url":"' * 700_000,
+        b'"url":"\\' * 600_000,
+        b'"data":"aaaa ' * 400_000,
+        (b'"url"' + b" " * 1000) * 5000,
+        b'"data":"data:' * 400_000,
+        b'"data":"' + b"data:" * 1_000_000 + b'"',
+    ],
+    ids=range(8),
+)
+def test_no_body_takes_long(body: bytes) -> None:
+    started = time.process_time()
+    assert 0 < input_bound(body, ChatInput()) <= LARGEST
+    assert time.process_time() - started < 2
+
+
+@given(st.integers(0, LARGEST), st.integers(0, LARGEST), st.integers(0, 10**9), st.integers(0, 10**9))
+def test_a_bound_fits_what_it_is_stored_in(
+    input_tokens: int, output_tokens: int, dear: int, dearer: int
+) -> None:
+    amount = bound(input_tokens, output_tokens, Price(input_pico=dear, output_pico=dearer))
+    assert 0 <= amount < 2**63 // 4
