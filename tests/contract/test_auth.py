@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -24,6 +26,10 @@ async def auth(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     settings = AuthSettings(login_failures_limit=3, login_window_s=600, **FAST)
     async with running_auth("", tmp_path, transport=request.param, settings=settings) as running:
         yield running
+
+
+def segment(content: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
 
 
 async def refused(awaitable: object, reason: str) -> RpcError:
@@ -169,6 +175,10 @@ async def test_hostile_credentials_are_simply_invalid(auth: RunningAuth) -> None
         "a.b.c",
         "null",
         "W10.W10.W10",
+        *(
+            f"{segment({'alg': 'EdDSA'})}.{segment({'iss': issuer})}.AA"
+            for issuer in ("omnihub", ["omnihub"], {})
+        ),
         "a" * 8192,
     ):
         await refused(auth.exchange(credential), "INVALID_CREDENTIAL")

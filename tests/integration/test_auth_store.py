@@ -330,7 +330,7 @@ async def test_a_caller_of_no_organisation_reaches_nothing(auth: RunningAuth) ->
             await auth.client.get_me(pb.GetMeRequest(), call)
         with pytest.raises(RpcError, match="NOT_FOUND"):
             await auth.invite(call)
-        with pytest.raises(RpcError, match="PERMISSION_DENIED|NOT_FOUND"):
+        with pytest.raises(RpcError, match=r"PERMISSION_DENIED|NOT_FOUND"):
             await auth.create_key(call, scopes=["chat"])
         assert not (await auth.client.list_organisations(pb.ListOrganisationsRequest(), call)).organisations
 

@@ -122,20 +122,30 @@ async def running_auth(
 ) -> AsyncIterator[RunningAuth]:
     clock = Clock()
     service = build_auth(database_url, data_dir, clock=clock, **options)  # type: ignore[arg-type]
-    await service.start()
     registry = Registry()
     [(interface, implementation)] = service.interfaces
     registry.add(interface, implementation)
-    local = Connector(registry, {})
-    if transport == "local":
-        yield RunningAuth(local.connect(AuthService, "auth"), service, clock)
-    else:
-        gate = Authenticator(local.connect(AuthService, "auth"))
-        server = GrpcServer(f"127.0.0.1:{free_port()}", gate)
+    local = Connector(registry, {}).connect(AuthService, "auth")
+    try:
+        await service.start()
+        if transport == "local":
+            yield RunningAuth(local, service, clock)
+        else:
+            async with _listening(service, Authenticator(local)) as client:
+                yield RunningAuth(client, service, clock)
+    finally:
+        await service.stop()
+
+
+@asynccontextmanager
+async def _listening(service: Service, gate: Authenticator) -> AsyncIterator[AuthService]:
+    server = GrpcServer(f"127.0.0.1:{free_port()}", gate)
+    for interface, implementation in service.interfaces:
         server.add(interface, implementation)
-        port = await server.start()
-        remote = Connector(Registry(), {"auth": f"127.0.0.1:{port}"})
-        yield RunningAuth(remote.connect(AuthService, "auth"), service, clock)
-        await remote.close()
+    port = await server.start()
+    connector = Connector(Registry(), {"auth": f"127.0.0.1:{port}"})
+    try:
+        yield connector.connect(AuthService, "auth")
+    finally:
+        await connector.close()
         await server.stop(0)
-    await service.stop()
