@@ -116,7 +116,8 @@ def local_reply_config(rpcs: Iterable[PublicRpc]) -> Json:
         (openai_body, "/v1/.*"),
         (native_body, ".*"),
     ]
-    of_grpc = {"header": {"name": "content-type", "string_match": {"prefix": GRPC_CONTENT}}}
+    grpc = {"safe_regex": {"regex": rf"{GRPC_CONTENT}(\+.*)?"}}
+    of_grpc = {"header": {"name": "content-type", "string_match": grpc}}
     too_large = next(reply for reply in LOCAL_REPLIES if reply.status == 413)
     mappers = [
         # Which field is wrong is in the text: the status script makes the body.

@@ -29,7 +29,6 @@ from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.clock import now
 from services.common.rpc import Call, Connector, Identity, Registry, RpcError
-from services.common.rpc.errors import Violation
 from services.common.rpc.method import methods_of
 from services.common.rpc.server import GrpcServer
 from services.common.service import Infrastructure, Service
@@ -92,6 +91,9 @@ class Backend:
     http_requests: list[web.Request] = field(default_factory=list)
     http_bodies: list[int] = field(default_factory=list)
     error: RpcError | None = None
+    """Raised at the start of every call."""
+    late_error: RpcError | None = None
+    """Raised in the middle of a stream."""
     port: int = 0
     facade_port: int = 0
 
@@ -104,11 +106,17 @@ class Backend:
 
     async def hold(self) -> None:
         """Wait for the test, and tell it when the caller has left."""
+        cancelled = self.cancelled
         try:
             await self.go_on.wait()
         except (asyncio.CancelledError, GeneratorExit):
-            self.cancelled.set()
+            cancelled.set()
             raise
+
+    def forget(self) -> None:
+        """Start afresh for the next test, which shares the servers."""
+        fresh = Backend(port=self.port, facade_port=self.facade_port)
+        self.__dict__.update(fresh.__dict__)
 
 
 class FakeAuth(Unused):
@@ -163,6 +171,8 @@ class FakeRouter(Unused):
         start = router_service_pb2.StreamStart(request_id=call.request_id, model_used="wall/gpt-x")
         yield router_service_pb2.StreamChatResponse(start=start)
         await self._backend.hold()
+        if self._backend.late_error is not None:
+            raise self._backend.late_error
         delta = stream_pb2.PartDelta(index=0, text="hello")
         yield router_service_pb2.StreamChatResponse(part_delta=delta)
         yield router_service_pb2.StreamChatResponse(end=router_service_pb2.StreamEnd())
@@ -187,7 +197,7 @@ def _facade(backend: Backend) -> web.Application:
         backend.entered.set()
         body = await request.read()
         backend.http_bodies.append(len(body))
-        if b'"stream": true' in body:
+        if b'"stream":true' in body:
             return await stream(request)
         # A hostile upstream's headers, relayed: the edge must not act on them.
         headers = {"x-http-status": "200", "x-omnihub-error": "{}", "x-omnihub-cost": "0.1"}
@@ -252,14 +262,6 @@ async def running_edge(data_dir: Path, **options: Any) -> AsyncIterator[int]:
         yield port
     finally:
         await edge.stop()
-
-
-REST_ERRORS = {
-    402: RpcError("INSUFFICIENT_CREDITS", "not enough credits"),
-    404: RpcError("NOT_FOUND", "no such decision"),
-    429: RpcError("RATE_LIMITED", "too many requests", retry_after_s=7),
-    422: RpcError("PRICE_UNKNOWN", "no price", violations=[Violation("model", "has no price: ä")]),
-}
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
