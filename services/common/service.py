@@ -19,6 +19,14 @@ async def _nothing() -> None:
     return None
 
 
+def _no_announcements() -> Sequence[str]:
+    return ()
+
+
+class StartupError(Exception):
+    """A service cannot start as it is configured; the message tells an operator what to change."""
+
+
 @dataclass(kw_only=True)
 class Service:
     """A built service: what it serves and how it lives. `start` returns once it can be called."""
@@ -30,6 +38,8 @@ class Service:
     stop: Callable[[], Awaitable[None]] = _nothing
     check: Callable[[], Awaitable[None]] = _nothing
     """Raises when a request would fail, with a message for an operator."""
+    announce: Callable[[], Sequence[str]] = _no_announcements
+    """Lines to print once, after `start`, and never to log: they may hold secrets."""
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,228 @@
+"""Credits on the request path: a slice of what is available, spent in memory.
+
+What is leased is unavailable everywhere else, so nothing here can overspend. A lease is at least four
+times the estimate of the request that needs it; when less is available, the request gets a
+hold of its own. Both end in billing: charges are settled against them from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from omnihub.billing.v1 import billing_service_pb2 as pb
+from omnihub.billing.v1.billing_service_api import BillingService
+
+from services.common.ids import new_id
+from services.common.rpc import Call, RpcError
+
+LEASE_FACTOR = 4
+HOLD_TTL_S = 900
+BILLING_TIMEOUT_S = 5.0
+# A lease is not spent from when its expiry is nearer than this; a lost second must not matter.
+EXPIRY_MARGIN_S = 5.0
+RENEW_EVERY_S = 8.0
+# Unused for this long, a lease goes back.
+IDLE_S = 20.0
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Lease:
+    """A slice of an organisation's credits that this process may spend."""
+
+    lease_id: str
+    organisation_id: str
+    granted: int
+    expires_at: float
+    reserved: int = 0
+    spent: int = 0
+    used_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def free(self) -> int:
+        """Return what a new request can reserve, in nano-credits."""
+        return self.granted - self.reserved - self.spent
+
+
+@dataclass(slots=True)
+class Reservation:
+    """What one request may spend at the most, and where from."""
+
+    organisation_id: str
+    amount: int
+    lease: Lease | None = None
+    hold_id: str = ""
+
+    @property
+    def lease_id(self) -> str:
+        """Return the lease's id, or an empty string."""
+        return self.lease.lease_id if self.lease is not None else ""
+
+
+class Leases:
+    """The leases of this process. `settle_lease` books what a lease still owes before it is closed."""
+
+    def __init__(
+        self,
+        billing: BillingService,
+        holder: str,
+        minimum: int,
+        maximum: int,
+        settle_lease: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._billing = billing
+        self._holder = holder
+        self._minimum = minimum
+        self._maximum = maximum
+        self._settle_lease = settle_lease
+        self._current: dict[str, Lease] = {}
+        self._open: dict[str, Lease] = {}
+        self._available: dict[str, int] = {}
+        self._acquiring: dict[str, asyncio.Lock] = {}
+
+    async def reserve(self, organisation_id: str, amount: int) -> Reservation:
+        """Reserve `amount` nano-credits for one request.
+
+        Raises RpcError INSUFFICIENT_CREDITS, IN_FLIGHT_BUDGET_EXHAUSTED or UNAVAILABLE.
+        """
+        if amount == 0:
+            return Reservation(organisation_id, 0)
+        return self._draw(organisation_id, amount) or await self._acquire(organisation_id, amount)
+
+    def _draw(self, organisation_id: str, amount: int) -> Reservation | None:
+        lease = self._current.get(organisation_id)
+        now = time.monotonic()
+        if lease is None or lease.free < amount or now > lease.expires_at - EXPIRY_MARGIN_S:
+            return None
+        lease.reserved += amount
+        lease.used_at = now
+        return Reservation(organisation_id, amount, lease)
+
+    async def _acquire(self, organisation_id: str, amount: int) -> Reservation:
+        lock = self._acquiring.setdefault(organisation_id, asyncio.Lock())
+        async with lock:
+            drawn = self._draw(organisation_id, amount)
+            if drawn is not None:
+                return drawn
+            share = self._available.get(organisation_id, 0) // 100
+            wanted = max(LEASE_FACTOR * amount, min(max(share, self._minimum), self._maximum))
+            try:
+                await self._lease(organisation_id, wanted, LEASE_FACTOR * amount)
+            except RpcError as error:
+                if error.row.http != 402:
+                    raise
+                return await self._hold(organisation_id, amount)
+            drawn = self._draw(organisation_id, amount)
+        if drawn is None:
+            raise RpcError("UNAVAILABLE", "billing grants leases that expire at once; check its clock")
+        return drawn
+
+    async def _lease(self, organisation_id: str, wanted: int, minimum: int) -> None:
+        request = pb.AcquireLeaseRequest(
+            lease_id=new_id("lease"),
+            organisation_id=organisation_id,
+            holder=self._holder,
+            wanted_nano_credits=wanted,
+            minimum_nano_credits=minimum,
+        )
+        asked_at = time.monotonic()
+        answer = await self._billing.acquire_lease(request, Call.internal(BILLING_TIMEOUT_S))
+        lease = Lease(
+            request.lease_id,
+            organisation_id,
+            answer.granted_nano_credits,
+            asked_at + answer.expires_in_s,
+        )
+        self._open[lease.lease_id] = lease
+        self._current[organisation_id] = lease
+        self._available[organisation_id] = answer.available_nano_credits
+
+    async def _hold(self, organisation_id: str, amount: int) -> Reservation:
+        request = pb.CreateHoldRequest(
+            hold_id=new_id("hold"),
+            organisation_id=organisation_id,
+            amount_nano_credits=amount,
+            ttl_s=HOLD_TTL_S,
+        )
+        await self._billing.create_hold(request, Call.internal(BILLING_TIMEOUT_S))
+        return Reservation(organisation_id, amount, hold_id=request.hold_id)
+
+    async def extend(self, reservation: Reservation, amount: int) -> bool:
+        """Reserve `amount` more for a running request. Tells whether that was possible."""
+        lease = reservation.lease
+        try:
+            if lease is not None and lease.free >= amount:
+                lease.reserved += amount
+            elif lease is not None:
+                larger = await self._acquire(reservation.organisation_id, reservation.amount + amount)
+                lease.reserved -= reservation.amount
+                reservation.lease, reservation.hold_id = larger.lease, larger.hold_id
+            elif reservation.hold_id:
+                request = pb.ExtendHoldRequest(
+                    hold_id=reservation.hold_id,
+                    amount_nano_credits=reservation.amount + amount,
+                    ttl_s=HOLD_TTL_S,
+                )
+                await self._billing.extend_hold(request, Call.internal(BILLING_TIMEOUT_S))
+        except RpcError as error:
+            _logger.info("reservation_not_extended %s", error.reason)
+            return False
+        reservation.amount += amount
+        return True
+
+    def spend(self, reservation: Reservation, cost: int) -> None:
+        """Turn a reservation into a cost. The charge itself goes through the journal."""
+        lease = reservation.lease
+        if lease is not None:
+            lease.reserved -= reservation.amount
+            lease.spent += cost
+            lease.used_at = time.monotonic()
+
+    async def cancel(self, reservation: Reservation) -> None:
+        """Give a reservation back unspent."""
+        self.spend(reservation, 0)
+        if reservation.hold_id:
+            request = pb.ReleaseHoldRequest(hold_id=reservation.hold_id)
+            await self._billing.release_hold(request, Call.internal(BILLING_TIMEOUT_S))
+
+    async def maintain(self) -> None:
+        """Renew leases in use, return idle and replaced ones. Call it every RENEW_EVERY_S seconds."""
+        now = time.monotonic()
+        idle = [
+            lease
+            for lease in self._open.values()
+            if lease.reserved == 0
+            and (self._current.get(lease.organisation_id) is not lease or now - lease.used_at > IDLE_S)
+        ]
+        for lease in idle:
+            await self._close(lease)
+        if self._open:
+            request = pb.RenewLeasesRequest(lease_ids=list(self._open))
+            answer = await self._billing.renew_leases(request, Call.internal(BILLING_TIMEOUT_S))
+            for lease_id in set(request.lease_ids) - set(answer.renewed_lease_ids):
+                self._forget(self._open.pop(lease_id, None))
+            for lease_id in answer.renewed_lease_ids:
+                if lease_id in self._open:
+                    self._open[lease_id].expires_at = now + answer.expires_in_s
+
+    async def close(self) -> None:
+        """Return every lease that no request uses."""
+        for lease in [lease for lease in self._open.values() if lease.reserved == 0]:
+            await self._close(lease)
+
+    async def _close(self, lease: Lease) -> None:
+        # Nobody may draw from it while its charges are being settled.
+        self._forget(lease)
+        await self._settle_lease(lease.lease_id)
+        request = pb.CloseLeaseRequest(lease_id=lease.lease_id)
+        await self._billing.close_lease(request, Call.internal(BILLING_TIMEOUT_S))
+        self._open.pop(lease.lease_id, None)
+
+    def _forget(self, lease: Lease | None) -> None:
+        if lease is not None and self._current.get(lease.organisation_id) is lease:
+            del self._current[lease.organisation_id]

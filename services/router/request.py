@@ -1,0 +1,158 @@
+"""One request on its way through the router: what is known of it, and how it is recorded at its end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from omnihub.billing.v1.price_pb2 import Price
+from omnihub.billing.v1.usage_pb2 import Charge
+from omnihub.common.v1.chat_pb2 import ChatInput, Finish, ParameterReceipt, Usage
+from omnihub.router.v1 import router_service_pb2 as pb
+from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
+from omnihub.router.v1.decision_pb2 import Candidate as CandidateRecord
+
+from services.common.ids import new_id
+from services.common.rpc import Call
+from services.credits.money import format_nano
+from services.router.domain.catalogue import Target
+from services.router.domain.policy import Candidate, Plan
+from services.router.leases import Reservation
+from services.router.store import Record
+
+
+@dataclass(slots=True)
+class Request:
+    """The state of one request."""
+
+    call: Call
+    chat: ChatInput
+    plan: Plan
+    reservation: Reservation
+    streamed: bool
+    modality: str = "chat"
+    decision_id: str = field(default_factory=lambda: new_id("dec"))
+    started_at: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
+    first_token_at: float | None = None
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    candidate: Candidate | None = None
+    """Who is being asked."""
+    usage: Usage = field(default_factory=Usage)
+    finish: Finish = field(default_factory=Finish)
+    receipt: list[ParameterReceipt] = field(default_factory=list)
+    state: str = "refused"
+    reason: str = ""
+    cost: int = 0
+    cost_source: str = ""
+    price: Price | None = None
+    savings: int | None = None
+
+    @property
+    def target(self) -> Target:
+        """Return who is being asked."""
+        assert self.candidate is not None
+        return self.candidate.target
+
+    @property
+    def latency_ms(self) -> int:
+        """Return the milliseconds since the request came."""
+        return round((time.monotonic() - self.started) * 1000)
+
+    def outcome(self) -> pb.Outcome:
+        """Return what the caller is told at the end."""
+        return pb.Outcome(
+            request_id=self.call.request_id,
+            decision_id=self.decision_id,
+            model_used=self.target.name if self.candidate else "",
+            provider=self.target.provider if self.candidate else "",
+            cost=format_nano(self.cost),
+            latency_ms=self.latency_ms,
+            savings_estimate="" if self.savings is None else format_nano(self.savings),
+            usage=self.usage,
+            finish=self.finish,
+            receipt=self.receipt,
+            state=self.state,
+        )
+
+    def record(self) -> Record:
+        """Return the journal's record of this request."""
+        attempt_id = self.attempts[-1].attempt_id if self.attempts else new_id("att")
+        return Record(
+            attempt_id=attempt_id,
+            decision_id=self.decision_id,
+            organisation_id=self.call.identity.organisation_id,
+            lease_id=self.reservation.lease_id,
+            at_ms=int(self.started_at * 1000),
+            decision=self._decision().SerializeToString(),
+            charge=self._charge(attempt_id).SerializeToString() if self.chargeable else b"",
+        )
+
+    @property
+    def chargeable(self) -> bool:
+        """Tell whether usage is to be recorded: something was produced, even if it was free."""
+        return self.candidate is not None and bool(self.cost_source)
+
+    def _decision(self) -> Decision:
+        decision = Decision(
+            decision_id=self.decision_id,
+            request_id=self.call.request_id,
+            requested_model=self.plan.requested,
+            task=self.plan.task,
+            attempts=self.attempts,
+            model_used=self.target.name if self.candidate else "",
+            state=self.state,
+            reason=self.reason,
+            usage=self.usage,
+            finish=self.finish,
+            cost=format_nano(self.cost),
+            savings_estimate="" if self.savings is None else format_nano(self.savings),
+            latency_ms=self.latency_ms,
+            receipt=self.receipt,
+            key_id=self.call.identity.key_id,
+            agent_id=self.chat.agent_id,
+            streamed=self.streamed,
+            estimate=format_nano(self.reservation.amount),
+        )
+        if self.first_token_at is not None:
+            decision.first_token_ms = round((self.first_token_at - self.started) * 1000)
+        decision.started_at.FromMilliseconds(int(self.started_at * 1000))
+        for candidate in (*self.plan.chain, *self.plan.excluded):
+            estimate = candidate.estimate_nano
+            decision.candidates.append(
+                CandidateRecord(
+                    target=candidate.target.name,
+                    score=candidate.score,
+                    excluded_because=candidate.excluded_because,
+                    estimated_cost="" if estimate is None else format_nano(estimate),
+                )
+            )
+        return decision
+
+    def _charge(self, attempt_id: str) -> Charge:
+        identity = self.call.identity
+        charge = Charge(
+            charge_id=attempt_id,
+            organisation_id=identity.organisation_id,
+            workspace_id=identity.workspace_id,
+            lease_id=self.reservation.lease_id,
+            hold_id=self.reservation.hold_id,
+            amount_nano_credits=self.cost,
+            request_id=self.call.request_id,
+            decision_id=self.decision_id,
+            key_id=identity.key_id,
+            user_id=identity.user_id,
+            agent_id=self.chat.agent_id,
+            provider=self.target.provider,
+            model=self.target.name,
+            task=self.plan.task,
+            usage=self.usage,
+            price_version=self.price.version if self.price is not None else "",
+            cost_source=self.cost_source,
+            state=self.state,
+            savings_nano_credits=self.savings or 0,
+            latency_ms=self.latency_ms,
+            modality=self.modality,
+        )
+        charge.at.FromMilliseconds(int(self.started_at * 1000))
+        return charge

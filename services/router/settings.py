@@ -1,0 +1,63 @@
+"""Settings of the router."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from services.common.settings import Section
+
+
+class TimeoutSettings(Section):
+    """Limits of one attempt at a provider."""
+
+    connect_s: float = Field(5, gt=0, le=600)
+    """Until the connection stands."""
+    first_token_s: float = Field(15, gt=0, le=600)
+    """Until the first part of a streamed answer."""
+    idle_s: float = Field(15, gt=0, le=600)
+    """Between two parts of a streamed answer."""
+    total_s: float = Field(600, gt=0, le=3600)
+    """For the whole answer."""
+
+
+class RouteSettings(Section):
+    """A model as callers name it: `[models."name"]`."""
+
+    route: list[str] = Field(min_length=1)
+    """`provider/model`: the primary, then the fallbacks."""
+    timeouts: TimeoutSettings = TimeoutSettings()
+    retries: int = Field(2, ge=0, le=5)
+    """Further attempts at the same provider before the next one is asked."""
+    rescue: Literal["off", "continue", "restart"] = "continue"
+    """What happens to a stream that breaks after its first token."""
+    strengths: list[str] = []
+    """Tasks it is good at: chat, coding, reasoning, summarization, translation, image, agent_step."""
+    capabilities: list[str] = []
+    """What it can do beside chat: tools, vision, audio, documents, json_schema, reasoning, embed."""
+    context_length: int = Field(0, ge=0)
+    """Tokens; 0 means unknown."""
+    max_output: int = Field(0, ge=0)
+    """Largest number of output tokens; 0 means unknown."""
+
+
+class RouterSettings(Section):
+    """Settings of the router."""
+
+    baseline_model: str = ""
+    """`provider/model` that savings are measured against; empty: no savings are shown."""
+    unknown_price: Literal["refuse", "free"] = "refuse"
+    """What to do with a model that has no price."""
+    default_output_tokens: int = Field(4096, ge=1)
+    """Output tokens to reserve credits for when the caller names no limit."""
+    lease_minimum: str = "0.05"
+    """Smallest lease, in credits."""
+    lease_maximum: str = "5"
+    """Largest lease, in credits, unless one request needs more."""
+    settle_interval_s: float = Field(1, gt=0, le=60)
+    """How often charges go from the journal to billing."""
+    decision_retention_days: int = Field(30, ge=1)
+    """How long records of requests are kept."""
+    retry_after_limit_s: float = Field(10, ge=0)
+    """Longest wait a provider may ask for before the next one is asked instead."""

@@ -1,0 +1,114 @@
+"""Charges from the journal to billing: at least once, booked exactly once.
+
+Also the reaper: leases of processes that died are closed, but only after every charge in the
+journal that belongs to them has been booked. So a crash can neither lose usage nor free money twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from omnihub.billing.v1 import billing_service_pb2 as pb
+from omnihub.billing.v1.billing_service_api import BillingService
+
+from services.common.rpc import Call, RpcError
+from services.router.leases import RENEW_EVERY_S, Leases
+from services.router.store import JournalStore
+
+BATCH = 500
+SETTLE_TIMEOUT_S = 30.0
+# Records older than this are settled by any process: their own has had its time.
+ORPHANED_AFTER_S = 15.0
+HOUR_S = 3600.0
+
+_logger = logging.getLogger(__name__)
+
+
+class Settlement:
+    """The background work of the journal."""
+
+    def __init__(
+        self, store: JournalStore, billing: BillingService, instance_id: str, interval_s: float
+    ) -> None:
+        self._store = store
+        self._billing = billing
+        self._instance_id = instance_id
+        self._interval_s = interval_s
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def settle_own(self) -> None:
+        """Book all charges this process has written."""
+        await self._settle(instance_id=self._instance_id)
+
+    async def settle_orphans(self) -> None:
+        """Book charges that a process left behind."""
+        await self._settle(before_ms=int((time.time() - ORPHANED_AFTER_S) * 1000))
+
+    async def settle_lease(self, lease_id: str) -> None:
+        """Book all charges of one lease."""
+        await self._settle(lease_id=lease_id)
+
+    async def replay(self) -> None:
+        """Book everything the journal holds. Called before the first request is answered."""
+        await self._settle()
+
+    async def _settle(
+        self, *, instance_id: str = "", before_ms: int | None = None, lease_id: str = ""
+    ) -> None:
+        while True:
+            charges = await self._store.unsettled(
+                BATCH, instance_id=instance_id, before_ms=before_ms, lease_id=lease_id
+            )
+            if not charges:
+                return
+            await self._billing.settle(pb.SettleRequest(charges=charges), Call.internal(SETTLE_TIMEOUT_S))
+            await self._store.mark_settled([charge.charge_id for charge in charges])
+            if len(charges) < BATCH:
+                return
+
+    async def reap(self) -> None:
+        """Close leases past their expiry, whoever held them."""
+        request = pb.ListExpiredLeasesRequest()
+        answer = await self._billing.list_expired_leases(request, Call.internal(SETTLE_TIMEOUT_S))
+        for lease in answer.leases:
+            await self.settle_lease(lease.lease_id)
+            await self._billing.close_lease(
+                pb.CloseLeaseRequest(lease_id=lease.lease_id), Call.internal(SETTLE_TIMEOUT_S)
+            )
+
+    def start(self, leases: Leases, retention_days: int) -> None:
+        """Start the loops."""
+
+        async def forget_old() -> None:
+            await self._store.delete_before(int((time.time() - retention_days * 86400) * 1000))
+
+        loops = [
+            (self.settle_own, self._interval_s),
+            (self.settle_orphans, ORPHANED_AFTER_S),
+            (self.reap, RENEW_EVERY_S),
+            (leases.maintain, RENEW_EVERY_S),
+            (forget_old, HOUR_S),
+        ]
+        self._tasks = [asyncio.create_task(_repeat(work, interval)) for work, interval in loops]
+
+    async def stop(self) -> None:
+        """Stop the loops, then book what this process has written."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.settle_own()
+
+
+async def _repeat(work: Callable[[], Awaitable[None]], interval_s: float) -> None:
+    """Do `work` again and again; a failure is logged and the next turn tries again."""
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            await work()
+        except RpcError as error:
+            _logger.warning("background_work_failed %s %s", work.__name__, error)
+        except Exception:
+            _logger.exception("background_work_failed %s", work.__name__)

@@ -1,0 +1,85 @@
+"""The journal's table. One row for each request: decision, usage and charge, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from omnihub.billing.v1.usage_pb2 import Charge
+from omnihub.router.v1.decision_pb2 import Decision
+
+from services.common.db import Database
+
+metadata = sa.MetaData()
+journal = sa.Table(
+    "journal",
+    metadata,
+    sa.Column("attempt_id", sa.String(64), primary_key=True),
+    sa.Column("decision_id", sa.String(64), nullable=False),
+    sa.Column("organisation_id", sa.String(64), nullable=False),
+    sa.Column("lease_id", sa.String(64), nullable=False),
+    sa.Column("instance_id", sa.String(64), nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("decision", sa.LargeBinary, nullable=False),
+    sa.Column("charge", sa.LargeBinary, nullable=False),
+    sa.Column("settled", sa.Boolean, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known about a request once it has ended."""
+
+    attempt_id: str
+    decision_id: str
+    organisation_id: str
+    lease_id: str
+    at_ms: int
+    decision: bytes
+    """A serialised omnihub.router.v1.Decision."""
+    charge: bytes
+    """A serialised omnihub.billing.v1.Charge; empty when there is nothing to pay."""
+
+
+class JournalStore:
+    """Reads the journal and marks what billing has booked."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def unsettled(
+        self, limit: int, *, instance_id: str = "", before_ms: int | None = None, lease_id: str = ""
+    ) -> list[Charge]:
+        """Return charges that billing has not confirmed, oldest first."""
+        query = sa.select(journal.c.charge).where(~journal.c.settled).order_by(journal.c.at).limit(limit)
+        if instance_id:
+            query = query.where(journal.c.instance_id == instance_id)
+        if before_ms is not None:
+            query = query.where(journal.c.at < before_ms)
+        if lease_id:
+            query = query.where(journal.c.lease_id == lease_id)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).scalars().all()
+        return [Charge.FromString(row) for row in rows]
+
+    async def mark_settled(self, attempt_ids: Sequence[str]) -> None:
+        """Record that billing has booked these."""
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                sa.update(journal).where(journal.c.attempt_id.in_(attempt_ids)).values(settled=True)
+            )
+
+    async def decision(self, decision_id: str, organisation_id: str) -> Decision | None:
+        """Return the decision of an organisation's request."""
+        query = sa.select(journal.c.decision).where(
+            journal.c.decision_id == decision_id, journal.c.organisation_id == organisation_id
+        )
+        async with self._database.reading() as connection:
+            found = await connection.scalar(query)
+        return None if found is None else Decision.FromString(found)
+
+    async def delete_before(self, at_ms: int) -> None:
+        """Delete settled records older than this."""
+        async with self._database.transaction() as connection:
+            await connection.execute(sa.delete(journal).where(journal.c.settled, journal.c.at < at_ms))
