@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.metadata
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import uvloop
 
 from services.common import log, telemetry
 from services.common.service import StartupError
-from services.launcher import GROUPS, TARGETS, Process, resolve_targets
+from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
 from services.settings import Settings, SettingsError, load
 
 
@@ -113,10 +112,7 @@ def _version() -> str:
 
 
 def _edge(settings: Settings, options: argparse.Namespace) -> int:
-    from services.edge.app import render  # noqa: PLC0415 - the edge is not part of other commands
-    from services.launcher import edge_addresses  # noqa: PLC0415
-
-    sys.stdout.write(json.dumps(render(settings, edge_addresses(settings)), indent=2) + "\n")
+    sys.stdout.write(edge_configuration(settings) + "\n")
     return 0
 
 

@@ -38,9 +38,7 @@ class Organisations:
         self._welcome = welcome
         self._seq = 0
         self._syncing = asyncio.Lock()
-        self._follower = Follower(
-            auth.watch_changes, auth_service_pb2.WatchChangesRequest, self._on_changes
-        )
+        self._follower = Follower(auth.watch_changes, auth_service_pb2.WatchChangesRequest, self._on_changes)
         self.news = asyncio.Event()
         """Set when there may be a new organisation."""
 

@@ -86,9 +86,7 @@ class BillingServer:
             check_id(f"lease_ids[{index}]", lease_id)
         now = self._now()
         renewed = await self._store.renew_leases(request.lease_ids, self._lease_ttl, now)
-        return pb.RenewLeasesResponse(
-            renewed_lease_ids=renewed, expires_at=_timestamp(now + self._lease_ttl)
-        )
+        return pb.RenewLeasesResponse(renewed_lease_ids=renewed, expires_at=_timestamp(now + self._lease_ttl))
 
     async def close_lease(self, request: pb.CloseLeaseRequest, call: Call) -> pb.CloseLeaseResponse:
         """See the contract."""

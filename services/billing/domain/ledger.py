@@ -126,9 +126,7 @@ def is_late(charge: Charge, leases: Mapping[str, Lease], holds: Mapping[str, Hol
     return reservation is None or not reservation.open or reservation.account_id != wallet
 
 
-def settle(
-    charges: Iterable[Charge], leases: Mapping[str, Lease], holds: Mapping[str, Hold]
-) -> Settlement:
+def settle(charges: Iterable[Charge], leases: Mapping[str, Lease], holds: Mapping[str, Hold]) -> Settlement:
     """Sum up what `charges`, all of them new, do to accounts, leases and holds.
 
     The first capture ends a hold and releases its rest; a charge above its hold or lease is booked in

@@ -77,7 +77,9 @@ class Accounts:
                 fingerprint = sa.select(ledger_transaction.c.fingerprint)
                 known = await connection.scalar(fingerprint.where(ledger_transaction.c.id == grant.id))
                 if known != grant.fingerprint:
-                    raise IdempotencyKeyReused("the idempotency key was used for another grant; use a new key")
+                    raise IdempotencyKeyReused(
+                        "the idempotency key was used for another grant; use a new key"
+                    )
             balance = await self._balance(connection, wallet)
             if balance is None or balance.posted > LARGEST_AMOUNT:
                 raise InvalidField("amount", "would raise the balance above 1,000,000,000 credits")
@@ -103,7 +105,9 @@ class Accounts:
         await self._add(connection, sums)
         return True
 
-    async def _book_entries(self, connection: AsyncConnection, entries: Sequence[tuple[str, str, int]]) -> None:
+    async def _book_entries(
+        self, connection: AsyncConnection, entries: Sequence[tuple[str, str, int]]
+    ) -> None:
         """Write (transaction, account, amount) rows, the only way entries come into being."""
         sums: dict[str, int] = {}
         for transaction_id, _, amount in entries:

@@ -92,11 +92,11 @@ class Holds(Reservations):
             if known is None:
                 raise NotFound(f"there is no hold {hold_id}; create it first")
             if known.state != "open":
-                raise AlreadyEnded(f"the hold {hold_id} is {known.state}; create a new one", state=known.state)
+                raise AlreadyEnded(
+                    f"the hold {hold_id} is {known.state}; create a new one", state=known.state
+                )
             more = amount - known.amount
-            if more > 0 and (
-                await self._reserve(connection, known.account_id, account.c.held, more) is None
-            ):
+            if more > 0 and (await self._reserve(connection, known.account_id, account.c.held, more) is None):
                 raise await self._refuse(connection, known.account_id, more)
             expires_at = max(known.expires_at, now + ttl)
             values = {"amount": max(known.amount, amount), "expires_at": expires_at}

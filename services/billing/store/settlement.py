@@ -34,7 +34,9 @@ class Settlements(Accounts):
             leases = await self._lock_leases(connection, charges)
             holds = await self._lock_holds(connection, charges)
             rows = [
-                event_row(charge, transaction_ids[charge.organisation_id], is_late(charge, leases, holds), now)
+                event_row(
+                    charge, transaction_ids[charge.organisation_id], is_late(charge, leases, holds), now
+                )
                 for charge in by_id.values()
             ]
             insert = self._insert(usage_event).on_conflict_do_nothing().returning(usage_event.c.id)

@@ -103,7 +103,9 @@ class UsageEvents(Accounts):
         if period.end is not None:
             conditions.append(usage_event.c.at < period.end)
         async with self.database.reading() as connection:
-            groups = await _sums(connection, conditions, GROUP_COLUMNS[group_by], after, limit) if group_by else []
+            groups = (
+                await _sums(connection, conditions, GROUP_COLUMNS[group_by], after, limit) if group_by else []
+            )
             total = await _sums(connection, conditions, None, None, 1)
         return groups, total[0]
 
