@@ -87,7 +87,9 @@ def test_health_checks_are_for_other_machines() -> None:
     settings = EdgeSettings(health_check_interval_s=2)
     addresses = {**ADDRESSES, "auth": "auth.internal:9090", "agents": "unix:/run/agents.sock"}
     clusters = make(settings, addresses=addresses)["static_resources"]["clusters"]
-    checked = {cluster["name"]: cluster["health_checks"] for cluster in clusters if "health_checks" in cluster}
+    checked = {
+        cluster["name"]: cluster["health_checks"] for cluster in clusters if "health_checks" in cluster
+    }
     assert set(checked) == {"auth"}
     assert checked["auth"][0]["no_traffic_interval"] == "2.000s"
 
