@@ -55,6 +55,7 @@ def test_everything_switched_on_is_valid(tmp_path: Path) -> None:
         health_check_interval_s=1,
         requests_per_second=100,
         access_log=True,
+        listen_host="::",
         trust_request_id=True,
         trusted_proxies=1,
     )
