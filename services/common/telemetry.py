@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.propagate import extract
+from opentelemetry.propagate import extract, inject
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
@@ -39,7 +39,25 @@ def configure(*, otlp_endpoint: str, sample_ratio: float, version: str) -> None:
         trace.set_tracer_provider(provider)
 
 
-def span(name: str, traceparent: str, attributes: Mapping[str, str]) -> trace.Span:
-    """Start a span under the caller's trace. The caller ends it."""
-    context = extract({"traceparent": traceparent}) if traceparent else None
-    return tracer.start_span(name, context=context, attributes=dict(attributes))
+class Traced:
+    """A span around one request at the place where it enters; nothing at all when traces are off."""
+
+    __slots__ = ("_span", "traceparent")
+
+    def __init__(self, name: str, traceparent: str) -> None:
+        self._span: trace.Span | None = None
+        self.traceparent = traceparent
+        if isinstance(trace.get_tracer_provider(), TracerProvider):
+            context = extract({"traceparent": traceparent}) if traceparent else None
+            self._span = tracer.start_span(name, context=context)
+            carrier: dict[str, str] = {}
+            inject(carrier, trace.set_span_in_context(self._span))
+            self.traceparent = carrier.get("traceparent", traceparent)
+
+    def end(self, outcome: str, attributes: Mapping[str, str | int]) -> None:
+        """End the span with what became of the request."""
+        if self._span is not None:
+            self._span.set_attributes({**attributes, "omnihub.outcome": outcome})
+            if outcome != "OK":
+                self._span.set_status(trace.StatusCode.ERROR, outcome)
+            self._span.end()

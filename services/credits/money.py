@@ -1,19 +1,31 @@
 """Amounts: decimals in public messages, whole nano-credits inside, whole pico-credits per unit in prices."""
 
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context, Decimal, Inexact, InvalidOperation, Overflow
 
 NANO = 10**9
 PICO_PER_NANO = 1000
+# What fits a signed 64-bit column.
+LARGEST_NANO = 2**63 - 1
+
+# Refuses digits it would have to drop, instead of dropping them.
+_EXACT = Context(prec=40, traps=[InvalidOperation, Overflow, Inexact])
+_WIDE = Context(prec=60)
 
 
 def parse_nano(amount: str) -> int:
     """Return `"0.05"` credits as 50,000,000 nano-credits. Raises ValueError for what is no such amount."""
     try:
-        scaled = Decimal(amount) * NANO
+        scaled = _EXACT.multiply(Decimal(amount), Decimal(NANO))
+    except Inexact:
+        raise ValueError(f"{amount[:40]!r} has more digits than an amount can have") from None
     except ArithmeticError:
-        raise ValueError(f"{amount!r} is not an amount; write a decimal such as 0.05") from None
-    if not scaled.is_finite() or scaled != scaled.to_integral_value():
-        raise ValueError(f"{amount!r} is finer than a nano-credit (nine decimals)")
+        raise ValueError(f"{amount[:40]!r} is not an amount; write a decimal such as 0.05") from None
+    if not scaled.is_finite():
+        raise ValueError(f"{amount[:40]!r} is not an amount; write a decimal such as 0.05")
+    if abs(scaled) > LARGEST_NANO:
+        raise ValueError(f"{amount[:40]!r} is larger than any amount")
+    if scaled != int(scaled):
+        raise ValueError(f"{amount[:40]!r} is finer than a nano-credit (nine decimals)")
     return int(scaled)
 
 
@@ -31,4 +43,4 @@ def pico_to_nano(amount: int) -> int:
 
 def decimal_to_nano_up(amount: Decimal) -> int:
     """Round a provider's own decimal cost up to whole nano-credits."""
-    return int((amount * NANO).to_integral_value(ROUND_CEILING))
+    return int(_WIDE.multiply(amount, Decimal(NANO)).to_integral_value(ROUND_CEILING))

@@ -5,12 +5,15 @@ The process that answers rates on the request path, billing rates again when it 
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 from omnihub.billing.v1.price_pb2 import Price, PriceTier
 from omnihub.common.v1.chat_pb2 import Usage
 
 from services.credits.money import decimal_to_nano_up, pico_to_nano
+
+# No request costs more; a provider that says so is not believed.
+LARGEST_PROVIDER_COST = Decimal(1_000_000)
 
 
 def tier_of(price: Price, input_tokens: int) -> Price | PriceTier:
@@ -22,10 +25,22 @@ def tier_of(price: Price, input_tokens: int) -> Price | PriceTier:
     return applying
 
 
+def provider_cost_of(usage: Usage) -> Decimal | None:
+    """Return what the provider says it charged, or None when it says nothing that can be an amount."""
+    if not usage.provider_cost:
+        return None
+    try:
+        cost = Decimal(usage.provider_cost)
+    except InvalidOperation:
+        return None
+    return cost if cost.is_finite() and 0 <= cost <= LARGEST_PROVIDER_COST else None
+
+
 def rate(usage: Usage, price: Price) -> int:
     """Return the cost of `usage` in nano-credits, rounded up once. The provider's own figure wins."""
-    if usage.provider_cost:
-        return decimal_to_nano_up(Decimal(usage.provider_cost))
+    provider_cost = provider_cost_of(usage)
+    if provider_cost is not None:
+        return decimal_to_nano_up(provider_cost)
     tier = tier_of(price, usage.input_total)
     plain_input = max(0, usage.input_total - usage.cache_read - usage.cache_write)
     cache_write = max(0, usage.cache_write - usage.cache_write_1h)

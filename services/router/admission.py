@@ -51,22 +51,29 @@ class Admission:
         self.configured_at = float(int(time.time()))
 
     async def admit(
-        self, chat: ChatInput, raw_body: bytes, call: Call, *, streamed: bool, modality: str = "chat"
+        self,
+        chat: ChatInput,
+        raw_body: bytes,
+        call: Call,
+        *,
+        streamed: bool,
+        choices: int = 1,
+        modality: str = "chat",
     ) -> Request:
         """Plan a request and reserve what it may cost.
 
         Raises routing errors of the domain, and RpcError INSUFFICIENT_CREDITS or IN_FLIGHT_BUDGET_EXHAUSTED.
         """
-        chosen = await self._plan(chat, raw_body, call)
+        chosen = await self._plan(chat, raw_body, call, choices)
         amount = max(candidate.estimate_nano or 0 for candidate in chosen.chain)
         reservation = await self._leases.reserve(call.identity.organisation_id, amount)
         return Request(call, chat, chosen, reservation, streamed, modality)
 
-    async def _plan(self, chat: ChatInput, raw_body: bytes, call: Call) -> Plan:
+    async def _plan(self, chat: ChatInput, raw_body: bytes, call: Call, choices: int) -> Plan:
         allowed = call.identity.allowed_models
         await self.prices.fetch(self._needed(chat.model))
         input_tokens = input_bound(raw_body, chat)
-        output_tokens = chat.max_tokens or self._settings.default_output_tokens
+        output_tokens = choices * (chat.max_tokens or self._settings.default_output_tokens)
 
         def estimate(target: Target, configured_model: str) -> int | None:
             price = self.price(target, configured_model)

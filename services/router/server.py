@@ -43,7 +43,9 @@ class RouterServer:
         self._store = store
 
     async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
-        admitted = await self._admission.admit(request.chat, request.raw_body, call, streamed=False)
+        admitted = await self._admission.admit(
+            request.chat, request.raw_body, call, streamed=False, choices=request.options.choices or 1
+        )
         try:
             answer = await self._execution.answer(admitted, request)
             _take_answer(admitted, answer, request)
@@ -56,7 +58,9 @@ class RouterServer:
     async def stream_chat(
         self, request: pb.StreamChatRequest, call: Call
     ) -> AsyncIterator[pb.StreamChatResponse]:
-        admitted = await self._admission.admit(request.chat, request.raw_body, call, streamed=True)
+        admitted = await self._admission.admit(
+            request.chat, request.raw_body, call, streamed=True, choices=request.options.choices or 1
+        )
         meter = _Meter(admitted, request, self._admission, self._settings.default_output_tokens)
         try:
             async with aclosing(self._execution.stream(admitted, request)) as events:

@@ -1,0 +1,49 @@
+"""Work that repeats for as long as the service runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+_logger = logging.getLogger(__name__)
+
+
+class Repeating:
+    """Runs `action` each `interval_s` seconds, and at once when `wake` is set."""
+
+    def __init__(
+        self,
+        name: str,
+        interval_s: float,
+        action: Callable[[], Awaitable[object]],
+        wake: asyncio.Event | None = None,
+    ) -> None:
+        self._name = name
+        self._interval_s = interval_s
+        self._action = action
+        self._wake = wake or asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run(), name=self._name)
+
+    async def stop(self) -> None:
+        """End, if need be in the middle of the action: a transaction is whole or not at all."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._interval_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self._action()
+            except Exception:  # noqa: BLE001 - top of a loop that must outlive a database that is away
+                _logger.exception("background_failed %s", self._name)

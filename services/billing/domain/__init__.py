@@ -1,0 +1,1 @@
+"""Pure rules of money: no input or output, no clock, no database."""

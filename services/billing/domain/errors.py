@@ -1,0 +1,93 @@
+"""What billing refuses. `reason` names a row of ErrorReason; the transport does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from services.credits.money import format_nano
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field that is wrong, and what to do about it."""
+
+    field: str
+    description: str
+
+
+class BillingError(Exception):
+    """Base of all refusals."""
+
+    reason: ClassVar[str]
+    retry_after_s: float | None = None
+
+    def __init__(self, message: str, *, violations: Sequence[Violation] = (), **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.violations = tuple(violations)
+        self.metadata = metadata
+
+
+class InvalidField(BillingError):
+    """A field is wrong."""
+
+    reason = "INVALID_ARGUMENT"
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}", violations=[Violation(field, description)])
+
+
+class NotFound(BillingError):
+    """There is no such thing."""
+
+    reason = "NOT_FOUND"
+
+
+class AlreadyEnded(BillingError):
+    """A hold or lease cannot be used any more."""
+
+    reason = "PRECONDITION_FAILED"
+
+
+class IdempotencyKeyReused(BillingError):
+    """The id was used with other content."""
+
+    reason = "IDEMPOTENCY_KEY_REUSED"
+
+
+class MissingOrganisation(BillingError):
+    """The call acts for no organisation."""
+
+    reason = "MISSING_CREDENTIAL"
+
+
+class InsufficientCredits(BillingError):
+    """The balance does not cover the amount, whatever happens to running requests."""
+
+    reason = "INSUFFICIENT_CREDITS"
+
+
+class InFlightBudgetExhausted(BillingError):
+    """The balance would cover the amount, but running requests hold it."""
+
+    reason = "IN_FLIGHT_BUDGET_EXHAUSTED"
+
+
+def refusal(required: int, posted: int, available: int, retry_after_s: float) -> BillingError:
+    """Say why `required` nano-credits cannot be reserved."""
+    figures = {"required": format_nano(required), "available": format_nano(available)}
+    if posted < required:
+        return InsufficientCredits(
+            f"the balance of {format_nano(posted)} credits does not cover {format_nano(required)}; "
+            "add credits",
+            **figures,
+        )
+    error = InFlightBudgetExhausted(
+        f"{format_nano(required)} credits are needed, {format_nano(available)} are available: running "
+        "requests hold the rest; retry shortly",
+        **figures,
+    )
+    error.retry_after_s = retry_after_s
+    return error

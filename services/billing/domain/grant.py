@@ -1,0 +1,51 @@
+"""Credits that are given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from services.billing.domain.errors import InvalidField
+from services.credits.money import format_nano, parse_nano
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """`amount` nano-credits for an organisation; `id` makes it happen once."""
+
+    id: str
+    organisation_id: str
+    amount: int
+    note: str = ""
+    actor: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what must be equal when the same id comes again."""
+        content = json.dumps([self.organisation_id, self.amount, self.note])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def requested_grant(
+    organisation_id: str, amount: str, key: str, note: str, actor: str, largest: int
+) -> Grant:
+    """Return the grant an administrator asks for. Raises InvalidField."""
+    if not key:
+        raise InvalidField("idempotency_key", "is empty; send any string that is unique to this grant")
+    try:
+        nano = parse_nano(amount)
+    except ValueError as error:
+        raise InvalidField("amount", str(error)) from None
+    if nano <= 0:
+        raise InvalidField("amount", "must be greater than 0")
+    if nano > largest:
+        raise InvalidField("amount", f"must be at most {format_nano(largest)} credits in one grant")
+    return Grant(f"grant:admin:{key}", organisation_id, nano, note, actor)
+
+
+def welcome_grant(organisation_id: str, bootstrap: bool, bootstrap_amount: int, free_amount: int) -> Grant:
+    """Return what a new organisation gets; its amount may be 0."""
+    if bootstrap:
+        return Grant(f"grant:bootstrap:{organisation_id}", organisation_id, bootstrap_amount)
+    return Grant(f"grant:free:{organisation_id}", organisation_id, free_amount)

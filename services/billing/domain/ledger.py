@@ -1,0 +1,157 @@
+"""The rules of the ledger: what a batch of charges does to leases, holds and balances.
+
+Signs: an organisation's wallet is positive when it has credits. A grant moves credits from
+`system:promo_expense` into the wallet, a charge from the wallet into `system:revenue`; every transaction
+sums to zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from dataclasses import field as with_default
+
+from omnihub.billing.v1.usage_pb2 import Charge
+
+from services.billing.domain.errors import InvalidField
+
+REVENUE = "system:revenue"
+PROMO_EXPENSE = "system:promo_expense"
+SYSTEM_ACCOUNTS = {REVENUE: "revenue", PROMO_EXPENSE: "promo_expense"}
+
+# 1,000,000,000 credits: no balance and no single amount is larger, so that sums stay inside 64 bits.
+LARGEST_AMOUNT = 10**18
+LONGEST_ID = 160
+LATEST_SECOND = 253_402_300_799
+
+
+def wallet_of(organisation_id: str) -> str:
+    """Return the id of an organisation's account."""
+    return f"wallet:{organisation_id}"
+
+
+def check_amount(name: str, amount: int, *, zero: bool = False) -> None:
+    """Refuse an amount of nano-credits that is negative, zero (unless allowed) or absurd."""
+    if amount < 0 or (amount == 0 and not zero):
+        raise InvalidField(name, "must be greater than 0" if not zero else "must not be negative")
+    if amount > LARGEST_AMOUNT:
+        raise InvalidField(name, f"must be at most {LARGEST_AMOUNT} nano-credits")
+
+
+def check_id(name: str, value: str) -> None:
+    """Refuse an id that cannot be stored."""
+    if not value:
+        raise InvalidField(name, "is empty")
+    if len(value) > LONGEST_ID:
+        raise InvalidField(name, f"is longer than {LONGEST_ID} characters")
+    if "\0" in value:
+        raise InvalidField(name, "contains the character NUL")
+
+
+def check_charges(charges: Iterable[Charge]) -> None:
+    """Refuse a batch with a charge that cannot be booked, naming it."""
+    for index, charge in enumerate(charges):
+        field = f"charges[{index}]"
+        check_id(f"{field}.charge_id", charge.charge_id)
+        check_id(f"{field}.organisation_id", charge.organisation_id)
+        check_amount(f"{field}.amount_nano_credits", charge.amount_nano_credits, zero=True)
+        if abs(charge.savings_nano_credits) > LARGEST_AMOUNT:
+            raise InvalidField(f"{field}.savings_nano_credits", "is larger than any charge")
+        if not 0 <= charge.at.seconds <= LATEST_SECOND:
+            raise InvalidField(f"{field}.at", "must be between the years 1970 and 9999")
+
+
+def slice_of(available: int, wanted: int, minimum: int) -> int:
+    """Return how much a lease gets, 0 when that would be less than `minimum`."""
+    share = min(max(wanted, minimum), available)
+    return share if share >= minimum else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A slice that one process spends in memory."""
+
+    id: str
+    account_id: str
+    granted: int
+    spent: int
+    open: bool
+
+    @property
+    def rest(self) -> int:
+        """Return what is still reserved for it, or what was returned when it closed."""
+        return max(0, self.granted - self.spent)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A reservation for one request."""
+
+    id: str
+    account_id: str
+    amount: int
+    open: bool
+
+
+@dataclass(slots=True)
+class Change:
+    """What happens to one account, in nano-credits, as sums to subtract."""
+
+    posted: int = 0
+    held: int = 0
+    leased: int = 0
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What a batch of charges does."""
+
+    accounts: dict[str, Change] = with_default(default_factory=dict)
+    spent: dict[str, int] = with_default(default_factory=dict)
+    """By lease."""
+    captured: dict[str, int] = with_default(default_factory=dict)
+    """By hold, never more than the hold."""
+
+
+def is_late(charge: Charge, leases: Mapping[str, Lease], holds: Mapping[str, Hold]) -> bool:
+    """Tell whether what the charge was reserved by has ended. Such a charge is booked all the same."""
+    wallet = wallet_of(charge.organisation_id)
+    reservation: Lease | Hold | None
+    if charge.hold_id:
+        reservation = holds.get(charge.hold_id)
+    elif charge.lease_id:
+        reservation = leases.get(charge.lease_id)
+    else:
+        return False
+    return reservation is None or not reservation.open or reservation.account_id != wallet
+
+
+def settle(charges: Iterable[Charge], leases: Mapping[str, Lease], holds: Mapping[str, Hold]) -> Settlement:
+    """Sum up what `charges`, all of them new, do to accounts, leases and holds.
+
+    The first capture ends a hold and releases its rest; a charge above its hold or lease is booked in
+    full, because the provider has been paid.
+    """
+    settlement = Settlement()
+    for charge in charges:
+        wallet = wallet_of(charge.organisation_id)
+        change = settlement.accounts.setdefault(wallet, Change())
+        change.posted += charge.amount_nano_credits
+        if is_late(charge, leases, holds):
+            continue
+        if charge.hold_id:
+            _sum(settlement.captured, charge.hold_id, charge.amount_nano_credits)
+        elif charge.lease_id:
+            _sum(settlement.spent, charge.lease_id, charge.amount_nano_credits)
+    for lease_id, amount in settlement.spent.items():
+        lease = leases[lease_id]
+        settlement.accounts[lease.account_id].leased += min(amount, lease.rest)
+    for hold_id, amount in settlement.captured.items():
+        hold = holds[hold_id]
+        settlement.accounts[hold.account_id].held += hold.amount
+        settlement.captured[hold_id] = min(amount, hold.amount)
+    return settlement
+
+
+def _sum(sums: dict[str, int], key: str, amount: int) -> None:
+    sums[key] = sums.get(key, 0) + amount

@@ -1,0 +1,77 @@
+"""Settings of billing, and what a price looks like in omnihub.toml."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from services.common.settings import Section
+
+Credits = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9, allow_inf_nan=False)]
+# Finer prices could not be written as whole pico-credits per token or unit.
+PerMillion = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=6, allow_inf_nan=False)]
+PerUnit = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=12, allow_inf_nan=False)]
+
+
+class PriceSettings(Section):
+    """`price = { input_per_million = "1.00", output_per_million = "2.00" }`: credits (USD), as strings."""
+
+    input_per_million: PerMillion | None = None
+    """Credits for a million input tokens."""
+    output_per_million: PerMillion | None = None
+    """Credits for a million output tokens."""
+    cached_input_per_million: PerMillion | None = None
+    """Credits for a million input tokens read from the provider's cache; default: as input."""
+    cache_write_per_million: PerMillion | None = None
+    """Credits for a million input tokens written to the provider's cache; default: as input."""
+    per_request: PerUnit | None = None
+    """Credits for each request, besides everything else."""
+    per_image: PerUnit | None = None
+    """Credits for each image made."""
+    per_megapixel: PerUnit | None = None
+    """Credits for each megapixel made."""
+    per_second: PerUnit | None = None
+    """Credits for each second of audio or video."""
+    per_character: PerUnit | None = None
+    """Credits for each character spoken."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> PriceSettings:
+        if all(value is None for value in self.model_dump().values()):
+            raise ValueError('a price needs at least one number, such as per_request = "0.01"')
+        if (self.input_per_million is None) != (self.output_per_million is None):
+            raise ValueError(
+                'give both input_per_million and output_per_million; "0" says that one of them is free'
+            )
+        if self.input_per_million is None and (
+            self.cached_input_per_million is not None or self.cache_write_per_million is not None
+        ):
+            raise ValueError("cache prices need input_per_million and output_per_million")
+        return self
+
+
+class BillingSettings(Section):
+    """Billing."""
+
+    lease_ttl_s: int = Field(30, ge=1, le=3600)
+    """A lease that is not renewed for this long counts as expired: its journal is replayed, then it closes."""
+    lease_abandoned_after_s: int = Field(86_400, ge=60)
+    """A lease that nobody closed for this long after its expiry is closed without its journal."""
+    sweep_interval_s: float = Field(1.0, gt=0, le=60)
+    """How often expired holds are released."""
+    in_flight_retry_after_s: float = Field(1.0, gt=0, le=60)
+    """What a caller is told to wait when running requests hold the credits."""
+    free_credits: Credits = Decimal(0)
+    """Credits that each new organisation gets once."""
+    largest_grant_credits: Credits = Decimal(1_000_000)
+    """The most credits one grant of an administrator may add."""
+    free_providers: tuple[str, ...] = ("local",)
+    """Providers or adapters that cost nothing."""
+    prices: dict[str, PriceSettings] = {}
+    """Prices by `provider/model` or `provider/*`; they win over the vendors' lists."""
+    price_check_interval_s: float = Field(60.0, gt=0)
+    """How often list prices that depend on the date or the hour are looked at again."""
+    auth_wait_s: float = Field(60.0, gt=0)
+    """How long the start waits for the auth service."""

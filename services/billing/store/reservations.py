@@ -1,0 +1,253 @@
+"""Holds and leases: credits that are set aside.
+
+Nothing here can overspend: the one statement that sets credits aside carries its own condition, in
+the transaction that writes the hold or the lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.billing.domain.errors import AlreadyEnded, IdempotencyKeyReused, NotFound, refusal
+from services.billing.domain.ledger import slice_of, wallet_of
+from services.billing.store.accounts import AVAILABLE, Accounts, Balance
+from services.billing.store.tables import account, hold, lease
+
+# Rows a sweep ends in one transaction.
+SWEEP = 500
+LISTED = 1000
+
+
+class Reservations(Accounts):
+    """What holds and leases share."""
+
+    def _guard(self, amount: int) -> sa.ColumnElement[bool]:
+        """Return the condition under which `amount` may be set aside."""
+        return sa.and_(amount <= AVAILABLE)
+
+    async def _reserve(
+        self, connection: AsyncConnection, account_id: str, column: sa.Column[int], amount: int
+    ) -> int | None:
+        """Set `amount` aside and return what stays available, or None when there is too little."""
+        statement = (
+            sa.update(account)
+            .where(account.c.id == account_id, self._guard(amount))
+            .values({column: column + amount})
+            .returning(AVAILABLE)
+        )
+        return (await connection.execute(statement)).scalar_one_or_none()
+
+    async def _refuse(self, connection: AsyncConnection, account_id: str, required: int) -> Exception:
+        balance = await self._balance(connection, account_id) or Balance()
+        return refusal(required, balance.posted, balance.available, self.in_flight_retry_after_s)
+
+
+class Holds(Reservations):
+    """Reservations for one request."""
+
+    async def create_hold(self, hold_id: str, organisation_id: str, amount: int, ttl: int, now: int) -> int:
+        """Set credits aside for a request and return when that expires; `ttl` in microseconds.
+
+        Raises InsufficientCredits, InFlightBudgetExhausted, IdempotencyKeyReused, AlreadyEnded.
+        """
+        wallet = wallet_of(organisation_id)
+        row = {
+            "id": hold_id,
+            "account_id": wallet,
+            "amount": amount,
+            "requested": amount,
+            "captured": 0,
+            "state": "open",
+            "expires_at": now + ttl,
+            "created_at": now,
+        }
+        async with self.database.transaction() as connection:
+            insert = self._insert(hold).on_conflict_do_nothing()
+            if (await connection.execute(insert, row)).rowcount == 0:
+                return await self._known_hold(connection, hold_id, wallet, amount)
+            if await self._reserve(connection, wallet, account.c.held, amount) is None:
+                raise await self._refuse(connection, wallet, amount)
+        return now + ttl
+
+    async def _known_hold(self, connection: AsyncConnection, hold_id: str, wallet: str, amount: int) -> int:
+        known = (await connection.execute(sa.select(hold).where(hold.c.id == hold_id))).one()
+        if (known.account_id, known.requested) != (wallet, amount):
+            raise IdempotencyKeyReused(f"the hold {hold_id} exists with other content; use a new id")
+        if known.state != "open":
+            raise AlreadyEnded(f"the hold {hold_id} is {known.state}; create a new one", state=known.state)
+        return int(known.expires_at)
+
+    async def extend_hold(self, hold_id: str, amount: int, ttl: int, now: int) -> int:
+        """Raise a hold to `amount`, postpone its expiry, and return it. Neither is ever lowered.
+
+        Raises NotFound, AlreadyEnded, InsufficientCredits, InFlightBudgetExhausted.
+        """
+        async with self.database.transaction() as connection:
+            query = sa.select(hold).where(hold.c.id == hold_id).with_for_update()
+            known = (await connection.execute(query)).one_or_none()
+            if known is None:
+                raise NotFound(f"there is no hold {hold_id}; create it first")
+            if known.state != "open":
+                raise AlreadyEnded(
+                    f"the hold {hold_id} is {known.state}; create a new one", state=known.state
+                )
+            more = amount - known.amount
+            if more > 0 and (await self._reserve(connection, known.account_id, account.c.held, more) is None):
+                raise await self._refuse(connection, known.account_id, more)
+            expires_at = max(known.expires_at, now + ttl)
+            values = {"amount": max(known.amount, amount), "expires_at": expires_at}
+            await connection.execute(sa.update(hold).where(hold.c.id == hold_id).values(values))
+        return int(expires_at)
+
+    async def release_hold(self, hold_id: str) -> None:
+        """End a hold without a charge; ending an ended one changes nothing. Raises NotFound."""
+        async with self.database.transaction() as connection:
+            statement = sa.update(hold).where(hold.c.id == hold_id, hold.c.state == "open")
+            released = await connection.execute(
+                statement.values(state="released").returning(hold.c.account_id, hold.c.amount)
+            )
+            row = released.one_or_none()
+            if row is not None:
+                await self._add(connection, {row.account_id: {"held": -row.amount}})
+            elif await connection.scalar(sa.select(hold.c.id).where(hold.c.id == hold_id)) is None:
+                raise NotFound(f"there is no hold {hold_id}")
+
+    async def expire_holds(self, now: int) -> int:
+        """End holds past their expiry and return how many. Replicas may do it at the same time."""
+        due = sa.select(hold.c.id, hold.c.account_id, hold.c.amount).where(
+            hold.c.state == "open", hold.c.expires_at <= now
+        )
+        async with self.database.reading() as connection:
+            if (await connection.execute(due.limit(1))).one_or_none() is None:
+                return 0
+        async with self.database.transaction() as connection:
+            locked = due.order_by(hold.c.id).limit(SWEEP).with_for_update(skip_locked=True)
+            rows = (await connection.execute(locked)).all()
+            ids = [row.id for row in rows]
+            await connection.execute(sa.update(hold).where(hold.c.id.in_(ids)).values(state="expired"))
+            await self._add(connection, _sums("held", [(row.account_id, row.amount) for row in rows]))
+        return len(rows)
+
+
+class Leases(Reservations):
+    """Slices that processes spend in memory."""
+
+    async def acquire_lease(
+        self,
+        lease_id: str,
+        organisation_id: str,
+        holder: str,
+        wanted: int,
+        minimum: int,
+        ttl: int,
+        now: int,
+    ) -> tuple[int, int, int]:
+        """Set a slice aside; return what is granted, when it expires and what stays available.
+
+        Raises InsufficientCredits, InFlightBudgetExhausted, IdempotencyKeyReused, AlreadyEnded.
+        """
+        wallet = wallet_of(organisation_id)
+        async with self.database.transaction() as connection:
+            known = await self._known_lease(connection, lease_id, wallet, holder)
+            if known is not None:
+                return known
+            # Locked, so that the slice is cut from what is there now; the guard holds all the same.
+            query = sa.select(AVAILABLE).where(account.c.id == wallet).with_for_update()
+            available = await connection.scalar(query)
+            granted = slice_of(available or 0, wanted, minimum)
+            if granted == 0:
+                raise await self._refuse(connection, wallet, minimum)
+            row = {
+                "id": lease_id,
+                "account_id": wallet,
+                "holder": holder,
+                "granted": granted,
+                "spent": 0,
+                "state": "open",
+                "expires_at": now + ttl,
+                "created_at": now,
+            }
+            insert = self._insert(lease).on_conflict_do_nothing()
+            if (await connection.execute(insert, row)).rowcount == 0:
+                known = await self._known_lease(connection, lease_id, wallet, holder)
+                if known is not None:
+                    return known
+            rest = await self._reserve(connection, wallet, account.c.leased, granted)
+            if rest is None:
+                raise await self._refuse(connection, wallet, minimum)
+        return granted, now + ttl, rest
+
+    async def _known_lease(
+        self, connection: AsyncConnection, lease_id: str, wallet: str, holder: str
+    ) -> tuple[int, int, int] | None:
+        known = (await connection.execute(sa.select(lease).where(lease.c.id == lease_id))).one_or_none()
+        if known is None:
+            return None
+        if (known.account_id, known.holder) != (wallet, holder):
+            raise IdempotencyKeyReused(f"the lease {lease_id} exists with other content; use a new id")
+        if known.state != "open":
+            raise AlreadyEnded(f"the lease {lease_id} is closed; acquire a new one", state=known.state)
+        balance = await self._balance(connection, wallet) or Balance()
+        return known.granted, known.expires_at, balance.available
+
+    async def renew_leases(self, lease_ids: Sequence[str], ttl: int, now: int) -> list[str]:
+        """Postpone the expiry of open leases and return which are open."""
+        async with self.database.transaction() as connection:
+            still_open = sa.select(lease.c.id).where(lease.c.id.in_(lease_ids), lease.c.state == "open")
+            ids = (await connection.scalars(still_open.order_by(lease.c.id).with_for_update())).all()
+            renewed = sa.update(lease).where(lease.c.id.in_(ids)).values(expires_at=now + ttl)
+            await connection.execute(renewed)
+        return list(ids)
+
+    async def close_lease(self, lease_id: str) -> int:
+        """Return the unspent rest to the account; the same answer when closed before. Raises NotFound."""
+        async with self.database.transaction() as connection:
+            query = sa.select(lease).where(lease.c.id == lease_id).with_for_update()
+            known = (await connection.execute(query)).one_or_none()
+            if known is None:
+                raise NotFound(f"there is no lease {lease_id}")
+            if known.state == "open":
+                await self._close(connection, [known])
+        return max(0, known.granted - known.spent)
+
+    async def expired_leases(self, holder: str, now: int) -> list[tuple[str, str]]:
+        """Return (lease, holder) of open leases past their expiry, the longest expired first."""
+        query = sa.select(lease.c.id, lease.c.holder).where(
+            lease.c.state == "open", lease.c.expires_at <= now
+        )
+        if holder:
+            query = query.where(lease.c.holder == holder)
+        async with self.database.reading() as connection:
+            rows = await connection.execute(query.order_by(lease.c.expires_at, lease.c.id).limit(LISTED))
+            return [(row.id, row.holder) for row in rows]
+
+    async def close_abandoned_leases(self, expired_before: int) -> list[str]:
+        """Close leases that expired long ago and that nobody closed; return which."""
+        due = sa.select(lease).where(lease.c.state == "open", lease.c.expires_at <= expired_before)
+        async with self.database.reading() as connection:
+            if (await connection.execute(due.limit(1))).one_or_none() is None:
+                return []
+        async with self.database.transaction() as connection:
+            locked = due.order_by(lease.c.id).limit(SWEEP).with_for_update(skip_locked=True)
+            rows = (await connection.execute(locked)).all()
+            await self._close(connection, rows)
+        return [row.id for row in rows]
+
+    async def _close(self, connection: AsyncConnection, rows: Sequence[Any]) -> None:
+        ids = [row.id for row in rows]
+        await connection.execute(sa.update(lease).where(lease.c.id.in_(ids)).values(state="closed"))
+        rests = [(row.account_id, max(0, row.granted - row.spent)) for row in rows]
+        await self._add(connection, _sums("leased", rests))
+
+
+def _sums(column: str, amounts: Sequence[tuple[str, int]]) -> dict[str, dict[str, int]]:
+    """Return what is to be added to `column` of each account so that `amounts` are set free."""
+    sums: dict[str, dict[str, int]] = {}
+    for account_id, amount in amounts:
+        change = sums.setdefault(account_id, {column: 0})
+        change[column] -= amount
+    return sums

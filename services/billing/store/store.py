@@ -1,0 +1,10 @@
+"""The store: one class, composed of its subjects."""
+
+from services.billing.store.accounts import Accounts
+from services.billing.store.reservations import Holds, Leases
+from services.billing.store.settlement import Settlements
+from services.billing.store.usage import UsageEvents
+
+
+class Store(Holds, Leases, Settlements, UsageEvents, Accounts):
+    """Everything billing keeps, over one database."""

@@ -1,0 +1,109 @@
+"""Tables of billing. Amounts are nano-credits, times microseconds since 1970 in UTC, both 64 bits."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from services.common.change_feed import changes_table
+
+metadata = sa.MetaData()
+
+account = sa.Table(
+    "account",
+    metadata,
+    sa.Column("id", sa.String(200), primary_key=True),
+    sa.Column("organisation_id", sa.String(160), nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("posted", sa.BigInteger, nullable=False),
+    sa.Column("held", sa.BigInteger, nullable=False),
+    sa.Column("leased", sa.BigInteger, nullable=False),
+    sa.Column("welcomed", sa.Boolean, nullable=False),
+    sa.Column("opened_at", sa.BigInteger, nullable=False),
+)
+
+ledger_transaction = sa.Table(
+    "ledger_transaction",
+    metadata,
+    sa.Column("id", sa.String(200), primary_key=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("actor", sa.String(160), nullable=False),
+    sa.Column("note", sa.String(500), nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+
+ledger_entry = sa.Table(
+    "ledger_entry",
+    metadata,
+    sa.Column("transaction_id", sa.String(200), primary_key=True),
+    sa.Column("account_id", sa.String(200), primary_key=True),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+)
+
+hold = sa.Table(
+    "hold",
+    metadata,
+    sa.Column("id", sa.String(160), primary_key=True),
+    sa.Column("account_id", sa.String(200), nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("requested", sa.BigInteger, nullable=False),
+    sa.Column("captured", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
+
+lease = sa.Table(
+    "lease",
+    metadata,
+    sa.Column("id", sa.String(160), primary_key=True),
+    sa.Column("account_id", sa.String(200), nullable=False),
+    sa.Column("holder", sa.String(160), nullable=False),
+    sa.Column("granted", sa.BigInteger, nullable=False),
+    sa.Column("spent", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
+
+usage_event = sa.Table(
+    "usage_event",
+    metadata,
+    sa.Column("id", sa.String(160), primary_key=True),
+    sa.Column("organisation_id", sa.String(160), nullable=False),
+    sa.Column("transaction_id", sa.String(200), nullable=False),
+    sa.Column("lease_id", sa.Text, nullable=False),
+    sa.Column("hold_id", sa.Text, nullable=False),
+    sa.Column("late", sa.Boolean, nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("savings", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("day", sa.String(10), nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("decision_id", sa.Text, nullable=False),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("user_id", sa.Text, nullable=False),
+    sa.Column("workspace_id", sa.Text, nullable=False),
+    sa.Column("agent_id", sa.Text, nullable=False),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("task", sa.Text, nullable=False),
+    sa.Column("modality", sa.Text, nullable=False),
+    sa.Column("price_version", sa.Text, nullable=False),
+    sa.Column("cost_source", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("latency_ms", sa.BigInteger, nullable=False),
+    sa.Column("input_total", sa.BigInteger, nullable=False),
+    sa.Column("cache_read", sa.BigInteger, nullable=False),
+    sa.Column("cache_write", sa.BigInteger, nullable=False),
+    sa.Column("cache_write_1h", sa.BigInteger, nullable=False),
+    sa.Column("output_total", sa.BigInteger, nullable=False),
+    sa.Column("output_reasoning", sa.BigInteger, nullable=False),
+    sa.Column("input_audio", sa.BigInteger, nullable=False),
+    sa.Column("output_audio", sa.BigInteger, nullable=False),
+    sa.Column("input_image", sa.BigInteger, nullable=False),
+    sa.Column("estimated", sa.Boolean, nullable=False),
+    sa.Column("provider_cost", sa.Text, nullable=False),
+)
+
+changes = changes_table(metadata)

@@ -1,0 +1,213 @@
+"""POST /v1/chat/completions and POST /v1/messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from omnihub.common.v1.chat_pb2 import ChatInput
+from omnihub.router.v1 import router_service_pb2 as pb
+from omnihub.router.v1.router_service_api import RouterService
+
+from services.common.log import RequestEvent
+from services.common.rpc import Call, RpcError
+from services.formats.facts import Facts
+from services.gateway.exchange import Exchange
+from services.gateway.surfaces import Surface
+
+EVENT_STREAM = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+# Larger than any sensible receipt, smaller than what proxies allow in a header.
+RECEIPT_LIMIT = 4096
+
+
+class ChatEndpoint:
+    """Answers chats in one wire format, streamed or not."""
+
+    def __init__(self, surface: Surface, router: RouterService, body_limit: int) -> None:
+        self._surface = surface
+        self._router = router
+        self._body_limit = body_limit
+
+    async def serve(self, exchange: Exchange, call: Call, event: RequestEvent) -> None:
+        """Serve one authenticated request."""
+        body = await exchange.read_body(self._body_limit)
+        facts = self._surface.read_facts(body)
+        event.fields["model"] = facts.model
+        watcher = exchange.cancel_when_left()
+        try:
+            if facts.stream:
+                await self._stream(exchange, call, event, body, facts)
+            else:
+                await self._answer(exchange, call, event, body, facts)
+        finally:
+            watcher.cancel()
+
+    def _fill(
+        self, request: pb.ChatRequest | pb.StreamChatRequest, exchange: Exchange, body: bytes, facts: Facts
+    ) -> None:
+        """Put the original body into a request, with only what routing reads beside it."""
+        headers = exchange.headers
+        request.chat.CopyFrom(ChatInput(model=facts.model, max_tokens=facts.max_tokens))
+        request.raw_body = body
+        request.wire_format = self._surface.wire_format
+        options = request.options
+        options.include_usage = facts.include_usage
+        options.choices = facts.n
+        if headers.get("x-omnihub-strict", "").lower() == "true":
+            options.strict = True
+        if rescue := headers.get("x-omnihub-rescue"):
+            options.rescue = _one_of("x-omnihub-rescue", rescue, ("off", "continue", "restart"))
+        for name in self._surface.forwarded_headers:
+            if name in headers:
+                options.headers[name] = headers[name]
+
+    async def _answer(
+        self, exchange: Exchange, call: Call, event: RequestEvent, body: bytes, facts: Facts
+    ) -> None:
+        request = pb.ChatRequest()
+        self._fill(request, exchange, body, facts)
+        answer = await self._router.chat(request, call)
+        note(event, answer.outcome)
+        if answer.HasField("raw_body"):
+            document = answer.raw_body
+        else:
+            outcome = answer.outcome
+            document = self._surface.write_response(
+                answer.message,
+                outcome.finish,
+                outcome.usage,
+                answer.response_id or outcome.request_id,
+                outcome.model_used,
+                int(time.time()),
+            )
+        await exchange.respond(200, document, outcome_headers(answer.outcome))
+
+    async def _stream(
+        self, exchange: Exchange, call: Call, event: RequestEvent, body: bytes, facts: Facts
+    ) -> None:
+        request = pb.StreamChatRequest()
+        self._fill(request, exchange, body, facts)
+        writer: Any = None
+        stream: Any = self._router.stream_chat(request, call)
+        async with aclosing(stream):
+            try:
+                async for message in stream:
+                    if message.HasField("raw_frame"):
+                        await exchange.write(message.raw_frame.data, more=True)
+                    elif message.HasField("start"):
+                        await exchange.start(200, [*EVENT_STREAM, *start_headers(message.start)])
+                        if not message.start.wire_format:
+                            writer = self._writer(message.start, facts, exchange)
+                            await exchange.write(writer.start(), more=True)
+                    elif message.HasField("end"):
+                        note(event, message.end.outcome)
+                        await exchange.write(self._last(message.end, writer), more=False)
+                    elif message.HasField("error"):
+                        note(event, message.error.outcome)
+                    elif data := _typed(writer, message):
+                        await exchange.write(data, more=True)
+            except RpcError as error:
+                if exchange.started:
+                    words = self._surface.error_words(error, exchange.request_id)
+                    await exchange.write(self._surface.write_stream_error(**words), more=False)
+                raise
+
+    def _writer(self, start: pb.StreamStart, facts: Facts, exchange: Exchange) -> Any:
+        return self._surface.stream_writer(
+            start.model_used,
+            start.response_id or exchange.request_id,
+            int(start.started_at.seconds),
+            facts.include_usage,
+        )
+
+    def _last(self, end: pb.StreamEnd, writer: Any) -> bytes:
+        extra = outcome_object(end.outcome)
+        if writer is None:
+            return self._surface.close_raw_stream(end.raw_tail, extra)
+        return writer.finish(end.outcome.finish, end.outcome.usage, extra)  # type: ignore[no-any-return]
+
+
+def _typed(writer: Any, message: pb.StreamChatResponse) -> bytes:
+    """Return a typed event in the caller's format; empty when the format has no word for it."""
+    if message.HasField("part_delta"):
+        return writer.part_delta(message.part_delta)  # type: ignore[no-any-return]
+    if message.HasField("part_start"):
+        return writer.part_start(message.part_start)  # type: ignore[no-any-return]
+    return writer.part_stop(message.part_stop)  # type: ignore[no-any-return]
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise RpcError("INVALID_ARGUMENT", f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def note(event: RequestEvent, outcome: pb.Outcome) -> None:
+    """Put what became of a request into its log line."""
+    event.fields.update(
+        model_used=outcome.model_used,
+        decision_id=outcome.decision_id,
+        state=outcome.state,
+        cost=outcome.cost,
+        input_tokens=outcome.usage.input_total,
+        output_tokens=outcome.usage.output_total,
+    )
+
+
+def start_headers(start: pb.StreamStart) -> list[tuple[bytes, bytes]]:
+    """Return the headers known before a stream's body."""
+    return [
+        (b"x-omnihub-decision-id", start.decision_id.encode()),
+        (b"x-omnihub-model", start.model_used.encode("latin-1", "replace")),
+        (b"x-omnihub-provider", start.provider.encode("latin-1", "replace")),
+    ]
+
+
+def outcome_headers(outcome: pb.Outcome) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a whole answer."""
+    headers = [
+        (b"x-omnihub-decision-id", outcome.decision_id.encode()),
+        (b"x-omnihub-model", outcome.model_used.encode("latin-1", "replace")),
+        (b"x-omnihub-provider", outcome.provider.encode("latin-1", "replace")),
+        (b"x-omnihub-cost", outcome.cost.encode()),
+    ]
+    if outcome.savings_estimate:
+        headers.append((b"x-omnihub-savings", outcome.savings_estimate.encode()))
+    if outcome.receipt:
+        receipt = msgspec.json.encode(_receipt(outcome))
+        ascii_receipt = receipt.decode().encode("ascii", "backslashreplace")
+        headers.append((b"x-omnihub-receipt", ascii_receipt[:RECEIPT_LIMIT]))
+    return headers
+
+
+def _receipt(outcome: pb.Outcome) -> list[dict[str, str]]:
+    """Return what happened to parameters; those simply forwarded are left out."""
+    return [
+        {"name": entry.name, "outcome": entry.outcome, "detail": entry.detail}
+        for entry in outcome.receipt
+        if entry.outcome != "forwarded"
+    ]
+
+
+def outcome_object(outcome: pb.Outcome) -> Mapping[str, Any]:
+    """Return the `omnihub` object that rides on the last chunk of a stream."""
+    facts: dict[str, Any] = {
+        "request_id": outcome.request_id,
+        "decision_id": outcome.decision_id,
+        "model": outcome.model_used,
+        "provider": outcome.provider,
+        "cost": outcome.cost,
+        "state": outcome.state,
+    }
+    if outcome.savings_estimate:
+        facts["savings"] = outcome.savings_estimate
+    if receipt := _receipt(outcome):
+        facts["receipt"] = receipt
+    return facts

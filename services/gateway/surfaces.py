@@ -1,0 +1,64 @@
+"""The foreign surfaces, each a set of functions of its wire format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omnihub.common.v1.chat_pb2 import WireFormat
+
+from services.common.rpc import RpcError
+from services.formats import anthropic_messages, openai_chat
+from services.formats.facts import Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """How one wire format is read and written."""
+
+    wire_format: WireFormat.ValueType
+    forwarded_headers: tuple[str, ...]
+    """Headers of the caller that belong to the format."""
+    read_facts: Callable[[bytes], Facts]
+    write_response: Callable[..., bytes]
+    stream_writer: Callable[..., Any]
+    close_raw_stream: Callable[[Sequence[bytes], Mapping[str, Any] | None], bytes]
+    write_stream_error: Callable[..., bytes]
+    write_error: Callable[..., bytes]
+    error_type: Callable[[RpcError], str]
+
+    def error_words(self, error: RpcError, request_id: str) -> dict[str, Any]:
+        """Return what an error of this format says."""
+        return {
+            "type": self.error_type(error),
+            "code": error.metadata.get("provider_code") or error.row.openai_code,
+            "message": error.message,
+            "param": error.violations[0].field if error.violations else error.metadata.get("param") or None,
+            "request_id": request_id,
+        }
+
+
+OPENAI = Surface(
+    wire_format=WireFormat.WIRE_FORMAT_OPENAI_CHAT,
+    forwarded_headers=("openai-beta",),
+    read_facts=openai_chat.read_facts,
+    write_response=openai_chat.write_response,
+    stream_writer=openai_chat.StreamWriter,
+    close_raw_stream=openai_chat.close_raw_stream,
+    write_stream_error=openai_chat.write_stream_error,
+    write_error=openai_chat.write_error,
+    error_type=lambda error: error.row.openai_type,
+)
+
+ANTHROPIC = Surface(
+    wire_format=WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES,
+    forwarded_headers=("anthropic-version", "anthropic-beta"),
+    read_facts=anthropic_messages.read_facts,
+    write_response=anthropic_messages.write_response,
+    stream_writer=anthropic_messages.StreamWriter,
+    close_raw_stream=anthropic_messages.close_raw_stream,
+    write_stream_error=anthropic_messages.write_stream_error,
+    write_error=anthropic_messages.write_error,
+    error_type=lambda error: error.row.anthropic_type,
+)
