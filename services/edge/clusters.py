@@ -72,6 +72,7 @@ def _cluster(name: str, target: Target, settings: EdgeSettings) -> Json:
     return {
         "name": name,
         "type": "STATIC" if target.path or target.ip is not None else "STRICT_DNS",
+        "dns_lookup_family": "V4_PREFERRED",
         "connect_timeout": seconds(settings.connect_timeout_s),
         "load_assignment": {
             "cluster_name": name,

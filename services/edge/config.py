@@ -200,9 +200,12 @@ def _listener(settings: EdgeSettings, port: int, manager: Json) -> Json:
     chain: Json = {"filters": [{"name": "http", "typed_config": manager}]}
     if settings.certificate_file is not None:
         chain["transport_socket"] = _downstream_tls(settings)
+    address: Json = {"address": settings.listen_host, "port_value": port}
+    if settings.listen_host == "::":
+        address["ipv4_compat"] = True
     return {
         "name": "public",
-        "address": {"socket_address": {"address": settings.listen_host, "port_value": port}},
+        "address": {"socket_address": address},
         "filter_chains": [chain],
         # Shared ports hide a second instance on the same port behind every other request.
         "enable_reuse_port": False,

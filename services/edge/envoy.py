@@ -226,10 +226,7 @@ class Envoy:
             await self._reader
         output = "\n".join(self._lines)
         if "Address already in use" in output:
-            host = self._settings.listen_host
-            return (
-                f"port {self._port} of {host} is in use: stop what listens there, or set PORT to another one"
-            )
+            return f"port {self._port} is in use: stop what listens there, or set PORT to another one"
         return f"Envoy ended with code {process.returncode}: {output or 'it said nothing'}"
 
     async def _supervise(self) -> None:

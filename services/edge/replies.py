@@ -117,14 +117,18 @@ def local_reply_config(rpcs: Iterable[PublicRpc]) -> Json:
         (native_body, ".*"),
     ]
     grpc = {"safe_regex": {"regex": rf"{GRPC_CONTENT}(\+.*)?"}}
-    of_grpc = {"header": {"name": "content-type", "string_match": grpc}}
+    # The transcoder has turned REST calls into gRPC, and keeps their path in this header.
+    of_grpc = [
+        {"header_filter": {"header": {"name": "content-type", "string_match": grpc}}},
+        {"header_filter": {"header": {"name": "x-envoy-original-path", "present_match": False}}},
+    ]
     too_large = next(reply for reply in LOCAL_REPLIES if reply.status == 413)
     mappers = [
         # Which field is wrong is in the text: the status script makes the body.
         _mapper(_transcoder_filter(400), None),
         _mapper(_transcoder_filter(413), native_body(TABLE[too_large.reason], too_large.message)),
         # The text becomes grpc-message.
-        _mapper({"header_filter": of_grpc}, None),
+        _mapper({"and_filter": {"filters": of_grpc}}, None),
     ]
     for shape, pattern in shapes:
         for reply in LOCAL_REPLIES:

@@ -63,7 +63,8 @@ local function refusal(text)
   end
   local field, kind = message:match('^([%w_%.%[%]]+): invalid value .* for type ([%w_%./]+)$')
   if field then
-    local description = 'must be ' .. (KINDS[kind] or (kind:find('/') and 'an object or a list of them') or 'of another type')
+    local object = kind:find('/') and 'an object or a list of them'
+    local description = 'must be ' .. (KINDS[kind] or object or 'of another type')
     return ROWS.INVALID_ARGUMENT, field .. ': ' .. description, field, description
   end
   field = message:match('^Could not find field "([^"]*)"')

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -209,10 +210,10 @@ def _facade(backend: Backend) -> web.Application:
 
 
 @asynccontextmanager
-async def running_backend() -> AsyncIterator[Backend]:
+async def running_backend(credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[Backend]:
     """Serve the fakes on loopback."""
     backend = Backend()
-    server = GrpcServer("127.0.0.1:0", FakeGate())
+    server = GrpcServer("127.0.0.1:0", FakeGate(), credentials)
     server.add(AuthService, FakeAuth(backend))
     server.add(BillingService, FakeBilling(backend))
     server.add(RouterService, FakeRouter(backend))

@@ -14,7 +14,6 @@ from tests.support.edge import KEY, Backend, running_backend, running_edge
 ORIGIN = "http://console.test"
 
 
-
 # Tests that change nothing in the edge share one: `pytestmark = pytest.mark.asyncio(loop_scope="session")`.
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Backend, int]]:

@@ -56,7 +56,7 @@ async def test_api_speaks_camel_case(client: httpx.AsyncClient, backend: Backend
     assert snake.json()["next_page_token"] == ""
 
 
-async def test_path_parameters_and_idempotency_key_arrive(client: httpx.AsyncClient, backend: Backend) -> None:
+async def test_path_and_idempotency_key_arrive(client: httpx.AsyncClient, backend: Backend) -> None:
     headers = {"idempotency-key": "once"}
     response = await client.post("/api/keys/key_9/rotate", json={"overlapS": 60}, headers=headers)
     assert response.status_code == 200

@@ -55,6 +55,7 @@ def test_everything_switched_on_is_valid(tmp_path: Path) -> None:
         health_check_interval_s=1,
         requests_per_second=100,
         access_log=True,
+        listen_host="::",
         trust_request_id=True,
         trusted_proxies=1,
     )
@@ -87,7 +88,9 @@ def test_health_checks_are_for_other_machines() -> None:
     settings = EdgeSettings(health_check_interval_s=2)
     addresses = {**ADDRESSES, "auth": "auth.internal:9090", "agents": "unix:/run/agents.sock"}
     clusters = make(settings, addresses=addresses)["static_resources"]["clusters"]
-    checked = {cluster["name"]: cluster["health_checks"] for cluster in clusters if "health_checks" in cluster}
+    checked = {
+        cluster["name"]: cluster["health_checks"] for cluster in clusters if "health_checks" in cluster
+    }
     assert set(checked) == {"auth"}
     assert checked["auth"][0]["no_traffic_interval"] == "2.000s"
 

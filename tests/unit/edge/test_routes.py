@@ -43,6 +43,10 @@ def path_of(method: Any) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
+def name_of(value: Any) -> str:
+    return value if isinstance(value, str) else str(value.name)
+
+
 def area_of(method: Any) -> str:
     return str(method.containing_service.file.package.split(".")[1])
 
@@ -147,7 +151,9 @@ REST = [
 ]
 
 
-@pytest.mark.parametrize(("verb", "template", "method"), REST, ids=lambda value: value if isinstance(value, str) else value.name)
+@pytest.mark.parametrize(
+    ("verb", "template", "method"), REST, ids=lambda value: value if isinstance(value, str) else value.name
+)
 def test_every_rest_binding_leads_to_its_owner_in_its_case(verb: str, template: str, method: Any) -> None:
     path = re.sub(r"\{[^}]*\}", "some-id", template)
     route = first_route(verb, path)
