@@ -21,6 +21,7 @@ from services.common.rpc import Connector, Registry
 from services.common.rpc.server import GrpcServer
 from services.common.service import Infrastructure, Service
 from services.listener import HttpListener
+from services.providers.settings import complete
 from services.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def _providers(module: Any, settings: Settings, infrastructure: Infrastructure) 
 
 
 def _router(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
-    vendors = {name: provider.vendor or provider.adapter for name, provider in settings.providers.items()}
+    known = {name: complete(name, provider) for name, provider in settings.providers.items()}
+    vendors = {name: provider.vendor or provider.adapter for name, provider in known.items()}
     return module.build(  # type: ignore[no-any-return]
         settings.router, infrastructure, routes=settings.models, vendors=vendors
     )

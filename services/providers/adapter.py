@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from omnihub.common.v1.chat_pb2 import ChatInput, WireFormat
@@ -25,7 +25,7 @@ class Adapter(Protocol):
         """Answer at once."""
         ...
 
-    def stream_chat(self, attempt: pb.Attempt) -> AsyncIterator[pb.StreamChatResponse]:
+    def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Answer as it comes; the last message is `end`."""
         ...
 

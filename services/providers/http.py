@@ -188,7 +188,7 @@ class Exchange:
         self._timer = self._loop.call_at(when, self._tick)
 
     def _tick(self) -> None:
-        """Close the connection when the provider is what is being waited for. Re-armed, not re-set, on progress."""
+        """Close the connection when it is the provider that is being waited for. Late ticks are re-armed."""
         now = self._loop.time()
         total = self._started + self._timeouts.total_s
         if not self._waiting and now < total:

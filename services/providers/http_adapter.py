@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, Usage, WireFormat
@@ -72,19 +73,19 @@ class Prepared:
 class HttpAdapter(ABC):
     """Base of the adapters over HTTP. A vendor's adapter says how its format and its errors look."""
 
-    adapter: ClassVar[str]
-    wire_format: ClassVar[WireFormat.ValueType]
+    adapter: str
+    wire_format: WireFormat.ValueType
     features: Sequence[str]
     synthetic = False
-    chat_path: ClassVar[str]
-    models_path: ClassVar[str]
-    errors: ClassVar[ErrorTable]
+    chat_path: str
+    models_path: str
+    errors: ErrorTable
 
     def __init__(self, name: str, settings: ProviderSettings, upstream: Upstream) -> None:
         self.name = name
         self.settings = settings
         self._upstream = upstream
-        self.wire_formats = (self.wire_format,)
+        self.wire_formats: Sequence[WireFormat.ValueType] = (self.wire_format,)
         key = settings.api_key.get_secret_value() if settings.api_key is not None else ""
         configured = [value.get_secret_value() for value in settings.headers.values()]
         self._secrets = tuple(secret for secret in (key, *configured) if len(secret) >= 4)
@@ -161,7 +162,7 @@ class HttpAdapter(ABC):
             raise failures.of("PROVIDER_PROTOCOL", f"its answer is wrong: {error.message}") from None
         return response
 
-    async def stream_chat(self, attempt: pb.Attempt) -> AsyncIterator[pb.StreamChatResponse]:
+    async def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Answer as it comes; the last message is `end`."""
         prepared = self._prepare(attempt, stream=True)
         failures = self.failures(attempt.model)
@@ -181,8 +182,9 @@ class HttpAdapter(ABC):
                 )
             else:
                 messages = self._translate(exchange, self.stream_reader(), start, failures, prepared)
-            async for message in messages:
-                yield message
+            async with aclosing(messages):
+                async for message in messages:
+                    yield message
             await exchange.finish()
         finally:
             exchange.close()
@@ -194,7 +196,7 @@ class HttpAdapter(ABC):
         start: pb.StreamStart,
         failures: Failures,
         prepared: Prepared,
-    ) -> AsyncIterator[pb.StreamChatResponse]:
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Pass frames on as they come, those of one network read together."""
         progress = reader.progress
         async for events, at_end in self._events(exchange, progress, failures):
@@ -224,7 +226,7 @@ class HttpAdapter(ABC):
         start: pb.StreamStart,
         failures: Failures,
         prepared: Prepared,
-    ) -> AsyncIterator[pb.StreamChatResponse]:
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Turn the vendor's frames into typed events."""
         progress = reader.progress
         async for events, at_end in self._events(exchange, progress, failures):
@@ -245,7 +247,7 @@ class HttpAdapter(ABC):
 
     async def _events(
         self, exchange: Exchange, progress: Progress, failures: Failures
-    ) -> AsyncIterator[tuple[list[tuple[bytes, bytes]], bool]]:
+    ) -> AsyncGenerator[tuple[list[tuple[bytes, bytes]], bool], None]:
         """Yield the events of each network read, until the provider says that nothing follows."""
         parser = SseParser(FRAME_LIMIT)
         while not progress.closed:
@@ -367,6 +369,10 @@ class HttpAdapter(ABC):
             wanted.idle_ms / 1000 or own.idle_s,
             wanted.total_ms / 1000 or own.total_s,
         )
+
+    @abstractmethod
+    async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        """Return vectors in the order of the inputs."""
 
     async def list_models(self) -> list[pb.ProviderModel]:
         """Return the models the provider offers."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
@@ -61,14 +62,12 @@ class ProviderServer:
 
     async def stream_chat(
         self, request: pb.StreamChatRequest, call: Call
-    ) -> AsyncIterator[pb.StreamChatResponse]:
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Ask once and pass the answer on as it comes."""
         stream = self._adapter(request.attempt.provider).stream_chat(request.attempt)
-        try:
+        async with aclosing(stream):
             async for message in stream:
                 yield message
-        finally:
-            await stream.aclose()  # type: ignore[attr-defined]
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """Turn texts into vectors."""

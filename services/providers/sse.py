@@ -24,6 +24,7 @@ class SseParser:
         """Bytes held: the unfinished line and the data of the unfinished event."""
         self._name = b""
         self._data: list[bytes] = []
+        self._data_size = 0
         self._after_cr = False
         self._at_start = True
 
@@ -48,7 +49,7 @@ class SseParser:
         events = []
         for line in lines:
             self._line(line, events)
-        self._size = sum(map(len, self._data))
+        self._size = self._data_size
         if last:
             self._hold(last)
             self._pieces.append(last)
@@ -76,13 +77,16 @@ class SseParser:
         if not line:
             if self._data:
                 events.append((self._name, b"\n".join(self._data)))
-            self._name, self._data = b"", []
+                self._data, self._data_size = [], 0
+            self._name = b""
             return
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value)
-            if sum(map(len, self._data)) > self._limit:
+            # An empty line counts too, or a frame of them would have no end.
+            self._data_size += len(value) + 1
+            if self._data_size > self._limit:
                 raise FrameTooLargeError
         elif name == b"event":
             self._name = value

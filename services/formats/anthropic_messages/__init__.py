@@ -10,8 +10,10 @@ from services.formats.anthropic_messages.stream_writer import (
     close_raw_stream,
     write_stream_error,
 )
+from services.formats.facts import Facts
 
 __all__ = [
+    "Facts",
     "RawReader",
     "StreamReader",
     "StreamWriter",

@@ -1,5 +1,6 @@
 """OpenAI chat completions: bodies, answers and streams. The only module of this format others import."""
 
+from services.formats.facts import Facts
 from services.formats.openai_chat.errors import write_error
 from services.formats.openai_chat.facts import read_facts
 from services.formats.openai_chat.request import read_request, write_request
@@ -8,6 +9,7 @@ from services.formats.openai_chat.stream_reader import RawReader, StreamReader
 from services.formats.openai_chat.stream_writer import StreamWriter, close_raw_stream, write_stream_error
 
 __all__ = [
+    "Facts",
     "RawReader",
     "StreamReader",
     "StreamWriter",

@@ -1,16 +1,1 @@
 """One file per adapter; no vendor is named anywhere else but in services/formats."""
-
-from collections.abc import Callable, Mapping
-
-from services.providers.adapter import Adapter
-from services.providers.adapters.anthropic import AnthropicAdapter
-from services.providers.adapters.local import LocalAdapter
-from services.providers.adapters.openai import OpenAIAdapter
-from services.providers.http import Upstream
-from services.providers.settings import ProviderSettings
-
-ADAPTERS: Mapping[str, Callable[[str, ProviderSettings, Upstream], Adapter]] = {
-    "anthropic": AnthropicAdapter,
-    "local": LocalAdapter,
-    "openai": OpenAIAdapter,
-}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, WireFormat
@@ -48,7 +48,16 @@ class AnthropicAdapter(HttpAdapter):
 
     adapter = "anthropic"
     wire_format = WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES
-    features = ("chat", "stream", "tools", "vision", "documents", "json_schema", "reasoning", "prefill")
+    features: Sequence[str] = (
+        "chat",
+        "stream",
+        "tools",
+        "vision",
+        "documents",
+        "json_schema",
+        "reasoning",
+        "prefill",
+    )
     chat_path = "/v1/messages"
     models_path = "/v1/models?limit=1000"
     errors = _ERRORS

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Message, Part, ToolResult, Usage, WireFormat
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
@@ -50,7 +50,7 @@ class LocalAdapter:
             response_id=_response_id(attempt),
         )
 
-    async def stream_chat(self, attempt: pb.Attempt) -> AsyncIterator[pb.StreamChatResponse]:
+    async def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Answer word by word."""
         text, finish, usage = _answer(conversation_of(attempt), attempt)
         yield pb.StreamChatResponse(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -64,7 +65,7 @@ class OpenAIAdapter(HttpAdapter):
 
     adapter = "openai"
     wire_format = WireFormat.WIRE_FORMAT_OPENAI_CHAT
-    features = (
+    features: Sequence[str] = (
         "chat",
         "stream",
         "embed",
