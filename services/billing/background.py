@@ -45,5 +45,6 @@ class Repeating:
             self._wake.clear()
             try:
                 await self._action()
-            except Exception:  # noqa: BLE001 - top of a loop that must outlive a database that is away
+            except Exception:
+                # Top of a loop: it must outlive a database that is away for a while.
                 _logger.exception("background_failed %s", self._name)
