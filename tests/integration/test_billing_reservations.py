@@ -227,6 +227,8 @@ async def test_leases_expire_only_on_the_list(store: Store) -> None:
     await store.close_lease("b")
     assert await store.renew_leases(["b"], TTL, 10) == []
     assert await store.renew_leases([], TTL, 10) == []
+    many = [f"x{number}" for number in range(1200)]
+    assert await store.renew_leases([*many, "a"], TTL, 10) == ["a"]
     assert (await wallet(store))[2] == 200
 
 

@@ -128,9 +128,9 @@ async def running_billing(
     if transport == "grpc":
         peers["billing"] = listen
     connector = Connector(registry, peers)
-    await service.start()
-    await server.start()
     try:
+        await service.start()
+        await server.start()
         yield connector.connect(BillingService, "billing")
     finally:
         await connector.close()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from services.billing.domain.errors import InvalidFieldError
 from services.credits.money import format_nano, parse_nano
 
+LONGEST_NOTE = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -31,6 +33,8 @@ def requested_grant(
     organisation_id: str, amount: str, key: str, note: str, actor: str, largest: int
 ) -> Grant:
     """Return the grant an administrator asks for. Raises InvalidFieldError."""
+    if len(note) > LONGEST_NOTE or "\0" in note:
+        raise InvalidFieldError("note", f"must have at most {LONGEST_NOTE} characters, none of them NUL")
     if not key:
         raise InvalidFieldError("idempotency_key", "is empty; send any string that is unique to this grant")
     try:

@@ -22,7 +22,7 @@ from services.billing.domain.ledger import slice_of, wallet_of
 from services.billing.store.accounts import AVAILABLE, Accounts, Balance
 from services.billing.store.tables import account, hold, lease
 
-# Rows a sweep ends in one transaction.
+# Rows that one transaction of a sweep or a renewal changes.
 SWEEP = 500
 LISTED = 1000
 
@@ -196,12 +196,19 @@ class Leases(Reservations):
 
     async def renew_leases(self, lease_ids: Sequence[str], ttl: int, now: int) -> list[str]:
         """Postpone the expiry of open leases and return which are open."""
+        renewed: list[str] = []
+        for first in range(0, len(lease_ids), SWEEP):
+            renewed += await self._renew(lease_ids[first : first + SWEEP], now + ttl)
+        return renewed
+
+    async def _renew(self, lease_ids: Sequence[str], expires_at: int) -> Sequence[str]:
         async with self.database.transaction() as connection:
             still_open = sa.select(lease.c.id).where(lease.c.id.in_(lease_ids), lease.c.state == "open")
             ids = (await connection.scalars(still_open.order_by(lease.c.id).with_for_update())).all()
-            renewed = sa.update(lease).where(lease.c.id.in_(ids)).values(expires_at=now + ttl)
-            await connection.execute(renewed)
-        return list(ids)
+            await connection.execute(
+                sa.update(lease).where(lease.c.id.in_(ids)).values(expires_at=expires_at)
+            )
+        return ids
 
     async def close_lease(self, lease_id: str) -> int:
         """Return the unspent rest to the account; again the same answer. Raises NotFoundError."""
