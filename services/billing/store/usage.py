@@ -47,7 +47,7 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
     """Return the row that keeps all fields of a charge; without a time of its own it happened `now`."""
     at = charge.at.ToMicroseconds() if charge.HasField("at") else now
     usage = charge.usage
-    row = {
+    row: dict[str, Any] = {
         "id": charge.charge_id,
         "organisation_id": charge.organisation_id,
         "transaction_id": transaction_id,
