@@ -60,11 +60,11 @@ class Admin:
     """Envoy's admin interface, on a socket that only this user can open."""
 
     def __init__(self, socket: Path) -> None:
-        self._socket = socket
+        self.socket = socket
 
     async def ask(self, method: str, path: str) -> str:
         """Return the answer. Raises EdgeError when there is none."""
-        connector = aiohttp.UnixConnector(str(self._socket))
+        connector = aiohttp.UnixConnector(str(self.socket))
         timeout = aiohttp.ClientTimeout(total=ADMIN_TIMEOUT_S)
         try:
             async with (
@@ -116,7 +116,8 @@ class Envoy:
 
     async def start(self) -> None:
         """Write and validate the configuration, start Envoy and watch it. Raises EdgeError."""
-        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (self._file.parent, self._socket.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file.write_text(json.dumps(self._configuration))
         await self._validate()
         try:
@@ -147,6 +148,8 @@ class Envoy:
                 _logger.warning("edge_drain_failed %s", error)
         await self._end()
         self._socket.unlink(missing_ok=True)
+        if self._socket.parent != self._file.parent and self._socket.parent.exists():
+            self._socket.parent.rmdir()
 
     async def _validate(self) -> None:
         process = await asyncio.create_subprocess_exec(

@@ -100,9 +100,17 @@ class TestLife:
             envoy.check()
 
     async def test_a_long_data_dir_does_not_matter(self, tmp_path: Path) -> None:
+        port = free_port()
         folder = tmp_path / ("long" * 30)
-        async with running_edge(folder) as port:
+        socket_path = admin_socket(folder)
+        assert len(str(socket_path)) < 100
+        socket_path.parent.rmdir()
+        envoy = make_envoy(folder, port)
+        for _ in range(2):
+            await envoy.start()
             assert await accepts(port)
+            await envoy.stop()
+        assert not envoy.admin.socket.parent.exists()
 
     async def test_killed_it_comes_back(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         async with running_backend() as backend:
