@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import importlib.metadata
 import signal
 import sys
@@ -58,7 +59,8 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    log.configure(json=settings.log.format == "json", level=settings.log.level)
+    auto_json = settings.log.format == "auto" and not sys.stdout.isatty()
+    log.configure(json=auto_json or settings.log.format == "json", level=settings.log.level)
     telemetry.configure(
         otlp_endpoint=settings.telemetry.otlp_endpoint,
         sample_ratio=settings.telemetry.sample_ratio,
@@ -88,6 +90,7 @@ async def _run(settings: Settings, targets: Sequence[str]) -> int:
         stopped.cancel()
         return 1
     _greet(settings, targets, process.announcements)
+    _calm_garbage_collector()
     await stopped
     await process.stop()
     return 0
@@ -102,6 +105,13 @@ def _greet(settings: Settings, targets: Sequence[str], announcements: Sequence[s
     if lines:
         sys.stdout.write("\n" + "\n".join(lines) + "\n\n")
         sys.stdout.flush()
+
+
+def _calm_garbage_collector() -> None:
+    """What was made at start lives for ever: looking through it again and again only costs time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _version() -> str:
