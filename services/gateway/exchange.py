@@ -71,6 +71,9 @@ class Exchange:
         await self.start(status, [JSON, length, *headers])
         await self.write(body, more=False)
 
+    async def _wait_until_left(self) -> None:
+        await self._receive()
+
     def cancel_when_left(self) -> asyncio.Task[Any]:
         """Cancel the running task when the caller goes away. Cancel the returned task at the end."""
         running = asyncio.current_task()
@@ -80,7 +83,7 @@ class Exchange:
             if not watcher.cancelled() and watcher.exception() is None:
                 running.cancel()
 
-        watcher = asyncio.get_running_loop().create_task(self._receive())  # type: ignore[arg-type]
+        watcher: asyncio.Task[Any] = asyncio.ensure_future(self._wait_until_left())
         watcher.add_done_callback(left)
         return watcher
 
@@ -93,7 +96,7 @@ Work = Callable[[Exchange, Call, RequestEvent], Awaitable[None]]
 
 
 class Endpoint:
-    """An ASGI application for one path: authenticates, runs `work`, turns failures into the format's errors."""
+    """An ASGI application for one path: authenticates, runs `work`, writes failures as the format does."""
 
     def __init__(self, surface: Surface, authenticator: Authenticator, name: str, work: Work) -> None:
         self._surface = surface

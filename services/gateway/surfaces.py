@@ -10,16 +10,17 @@ from omnihub.common.v1.chat_pb2 import WireFormat
 
 from services.common.rpc import RpcError
 from services.formats import anthropic_messages, openai_chat
+from services.formats.facts import Facts
 
 
 @dataclass(frozen=True, slots=True)
 class Surface:
     """How one wire format is read and written."""
 
-    wire_format: WireFormat
+    wire_format: WireFormat.ValueType
     forwarded_headers: tuple[str, ...]
     """Headers of the caller that belong to the format."""
-    read_facts: Callable[[bytes], openai_chat.Facts]
+    read_facts: Callable[[bytes], Facts]
     write_response: Callable[..., bytes]
     stream_writer: Callable[..., Any]
     close_raw_stream: Callable[[Sequence[bytes], Mapping[str, Any] | None], bytes]

@@ -12,5 +12,7 @@ from services.workflow.settings import WorkflowSettings
 
 def build(settings: WorkflowSettings, infrastructure: Infrastructure) -> Service:
     """Build the workflow service."""
-    interfaces = [(WorkflowService, WorkflowServer()), (JobService, JobServer())]
-    return Service(name="workflow", interfaces=interfaces)
+    return Service(
+        name="workflow",
+        interfaces=[(WorkflowService, WorkflowServer()), (JobService, JobServer())],
+    )

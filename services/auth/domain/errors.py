@@ -1,8 +1,9 @@
 """What can go wrong, each with the row of the error table it is.
 
 AuthError
-  InvalidArgument  InvalidCredential  PermissionDenied  RegistrationClosed  NotFound
-  AlreadyExists  IdempotencyKeyReused  PreconditionFailed  RateLimited  IssuerUnavailable
+  InvalidArgumentError  InvalidCredentialError  PermissionDeniedError  RegistrationClosedError
+  NotFoundError  AlreadyExistsError  IdempotencyKeyReusedError  PreconditionFailedError
+  RateLimitedError  IssuerUnavailableError
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class AuthError(Exception):
         self.retry_after_s: float | None = None
 
 
-class InvalidArgument(AuthError):
+class InvalidArgumentError(AuthError):
     """A field holds what cannot be stored or understood."""
 
     reason = "INVALID_ARGUMENT"
@@ -39,7 +40,7 @@ class InvalidArgument(AuthError):
         self.violations = (FieldViolation(field, description),)
 
 
-class InvalidCredential(AuthError):
+class InvalidCredentialError(AuthError):
     """One answer for everything that is no valid credential, so that nothing can be learned from it."""
 
     reason = "INVALID_CREDENTIAL"
@@ -50,7 +51,7 @@ class InvalidCredential(AuthError):
         super().__init__(message)
 
 
-class PermissionDenied(AuthError):
+class PermissionDeniedError(AuthError):
     """The caller may not do this."""
 
     reason = "PERMISSION_DENIED"
@@ -60,13 +61,13 @@ class PermissionDenied(AuthError):
         self.metadata = metadata
 
 
-class RegistrationClosed(AuthError):
+class RegistrationClosedError(AuthError):
     """Nobody registers, or not without a valid invitation."""
 
     reason = "REGISTRATION_CLOSED"
 
 
-class NotFound(AuthError):
+class NotFoundError(AuthError):
     """No such thing in the caller's organisation."""
 
     reason = "NOT_FOUND"
@@ -76,25 +77,25 @@ class NotFound(AuthError):
         self.metadata = {"kind": kind}
 
 
-class AlreadyExists(AuthError):
+class AlreadyExistsError(AuthError):
     """The email is registered."""
 
     reason = "ALREADY_EXISTS"
 
 
-class IdempotencyKeyReused(AuthError):
+class IdempotencyKeyReusedError(AuthError):
     """The idempotency key belongs to another request."""
 
     reason = "IDEMPOTENCY_KEY_REUSED"
 
 
-class PreconditionFailed(AuthError):
+class PreconditionFailedError(AuthError):
     """The thing is not in a state that allows this."""
 
     reason = "PRECONDITION_FAILED"
 
 
-class RateLimited(AuthError):
+class RateLimitedError(AuthError):
     """Too many failures."""
 
     reason = "RATE_LIMITED"
@@ -104,7 +105,7 @@ class RateLimited(AuthError):
         self.retry_after_s = retry_after_s
 
 
-class IssuerUnavailable(AuthError):
+class IssuerUnavailableError(AuthError):
     """The external issuer's keys cannot be read, so its tokens can be neither accepted nor refused."""
 
     reason = "UNAVAILABLE"

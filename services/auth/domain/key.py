@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from services.auth.domain.errors import (
-    IdempotencyKeyReused,
-    InvalidCredential,
-    PermissionDenied,
-    PreconditionFailed,
+    IdempotencyKeyReusedError,
+    InvalidCredentialError,
+    PermissionDeniedError,
+    PreconditionFailedError,
 )
 from services.auth.domain.roles import ADMIN, CHAT, USAGE, Caller, check_grant, is_owner, scopes_of_role
 
@@ -70,13 +70,13 @@ def hint_of(secret: str) -> str:
 
 
 def remaining_s(key: ApiKey, secret_hash: str, now: datetime) -> float:
-    """Return how long this secret of the key still works, in seconds. Raises InvalidCredential."""
+    """Return how long this secret of the key still works, in seconds. Raises InvalidCredentialError."""
     limits = [key.expires_at] if key.expires_at else []
     if secret_hash != key.secret_hash:
         limits.append(key.overlap_until or now)
     remaining = min(((limit - now).total_seconds() for limit in limits), default=math.inf)
     if key.revoked_at is not None or remaining <= 0:
-        raise InvalidCredential
+        raise InvalidCredentialError
     return remaining
 
 
@@ -84,17 +84,17 @@ def effective_scopes(key: ApiKey, role: str | None) -> frozenset[str]:
     """Return what the key may do now. `role` is that of the person it belongs to; None when they left.
 
     A person's key never does more than the person: it weakens with their role and ends with their
-    membership. `platform` comes from no role, it was given to the key itself.
+    membership.
     """
     if not key.user_id:
         return frozenset(key.scopes)
     if role is None:
-        raise InvalidCredential
-    return frozenset(key.scopes) & (scopes_of_role(role) | {"platform"})
+        raise InvalidCredentialError
+    return frozenset(key.scopes) & scopes_of_role(role)
 
 
 def grant(caller: Caller, scopes: Sequence[str], models: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the scopes and models a new key of `caller` gets. Raises PermissionDenied."""
+    """Return the scopes and models a new key of `caller` gets. Raises PermissionDeniedError."""
     granted_models = list(dict.fromkeys(models)) or list(caller.allowed_models)
     granted_scopes = list(dict.fromkeys(scopes)) or list(DEFAULT_SCOPES)
     check_grant(caller, granted_scopes, granted_models)
@@ -104,10 +104,10 @@ def grant(caller: Caller, scopes: Sequence[str], models: Sequence[str]) -> tuple
 def check_revocation(caller: Caller, key: ApiKey) -> None:
     """Refuse to end a key of someone else, or a mightier one."""
     if caller.user_id != key.user_id and not caller.holds(ADMIN):
-        raise PermissionDenied("the key belongs to someone else: ask an administrator", scope=ADMIN)
+        raise PermissionDeniedError("the key belongs to someone else: ask an administrator", scope=ADMIN)
     for scope in key.scopes:
         if not caller.holds(scope):
-            raise PermissionDenied(
+            raise PermissionDeniedError(
                 f"the key holds the scope `{scope}`, which your credential does not hold", scope=scope
             )
 
@@ -115,9 +115,9 @@ def check_revocation(caller: Caller, key: ApiKey) -> None:
 def check_rotation(caller: Caller, key: ApiKey) -> None:
     """Refuse to hand out a secret that makes the caller someone else, or mightier than they are."""
     if key.revoked_at is not None:
-        raise PreconditionFailed("the key is revoked: create a new one")
+        raise PreconditionFailedError("the key is revoked: create a new one")
     if key.user_id not in ("", caller.user_id) and not is_owner(caller):
-        raise PermissionDenied("the key belongs to someone else: only they or an owner rotate it")
+        raise PermissionDeniedError("the key belongs to someone else: only they or an owner rotate it")
     check_grant(caller, key.scopes, key.allowed_models)
 
 
@@ -130,7 +130,7 @@ def hash_request(name: str, scopes: Sequence[str], models: Sequence[str], expire
 def check_repeat(key: ApiKey, request_hash: str) -> ApiKey:
     """Return the key an earlier request with this idempotency key created, if it was the same request."""
     if key.request_hash != request_hash:
-        raise IdempotencyKeyReused(
+        raise IdempotencyKeyReusedError(
             "the idempotency key was used for another key: send a new one, or the first request unchanged"
         )
     return key

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from services.auth.domain.errors import RegistrationClosed
+from services.auth.domain.errors import RegistrationClosedError
 
 Registration = Literal["open", "invite", "closed"]
 INVITATION_PREFIX = "omni_inv_"
@@ -69,15 +69,15 @@ def hash_invitation(secret: str) -> str:
 def check_registration(registration: Registration, invited: bool) -> None:
     """Refuse who may not even try to register."""
     if registration == "closed":
-        raise RegistrationClosed("registration is closed: ask an administrator for an account")
+        raise RegistrationClosedError("registration is closed: ask an administrator for an account")
     if registration == "invite" and not invited:
-        raise RegistrationClosed("registration needs an invitation: ask an administrator for one")
+        raise RegistrationClosedError("registration needs an invitation: ask an administrator for one")
 
 
 def check_invitation(invitation: Invitation | None, email: str) -> Invitation:
     """Return the invitation that was claimed, if it was meant for `email`."""
     if invitation is None or invitation.email not in ("", email):
-        raise RegistrationClosed(
+        raise RegistrationClosedError(
             "the invitation is unknown, used, expired or for another email: ask for a new one"
         )
     return invitation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from services.auth.domain.errors import PermissionDenied, PreconditionFailed
+from services.auth.domain.errors import PermissionDeniedError, PreconditionFailedError
 
 OWNER = "owner"
 CHAT, USAGE, KEYS, ADMIN, PLATFORM = "chat", "usage", "keys", "admin", "platform"
@@ -50,19 +50,19 @@ def check_grant(caller: Caller, scopes: Sequence[str], models: Sequence[str]) ->
     """Refuse to give what the caller does not hold. No `models` means all of them."""
     for scope in scopes:
         if not caller.holds(scope):
-            raise PermissionDenied(
+            raise PermissionDeniedError(
                 f"you cannot give the scope `{scope}`, which your credential does not hold", scope=scope
             )
     if not caller.allowed_models:
         return
     for model in models:
         if model not in caller.allowed_models:
-            raise PermissionDenied(
+            raise PermissionDeniedError(
                 f"you cannot give the model `{model[:200]}`, which your credential may not use",
                 model=model[:200],
             )
     if not models:
-        raise PermissionDenied("name allowed_models: your credential may not use every model")
+        raise PermissionDeniedError("your credential may not use every model: name those in allowed_models")
 
 
 def check_role_change(caller: Caller, current: str, wanted: str, owners: int) -> None:
@@ -71,6 +71,6 @@ def check_role_change(caller: Caller, current: str, wanted: str, owners: int) ->
     `owners` is how many owners the organisation has now.
     """
     if OWNER in (current, wanted) and not is_owner(caller):
-        raise PermissionDenied("only owners make, change or remove owners: ask one", role=OWNER)
+        raise PermissionDeniedError("only owners make, change or remove owners: ask one", role=OWNER)
     if current == OWNER and wanted != OWNER and owners <= 1:
-        raise PreconditionFailed("the last owner stays: make someone else an owner first")
+        raise PreconditionFailedError("the last owner stays: make someone else an owner first")

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 _NONCE_BYTES = 12
 
 
-class Unsealable(Exception):
+class UnsealableError(Exception):
     """The sealed bytes were changed, or sealed with another master key or for another purpose."""
 
 
@@ -29,9 +29,9 @@ class Seal:
         return nonce + self._cipher.encrypt(nonce, plain, name.encode())
 
     def open(self, sealed: bytes, name: str) -> bytes:
-        """Return what was sealed. Raises Unsealable."""
+        """Return what was sealed. Raises UnsealableError."""
         nonce, ciphertext = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
         try:
             return self._cipher.decrypt(nonce, ciphertext, name.encode())
         except (InvalidTag, ValueError):
-            raise Unsealable from None
+            raise UnsealableError from None

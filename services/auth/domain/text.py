@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from services.auth.domain.errors import InvalidArgument
+from services.auth.domain.errors import InvalidArgumentError
 
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+")
 _EMAIL_LENGTH_LIMIT = 254
@@ -13,17 +13,19 @@ _IDENTIFIER = re.compile(r"[a-z]{1,16}_[0-9a-zA-Z]{1,64}")
 
 
 def normalise_email(email: str) -> str:
-    """Return the one form in which an email is stored and compared. Raises InvalidArgument."""
+    """Return the one form in which an email is stored and compared. Raises InvalidArgumentError."""
     normal = email.strip().lower()
     if len(normal) > _EMAIL_LENGTH_LIMIT or not _EMAIL.fullmatch(normal):
-        raise InvalidArgument("email", "write an address such as name@example.org")
+        raise InvalidArgumentError("email", "write an address such as name@example.org")
     return normal
 
 
-def check_text(field: str, value: str) -> str:
-    """Return a name without surrounding blanks. Raises InvalidArgument when it has control characters."""
+def check_text(field: str, value: str, limit: int = 100) -> str:
+    """Return a name without surrounding blanks. Raises InvalidArgumentError when it cannot be stored."""
+    if len(value) > limit:
+        raise InvalidArgumentError(field, f"write at most {limit} characters")
     if _CONTROL.search(value):
-        raise InvalidArgument(field, "remove the control characters")
+        raise InvalidArgumentError(field, "remove the control characters")
     return value.strip()
 
 

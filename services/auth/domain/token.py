@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from services.auth.domain.errors import InvalidCredential
+from services.auth.domain.errors import InvalidCredentialError
 
 ISSUER = "omnihub"
 ACCESS_AUDIENCE = "omnihub"
@@ -75,43 +76,44 @@ def sign_identity_token(
 
 
 def read_access_token(token: str, keys: Mapping[str, SigningKey], now: datetime) -> AccessToken:
-    """Return what an access token of ours says. Raises InvalidCredential."""
+    """Return what an access token of ours says. Raises InvalidCredentialError."""
     header, _ = peek(token)
     key = keys.get(str(header.get("kid", "")))
     if key is None:
-        raise InvalidCredential
+        raise InvalidCredentialError
     claims = read(token, key.private.public_key(), [ALGORITHM], ACCESS_AUDIENCE, ISSUER, now)
     return AccessToken(str(claims.get("sub", "")), str(claims.get("organisation", "")), claims["exp"])
 
 
 def peek(token: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return header and claims without believing them. Raises InvalidCredential when it is no token."""
+    """Return header and claims without believing them. Raises InvalidCredentialError when it is no token."""
     try:
         decoded = jwt.decode_complete(token, options={"verify_signature": False})
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-        raise InvalidCredential from None
+        raise InvalidCredentialError from None
     return decoded["header"], decoded["payload"]
 
 
 def read(
     token: str, key: Any, algorithms: Sequence[str], audience: str, issuer: str, now: datetime
 ) -> dict[str, Any]:
-    """Return the claims of a token that `key` signed and that is valid `now`. Raises InvalidCredential."""
+    """Return the claims of a token `key` signed that is valid `now`. Raises InvalidCredentialError."""
     try:
         claims: dict[str, Any] = jwt.decode(
             token, key, algorithms=algorithms, audience=audience, issuer=issuer, options=_OPTIONS
         )
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-        raise InvalidCredential from None
+        raise InvalidCredentialError from None
     not_before, expires = claims.get("nbf", 0), claims["exp"]
     if not isinstance(expires, int | float) or not isinstance(not_before, int | float):
-        raise InvalidCredential
+        raise InvalidCredentialError
     if not not_before <= now.timestamp() < expires:
-        raise InvalidCredential
+        raise InvalidCredentialError
     return claims
 
 
 def _sign(key: SigningKey, claims: Mapping[str, Any], now: datetime, lifetime_s: float) -> str:
-    times = {"iat": int(now.timestamp()), "exp": (now + timedelta(seconds=lifetime_s)).timestamp()}
+    expires_at = math.ceil((now + timedelta(seconds=lifetime_s)).timestamp())
+    times = {"iat": int(now.timestamp()), "exp": expires_at}
     body = {"iss": ISSUER, "jti": uuid.uuid4().hex, **claims, **times}
     return jwt.encode(body, key.private, algorithm=ALGORITHM, headers={"kid": key.key_id})

@@ -4,6 +4,10 @@ import time
 from dataclasses import dataclass, field, replace
 
 from services.common.ids import new_id
+from services.common.rpc.errors import RpcError, Violation
+
+# These travel as headers between processes.
+HEADER_LIMIT = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +31,16 @@ class Identity:
 ANONYMOUS = Identity()
 
 
+def _fits(value: str) -> bool:
+    return len(value) <= HEADER_LIMIT and value.isascii() and value.isprintable()
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The second argument of every rpc, explicit and frozen: nothing about a caller is ambient."""
+    """The second argument of every rpc, explicit and frozen: nothing about a caller is ambient.
+
+    Raises RpcError INVALID_ARGUMENT for texts that could not travel in a header.
+    """
 
     request_id: str
     identity: Identity = ANONYMOUS
@@ -37,6 +48,21 @@ class Call:
     """On the clock of `time.monotonic()`, in seconds."""
     traceparent: str = ""
     idempotency_key: str = ""
+
+    def __post_init__(self) -> None:
+        for value in (self.request_id, self.traceparent, self.idempotency_key):
+            if not _fits(value):
+                raise self._unfit()
+
+    def _unfit(self) -> RpcError:
+        rule = f"must be at most {HEADER_LIMIT} printable ASCII characters"
+        names = ("request_id", "traceparent", "idempotency_key")
+        broken = [name for name in names if not _fits(getattr(self, name))]
+        return RpcError(
+            "INVALID_ARGUMENT",
+            "; ".join(f"{name} {rule}" for name in broken),
+            violations=[Violation(name, rule) for name in broken],
+        )
 
     @classmethod
     def internal(cls, timeout_s: float | None = None) -> "Call":

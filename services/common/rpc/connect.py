@@ -9,7 +9,8 @@ import grpc
 
 from services.common.rpc.local import LocalClient, Registry
 from services.common.rpc.method import ServiceInterface
-from services.common.rpc.remote import CHANNEL_OPTIONS, RemoteClient
+from services.common.rpc.remote import RemoteClient
+from services.common.rpc.wire import CHANNEL_OPTIONS
 
 LOCAL = "local"
 Interface = TypeVar("Interface")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,11 @@ from omnihub.common.v1 import errors_pb2, options_pb2
 
 DOMAIN = "omnihub"
 PREFIX = "ERROR_REASON_"
-# A header is bounded by the edge; a message longer than this helps nobody.
+# Errors travel in headers, and those are bounded; more than this helps nobody.
 MESSAGE_LIMIT = 2000
+VIOLATIONS_LIMIT = 20
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ TABLE: Mapping[str, Row] = _read_table()
 _REASON_OF_BARE_CODE = {
     1: "CANCELLED",
     4: "DEADLINE_EXCEEDED",
+    8: "BODY_TOO_LARGE",
     12: "NOT_IMPLEMENTED",
     14: "UNAVAILABLE",
     16: "INVALID_CREDENTIAL",
@@ -82,7 +87,7 @@ class RpcError(Exception):
         reason: str,
         message: str,
         *,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, object] | None = None,
         violations: Sequence[Violation] = (),
         retry_after_s: float | None = None,
     ) -> None:
@@ -90,9 +95,12 @@ class RpcError(Exception):
         self.row = TABLE[reason]
         self.reason = reason
         self.message = message[:MESSAGE_LIMIT]
-        self.metadata = dict(metadata or {})
-        self.violations = tuple(violations)
-        self.retry_after_s = retry_after_s
+        # Brought to the form that survives the wire, so that both transports show the same.
+        self.metadata = {key: str(value)[:MESSAGE_LIMIT] for key, value in (metadata or {}).items()}
+        self.violations = tuple(
+            Violation(v.field, v.description[:MESSAGE_LIMIT]) for v in violations[:VIOLATIONS_LIMIT]
+        )
+        self.retry_after_s = None if retry_after_s is None else round(max(0.0, retry_after_s), 6)
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
@@ -109,7 +117,7 @@ class RpcError(Exception):
             details.append(bad_request)
         if self.retry_after_s is not None:
             retry = error_details_pb2.RetryInfo()
-            retry.retry_delay.FromMicroseconds(int(self.retry_after_s * 1e6))
+            retry.retry_delay.FromMicroseconds(round(self.retry_after_s * 1e6))
             details.append(retry)
         status = status_pb2.Status(code=self.row.grpc, message=self.message)
         for detail in details:
@@ -170,6 +178,19 @@ class InternalError(RpcError):
 
     def __init__(self) -> None:
         super().__init__("INTERNAL", "internal error; the request id finds it in the log")
+
+
+def deadline_exceeded(path: str) -> RpcError:
+    """Return the error of a call that ran out of time."""
+    return RpcError("DEADLINE_EXCEEDED", f"{path} did not answer before its deadline")
+
+
+def visible_error(error: BaseException, path: str) -> RpcError:
+    """Return what a caller of `path` may see of `error`; log what nobody foresaw."""
+    visible = to_rpc_error(error)
+    if isinstance(visible, InternalError):
+        _logger.error("rpc_failed %s", path, exc_info=error)
+    return visible
 
 
 def to_rpc_error(error: BaseException) -> RpcError:

@@ -8,22 +8,28 @@ validation and logging happen where a request enters the process, not here.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from google.protobuf.message import Message
 
 from services.common.rpc.call import Call
-from services.common.rpc.errors import InternalError, RpcError, to_rpc_error
-from services.common.rpc.method import Method, ServiceInterface, handler_of, methods_of
+from services.common.rpc.errors import RpcError, deadline_exceeded, visible_error
+from services.common.rpc.method import (
+    Method,
+    ServiceInterface,
+    close_stream,
+    copied,
+    handler_of,
+    methods_of,
+)
 
 # Messages a producer may be ahead of its consumer.
 STREAM_BUFFER = 16
 
-_logger = logging.getLogger(__name__)
 # The event loop keeps only weak references to tasks.
 _running: set[asyncio.Task[None]] = set()
 
@@ -45,56 +51,44 @@ class Registry:
         return self._implementations.get(interface.DESCRIPTOR.full_name)
 
 
-def _copy(message: Any, make: Callable[[], Message], what: str) -> Message:
-    copied = make()
-    if type(message) is not type(copied):
-        raise TypeError(f"{what} is a {type(message).__name__}, not a {type(copied).__name__}")
-    copied.CopyFrom(message)
-    return copied
-
-
-def _visible(error: BaseException, method: Method) -> RpcError:
-    visible = to_rpc_error(error)
-    if isinstance(visible, InternalError):
-        _logger.error("rpc_failed %s", method.path, exc_info=error)
-    return visible
-
-
-def _deadline_exceeded(method: Method) -> RpcError:
-    return RpcError("DEADLINE_EXCEEDED", f"{method.path} did not answer before its deadline")
-
-
-def _spawn(coroutine: Any) -> asyncio.Task[None]:
-    task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine, context=Context())
+def _spawn(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Run a handler detached from its caller: a caller who leaves does not wait for its clean-up."""
+    task = asyncio.get_running_loop().create_task(coroutine, context=Context())
     _running.add(task)
     task.add_done_callback(_running.discard)
     return task
+
+
+def _settle(future: asyncio.Future[Any], result: Any = None, error: RpcError | None = None) -> None:
+    """Answer a future that its reader may have left."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
 
 
 async def call_unary(handler: Callable[..., Any], method: Method, request: Message, call: Call) -> Message:
     """Run a unary handler as the wire would."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Message] = loop.create_future()
-    sent = _copy(request, method.request, "the request")
+    sent = copied(request, method.request, "the request")
 
     async def serve() -> None:
         try:
-            response = _copy(await handler(sent, call), method.response, "the response")
+            response = copied(await handler(sent, call), method.response, "the response")
         except BaseException as error:  # noqa: BLE001 - every failure of a handler is an answer
-            if not answer.done():
-                answer.set_exception(_visible(error, method))
+            _settle(answer, error=visible_error(error, method.path))
         else:
-            if not answer.done():
-                answer.set_result(response)
-
-    def expire() -> None:
-        if not answer.done():
-            answer.set_exception(_deadline_exceeded(method))
+            _settle(answer, response)
 
     remaining = call.remaining_s()
     if remaining == 0:
-        raise _deadline_exceeded(method)
-    timer = None if remaining is None else loop.call_later(remaining, expire)
+        raise deadline_exceeded(method.path)
+    timer = None
+    if remaining is not None:
+        timer = loop.call_later(remaining, lambda: _settle(answer, error=deadline_exceeded(method.path)))
     task = _spawn(serve())
     try:
         return await answer
@@ -105,120 +99,132 @@ async def call_unary(handler: Callable[..., Any], method: Method, request: Messa
             task.cancel()
 
 
-class LocalStream:
-    """A server stream: the handler runs ahead of its reader by at most STREAM_BUFFER messages."""
+class _Pipe:
+    """What a handler has produced and its reader has not read.
 
-    def __init__(self, handler: Callable[..., Any], method: Method, request: Message, call: Call) -> None:
-        self._handler = handler
-        self._method = method
-        self._request = _copy(request, method.request, "the request")
-        self._call = call
+    Apart from LocalStream, so that a stream its reader dropped is collected and its handler cancelled.
+    """
+
+    __slots__ = ("_buffer", "_ended", "_reader", "_writer", "producer")
+
+    def __init__(self) -> None:
         self._buffer: deque[Message] = deque()
         self._ended: RpcError | bool = False
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
+        self.producer: asyncio.Task[None] | None = None
+
+    async def put(self, message: Message) -> None:
+        """Add a message; wait while the reader is too far behind."""
+        while len(self._buffer) >= STREAM_BUFFER:
+            self._writer = asyncio.get_running_loop().create_future()
+            await self._writer
+        self._buffer.append(message)
+        self._wake_reader()
+
+    async def get(self) -> Message:
+        """Return the next message. Raises StopAsyncIteration or RpcError at the end, the latter once."""
+        while not self._buffer:
+            if self._ended:
+                ended, self._ended = self._ended, True
+                raise StopAsyncIteration if ended is True else ended
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        message = self._buffer.popleft()
+        if self._writer is not None:
+            _settle(self._writer)
+        return message
+
+    def finish(self, ended: RpcError | bool) -> None:
+        """End after what is buffered: the handler is done."""
+        self._ended = self._ended or ended
+        self._wake_reader()
+
+    def cut(self, ended: RpcError | bool) -> None:
+        """End now, forget what is buffered and cancel the handler: once, or its clean-up would be cut too."""
+        self._ended = ended
+        self._buffer.clear()
+        self._wake_reader()
+        if self.producer is not None:
+            self.producer.cancel()
+            self.producer = None
+
+    def expire(self, error: RpcError) -> None:
+        """End with `error`, unless only the end itself is left to read."""
+        if self._buffer or not self._ended:
+            self.cut(error)
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None:
+            _settle(self._reader)
+
+
+async def _produce(
+    pipe: _Pipe, handler: Callable[..., Any], method: Method, request: Message, call: Call
+) -> None:
+    ended: RpcError | bool = True
+    try:
+        stream = handler(request, call)
+        try:
+            async for message in stream:
+                await pipe.put(copied(message, method.response, "a streamed message"))
+        finally:
+            await close_stream(stream)
+    except BaseException as error:  # noqa: BLE001 - every failure of a handler is an answer
+        ended = visible_error(error, method.path)
+    pipe.finish(ended)
+
+
+class LocalStream:
+    """A server stream. The handler starts with the first read and runs STREAM_BUFFER messages ahead."""
+
+    def __init__(self, handler: Callable[..., Any], method: Method, request: Message, call: Call) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+        self._started = False
+        self._handler = handler
+        self._method = method
+        self._request = copied(request, method.request, "the request")
+        self._call = call
+        self._pipe = _Pipe()
 
     def __aiter__(self) -> LocalStream:
         return self
 
     async def __anext__(self) -> Any:
-        if self._task is None and not self._ended:
+        if not self._started:
             self._start()
-        while not self._buffer:
-            if isinstance(self._ended, RpcError):
-                error, self._ended = self._ended, True
-                raise error
-            if self._ended:
-                raise StopAsyncIteration
-            self._reader = asyncio.get_running_loop().create_future()
-            try:
-                await self._reader
-            except asyncio.CancelledError:
-                self._stop(True)
-                raise
-            finally:
-                self._reader = None
-        message = self._buffer.popleft()
-        if self._writer is not None and not self._writer.done():
-            self._writer.set_result(None)
-        return message
+        try:
+            return await self._pipe.get()
+        except BaseException:
+            self._stop()
+            raise
 
     async def aclose(self) -> None:
         """Stop reading: the handler is cancelled, as when a caller hangs up."""
-        self._stop(True)
+        self._stop()
 
     def __del__(self) -> None:
-        if self._task is not None and not self._task.done() and not self._task.get_loop().is_closed():
-            self._task.cancel()
+        producer = self._pipe.producer if self._started else None
+        if producer is not None and not producer.get_loop().is_closed():
+            self._stop()
 
     def _start(self) -> None:
+        self._started = True
         remaining = self._call.remaining_s()
         if remaining == 0:
-            self._ended = _deadline_exceeded(self._method)
+            self._pipe.finish(deadline_exceeded(self._method.path))
             return
-        self._task = _spawn(self._produce())
+        pipe, path = self._pipe, self._method.path
+        pipe.producer = _spawn(_produce(pipe, self._handler, self._method, self._request, self._call))
         if remaining is not None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(remaining, lambda: self._stop(_deadline_exceeded(self._method)))
+            self._timer = loop.call_later(remaining, lambda: pipe.expire(deadline_exceeded(path)))
 
-    async def _produce(self) -> None:
-        ended: RpcError | bool = True
-        stream: AsyncIterator[Any] = self._handler(self._request, self._call)
-        try:
-            async for message in stream:
-                copied = _copy(message, self._method.response, "a streamed message")
-                if len(self._buffer) >= STREAM_BUFFER:
-                    self._writer = asyncio.get_running_loop().create_future()
-                    await self._writer
-                self._buffer.append(copied)
-                self._wake()
-        except BaseException as error:  # noqa: BLE001 - every failure of a handler is an answer
-            ended = _visible(error, self._method)
-        finally:
-            await _close(stream)
-            self._finish(ended)
-
-    def _stop(self, ended: RpcError | bool) -> None:
-        """End the stream from the reader's side."""
-        if not self._ended:
-            self._buffer.clear()
-        self._finish(ended)
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-
-    def _finish(self, ended: RpcError | bool) -> None:
-        if not self._ended:
-            self._ended = ended
+    def _stop(self) -> None:
+        self._started = True
+        self._pipe.cut(True)
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-
-
-async def _close(stream: Any) -> None:
-    close = getattr(stream, "aclose", None)
-    if close is not None:
-        await close()
-
-
-def _unary_stub(handler: Callable[..., Any], method: Method) -> Callable[[Any, Call], Any]:
-    def stub(request: Any, call: Call) -> Any:
-        return call_unary(handler, method, request, call)
-
-    return stub
-
-
-def _stream_stub(handler: Callable[..., Any], method: Method) -> Callable[[Any, Call], Any]:
-    def stub(request: Any, call: Call) -> Any:
-        return LocalStream(handler, method, request, call)
-
-    return stub
 
 
 class LocalClient:
@@ -226,5 +232,5 @@ class LocalClient:
 
     def __init__(self, interface: type[ServiceInterface], implementation: Any) -> None:
         for method in methods_of(interface.DESCRIPTOR):
-            make = _stream_stub if method.streams else _unary_stub
-            setattr(self, method.name, make(handler_of(implementation, method), method))
+            start = LocalStream if method.streams else call_unary
+            setattr(self, method.name, partial(start, handler_of(implementation, method), method))

@@ -28,8 +28,8 @@ class Method:
     """The Python name, such as `create_hold`."""
     path: str
     """`/omnihub.billing.v1.BillingService/CreateHold`."""
-    request: Callable[[], Message]
-    response: Callable[[], Message]
+    request: type[Message]
+    response: type[Message]
     streams: bool
     public: bool
     anonymous: bool
@@ -59,6 +59,27 @@ def _method(descriptor: MethodDescriptor) -> Method:
 def methods_of(service: ServiceDescriptor) -> tuple[Method, ...]:
     """Return the methods of a service."""
     return tuple(_method(method) for method in service.methods)
+
+
+def expected(message: Any, kind: type[Message], what: str) -> Message:
+    """Return `message`. Raises TypeError when it is of another type than the contract says."""
+    if not isinstance(message, kind):
+        raise TypeError(f"{what} is a {type(message).__name__}, not a {kind.__name__}")
+    return message
+
+
+def copied(message: Any, kind: type[Message], what: str) -> Message:
+    """Return a copy of `message`. Raises TypeError when it is of another type than the contract says."""
+    copy = kind()
+    copy.CopyFrom(expected(message, kind, what))
+    return copy
+
+
+async def close_stream(stream: Any) -> None:
+    """Let a handler's stream clean up now; a plain iterator has nothing to close."""
+    close = getattr(stream, "aclose", None)
+    if close is not None:
+        await close()
 
 
 def handler_of(implementation: Any, method: Method) -> Callable[..., Any]:

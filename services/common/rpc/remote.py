@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -10,57 +12,51 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 
 from services.common.rpc.call import Call
-from services.common.rpc.errors import RpcError
-from services.common.rpc.method import Method, ServiceInterface, methods_of
-
-MESSAGE_LIMIT = 64 * 1024 * 1024
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
-    ("grpc.max_send_message_length", MESSAGE_LIMIT),
-    # A peer that vanished without a word is noticed within half a minute.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # Services that restart are found again at once, not after minutes of back-off.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-]
-
-REQUEST_ID = "x-omnihub-request-id"
-IDENTITY = "x-omnihub-identity"
-TRACEPARENT = "traceparent"
-IDEMPOTENCY_KEY = "idempotency-key"
-STATUS_DETAILS = "grpc-status-details-bin"
+from services.common.rpc.errors import RpcError, deadline_exceeded
+from services.common.rpc.method import Method, ServiceInterface, copied, expected, methods_of
+from services.common.rpc.wire import STATUS_DETAILS, metadata_of
 
 
-def metadata_of(call: Call) -> tuple[tuple[str, str], ...]:
-    """Return the gRPC metadata that carries a call."""
-    metadata = [(REQUEST_ID, call.request_id)]
-    if call.identity.token:
-        metadata.append((IDENTITY, call.identity.token))
-    if call.traceparent:
-        metadata.append((TRACEPARENT, call.traceparent))
-    if call.idempotency_key:
-        metadata.append((IDEMPOTENCY_KEY, call.idempotency_key))
-    return tuple(metadata)
-
-
-def read_error(error: grpc.aio.AioRpcError) -> RpcError:
+def read_error(error: grpc.aio.AioRpcError, method: Method, call: Call) -> RpcError:
     """Return the RpcError a peer raised, or what the failure of the wire means."""
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_DETAILS:
             return RpcError.from_status(status_pb2.Status.FromString(value))
-    code = error.code().value[0]
-    return RpcError.from_status(status_pb2.Status(code=code, message=error.details() or ""))
+    code = error.code()
+    # The peer's own timer may be the faster one: its cancellation then arrives before our deadline does.
+    cancelled_late = code is grpc.StatusCode.CANCELLED and call.remaining_s() == 0
+    if cancelled_late or code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return deadline_exceeded(method.path)
+    return RpcError.from_status(status_pb2.Status(code=code.value[0], message=error.details() or ""))
+
+
+def _timeout_s(method: Method, call: Call) -> float | None:
+    remaining = call.remaining_s()
+    if remaining == 0:
+        # The wire rounds deadlines up, so that the peer would still begin.
+        raise deadline_exceeded(method.path)
+    return remaining
+
+
+async def call_unary(multi: Callable[..., Any], method: Method, request: Message, call: Call) -> Any:
+    """Call a unary rpc of another process."""
+    sent = expected(request, method.request, "the request")
+    try:
+        return await multi(sent, metadata=metadata_of(call), timeout=_timeout_s(method, call))
+    except grpc.aio.AioRpcError as error:
+        raise read_error(error, method, call) from None
 
 
 class RemoteStream:
     """A server stream over gRPC. The call starts with the first read."""
 
-    def __init__(self, start: Callable[[], Any]) -> None:
-        self._start = start
-        self._call: Any = None
+    def __init__(self, multi: Callable[..., Any], method: Method, request: Message, call: Call) -> None:
+        self._stream: Any = None
         self._ended = False
+        self._multi = multi
+        self._method = method
+        self._request = copied(request, method.request, "the request")
+        self._call = call
 
     def __aiter__(self) -> RemoteStream:
         return self
@@ -68,14 +64,18 @@ class RemoteStream:
     async def __anext__(self) -> Any:
         if self._ended:
             raise StopAsyncIteration
-        if self._call is None:
-            self._call = self._start()
+        if self._stream is None:
+            self._start()
         try:
-            message = await self._call.read()
+            message = await self._stream.read()
         except grpc.aio.AioRpcError as error:
             self._ended = True
-            raise read_error(error) from None
-        except BaseException:
+            raise read_error(error, self._method, self._call) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._ended and task is not None and not task.cancelling():
+                # Not this reader is cancelled: another task has closed the stream.
+                raise StopAsyncIteration from None
             await self.aclose()
             raise
         if message is grpc.aio.EOF:
@@ -83,46 +83,23 @@ class RemoteStream:
             raise StopAsyncIteration
         return message
 
+    def _start(self) -> None:
+        try:
+            timeout_s = _timeout_s(self._method, self._call)
+        except RpcError:
+            self._ended = True
+            raise
+        self._stream = self._multi(self._request, metadata=metadata_of(self._call), timeout=timeout_s)
+
     async def aclose(self) -> None:
         """Stop reading: the peer's handler is cancelled."""
         self._ended = True
-        if self._call is not None:
-            self._call.cancel()
+        if self._stream is not None:
+            self._stream.cancel()
 
     def __del__(self) -> None:
-        if self._call is not None and not self._ended:
-            self._call.cancel()
-
-
-def _unary_stub(channel: grpc.aio.Channel, method: Method) -> Callable[[Any, Call], Any]:
-    multi = channel.unary_unary(
-        method.path,
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=method.response.FromString,  # type: ignore[attr-defined]
-    )
-
-    async def stub(request: Message, call: Call) -> Any:
-        try:
-            return await multi(request, metadata=metadata_of(call), timeout=call.remaining_s())
-        except grpc.aio.AioRpcError as error:
-            raise read_error(error) from None
-
-    return stub
-
-
-def _stream_stub(channel: grpc.aio.Channel, method: Method) -> Callable[[Any, Call], Any]:
-    multi = channel.unary_stream(
-        method.path,
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=method.response.FromString,  # type: ignore[attr-defined]
-    )
-
-    def stub(request: Message, call: Call) -> RemoteStream:
-        sent = type(request)()
-        sent.CopyFrom(request)
-        return RemoteStream(lambda: multi(sent, metadata=metadata_of(call), timeout=call.remaining_s()))
-
-    return stub
+        if self._stream is not None and not self._ended:
+            self._stream.cancel()
 
 
 class RemoteClient:
@@ -130,5 +107,11 @@ class RemoteClient:
 
     def __init__(self, interface: type[ServiceInterface], channel: grpc.aio.Channel) -> None:
         for method in methods_of(interface.DESCRIPTOR):
-            make = _stream_stub if method.streams else _unary_stub
-            setattr(self, method.name, make(channel, method))
+            make = channel.unary_stream if method.streams else channel.unary_unary
+            multi = make(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
+            start = RemoteStream if method.streams else call_unary
+            setattr(self, method.name, partial(start, multi, method))

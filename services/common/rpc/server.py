@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import grpc
@@ -15,22 +15,30 @@ from grpc_reflection.v1alpha import reflection
 from services.common.ids import new_id
 from services.common.log import RequestEvent
 from services.common.rpc.call import ANONYMOUS, Call, Identity
-from services.common.rpc.errors import InternalError, RpcError, Violation, to_rpc_error
-from services.common.rpc.method import Method, ServiceInterface, handler_of, methods_of
-from services.common.rpc.remote import (
+from services.common.rpc.errors import RpcError, Violation, visible_error
+from services.common.rpc.method import (
+    Method,
+    ServiceInterface,
+    close_stream,
+    expected,
+    handler_of,
+    methods_of,
+)
+from services.common.rpc.wire import (
     IDEMPOTENCY_KEY,
     IDENTITY,
     MESSAGE_LIMIT,
+    METADATA_LIMIT,
     REQUEST_ID,
     STATUS_DETAILS,
     TRACEPARENT,
 )
 
-_logger = logging.getLogger(__name__)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
+    ("grpc.max_metadata_size", METADATA_LIMIT),
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -160,20 +168,22 @@ class GrpcServer:
                 call = await self._enter(method, context)
                 event.identify(call.request_id, call.identity, call.traceparent)
                 check_constraints(request)
-                response = await handler(request, call)
+                response = expected(await handler(request, call), method.response, "the response")
                 event.finish("OK")
             except BaseException as error:  # noqa: BLE001 - the one place where failures become statuses
                 await _abort(context, error, event)
-            return response  # type: ignore[no-any-return]
+            return response
 
         return grpc.unary_unary_rpc_method_handler(
             serve,
-            request_deserializer=method.request.FromString,  # type: ignore[attr-defined]
+            request_deserializer=method.request.FromString,
             response_serializer=lambda message: message.SerializeToString(),
         )
 
     def _stream_handler(self, method: Method, handler: Callable[..., Any]) -> Any:
-        async def serve(request: Message, context: Any) -> AsyncIterator[Message]:
+        # Written to the context rather than yielded: a generator that the caller abandons would be cleaned
+        # up whenever it is collected, in another task.
+        async def serve(request: Message, context: Any) -> None:
             event = RequestEvent("rpc", method.path)
             try:
                 call = await self._enter(method, context)
@@ -182,18 +192,26 @@ class GrpcServer:
                 stream = handler(request, call)
                 try:
                     async for message in stream:
-                        yield message
+                        await _write(context, expected(message, method.response, "a streamed message"))
                 finally:
-                    await stream.aclose()
+                    await close_stream(stream)
                 event.finish("OK")
             except BaseException as error:  # noqa: BLE001 - the one place where failures become statuses
                 await _abort(context, error, event)
 
         return grpc.unary_stream_rpc_method_handler(
             serve,
-            request_deserializer=method.request.FromString,  # type: ignore[attr-defined]
+            request_deserializer=method.request.FromString,
             response_serializer=lambda message: message.SerializeToString(),
         )
+
+
+async def _write(context: Any, message: Message) -> None:
+    try:
+        await context.write(message)
+    except grpc.aio.InternalError:
+        # The connection ended before the news of it arrived.
+        raise asyncio.CancelledError from None
 
 
 def _request_id(headers: Mapping[str, str]) -> str:
@@ -202,11 +220,14 @@ def _request_id(headers: Mapping[str, str]) -> str:
 
 async def _abort(context: Any, error: BaseException, event: RequestEvent) -> None:
     """End the call with the status of `error`; the edge reads status and body from the trailers."""
-    visible = to_rpc_error(error)
-    if isinstance(visible, InternalError):
-        _logger.error("rpc_failed %s", event.name, exc_info=error)
+    visible = visible_error(error, event.name)
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        # The caller has gone, or this listener stops: there is nobody to answer.
+        event.finish("CANCELLED")
+        raise asyncio.CancelledError from None
     event.finish(visible.reason)
-    if isinstance(error, (GeneratorExit, KeyboardInterrupt, SystemExit)) or context.cancelled():
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
         raise error
     request_id = event.request_id or _request_id(dict(context.invocation_metadata() or ()))
     trailers = [

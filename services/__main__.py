@@ -1,0 +1,120 @@
+"""The command line: `python -m services`, installed as `omnihub`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import signal
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from services.common import log, telemetry
+from services.common.service import StartupError
+from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
+from services.settings import Settings, SettingsError, load
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = load()
+    except SettingsError as error:
+        sys.stderr.write(f"the settings cannot be used:\n{error}\n")
+        return 2
+    return int(options.run(settings, options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="omnihub", description="Self-hosted AI platform.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    serve = commands.add_parser("serve", help="run services until told to stop")
+    known = ", ".join([*GROUPS, *TARGETS])
+    serve.add_argument("--target", default="all", help=f"comma-separated list of: {known}")
+    serve.set_defaults(run=_serve)
+    config = commands.add_parser("config", help="print or verify the settings")
+    config.add_argument("action", choices=["print", "verify"])
+    config.set_defaults(run=_config)
+    edge = commands.add_parser("edge", help="print the edge's configuration, for any Envoy fleet")
+    edge.add_argument("action", choices=["config"])
+    edge.set_defaults(run=_edge)
+    return parser
+
+
+def _config(settings: Settings, options: argparse.Namespace) -> int:
+    if options.action == "print":
+        sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
+    else:
+        sys.stdout.write("the settings are valid\n")
+    return 0
+
+
+def _serve(settings: Settings, options: argparse.Namespace) -> int:
+    try:
+        targets = resolve_targets(options.target.split(","))
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    log.configure(json=settings.log.format == "json", level=settings.log.level)
+    telemetry.configure(
+        otlp_endpoint=settings.telemetry.otlp_endpoint,
+        sample_ratio=settings.telemetry.sample_ratio,
+        version=_version(),
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(settings, targets))
+
+
+async def _run(settings: Settings, targets: Sequence[str]) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stopping.set)
+    process = Process(settings, targets)
+    starting = asyncio.create_task(process.start())
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return 0
+    try:
+        await starting
+    except (OSError, LookupError, StartupError) as error:
+        sys.stderr.write(f"cannot start: {error}\n")
+        stopped.cancel()
+        return 1
+    _greet(settings, targets, process.announcements)
+    await stopped
+    await process.stop()
+    return 0
+
+
+def _greet(settings: Settings, targets: Sequence[str], announcements: Sequence[str]) -> None:
+    """Tell the person who started this where to go. Secrets are shown here once, never logged."""
+    lines = list(announcements)
+    if "edge" in targets:
+        scheme = "https" if settings.edge.certificate_file else "http"
+        lines.insert(0, f"OmniHub is ready: {scheme}://127.0.0.1:{settings.port}/v1")
+    if lines:
+        sys.stdout.write("\n" + "\n".join(lines) + "\n\n")
+        sys.stdout.flush()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("omnihub")
+    except importlib.metadata.PackageNotFoundError:
+        return "development"
+
+
+def _edge(settings: Settings, options: argparse.Namespace) -> int:
+    sys.stdout.write(edge_configuration(settings) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

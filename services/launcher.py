@@ -1,0 +1,262 @@
+"""Starts the services of a process in the order of their needs, and stops them in reverse.
+
+The table below is the whole composition: what the targets are and what each needs. Modules are
+named as strings and imported only when targeted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from omnihub.auth.v1.auth_service_api import AuthService
+
+from services.common.authenticator import Authenticator
+from services.common.ids import new_id
+from services.common.rpc import Connector, Registry
+from services.common.rpc.server import GrpcServer
+from services.common.service import Infrastructure, Service
+from services.listener import HttpListener
+from services.providers.settings import complete
+from services.settings import Settings
+
+_logger = logging.getLogger(__name__)
+Build = Callable[[Any, Settings, Infrastructure], Service]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A service that can be started: its module, what it calls, and how it is built."""
+
+    module: str
+    needs: tuple[str, ...]
+    build: Build
+
+
+def _auth(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
+    return module.build(  # type: ignore[no-any-return]
+        settings.auth,
+        infrastructure,
+        bootstrap_api_key=settings.bootstrap_api_key,
+        master_key=settings.master_key,
+    )
+
+
+def _billing(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
+    prices = {name: model.price for name, model in settings.models.items() if model.price is not None}
+    return module.build(  # type: ignore[no-any-return]
+        settings.billing,
+        infrastructure,
+        bootstrap_credits=settings.bootstrap_credits,
+        configured_prices=prices,
+    )
+
+
+def _providers(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
+    return module.build(settings.providers, infrastructure)  # type: ignore[no-any-return]
+
+
+def _router(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
+    known = {name: complete(name, provider) for name, provider in settings.providers.items()}
+    vendors = {name: provider.vendor or provider.adapter for name, provider in known.items()}
+    return module.build(  # type: ignore[no-any-return]
+        settings.router, infrastructure, routes=settings.models, vendors=vendors
+    )
+
+
+def _gateway(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
+    return module.build(settings.gateway, infrastructure)  # type: ignore[no-any-return]
+
+
+def _workflow(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
+    return module.build(settings.workflow, infrastructure)  # type: ignore[no-any-return]
+
+
+def _agents(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
+    return module.build(settings.agents, infrastructure)  # type: ignore[no-any-return]
+
+
+def _edge(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
+    surroundings = _edge_surroundings(settings)
+    return module.build(  # type: ignore[no-any-return]
+        settings.edge, infrastructure, data_dir=settings.data_dir, **surroundings
+    )
+
+
+def _edge_surroundings(settings: Settings) -> dict[str, Any]:
+    peers = settings.peers.model_dump()
+    areas = ("auth", "billing", "router", "workflow", "agents")
+    return {
+        "addresses": {area: _address(peers[area], settings.grpc_listen) for area in areas},
+        "facade_address": _address(settings.peers.facade, settings.http_listen),
+        "port": settings.port,
+        "cors_origins": settings.cors_origins,
+    }
+
+
+def edge_configuration(settings: Settings) -> str:
+    """Return the edge's configuration as JSON, for any Envoy fleet."""
+    config = importlib.import_module("services.edge.config")
+    return config.render(settings.edge, **_edge_surroundings(settings))  # type: ignore[no-any-return]
+
+
+TARGETS: Mapping[str, Target] = {
+    "auth": Target("services.auth.app", (), _auth),
+    "billing": Target("services.billing.app", ("auth",), _billing),
+    "providers": Target("services.providers.app", (), _providers),
+    "router": Target("services.router.app", ("providers", "billing", "auth"), _router),
+    "agents": Target("services.agents.app", ("router", "billing", "auth"), _agents),
+    "workflow": Target("services.workflow.app", ("agents", "router", "billing", "auth"), _workflow),
+    "gateway": Target("services.gateway.app", ("router", "billing", "workflow", "agents", "auth"), _gateway),
+    "edge": Target("services.edge.app", (), _edge),
+}
+
+# Names for sets of targets. The table above is in order of needs, so `all` is too.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "all": tuple(TARGETS),
+    "chat": ("providers", "router", "gateway"),
+}
+
+
+def resolve_targets(names: Sequence[str]) -> list[str]:
+    """Return the targets of `--target=chat,edge`, in the order they start. Raises ValueError."""
+    wanted: set[str] = set()
+    for name in names:
+        if name not in TARGETS and name not in GROUPS:
+            known = ", ".join([*GROUPS, *TARGETS])
+            raise ValueError(f"unknown target {name!r}; known: {known}")
+        wanted.update(GROUPS.get(name, (name,)))
+    return [name for name in TARGETS if name in wanted]
+
+
+def _address(peer: str, own: str) -> str:
+    return own if peer == "local" else peer
+
+
+class Process:
+    """One operating system process with some of the services in it."""
+
+    def __init__(self, settings: Settings, targets: Sequence[str]) -> None:
+        self._settings = settings
+        self._targets = targets
+        self._registry = Registry()
+        self._connector = Connector(
+            self._registry, settings.peers.model_dump(), _channel_credentials(settings)
+        )
+        self._infrastructure = Infrastructure(
+            connector=self._connector,
+            data_dir=settings.data_dir,
+            database_url=settings.database_url,
+            instance_id=new_id("proc"),
+        )
+        self._started: list[Service] = []
+        self._authenticator: Authenticator | None = None
+        self._grpc: GrpcServer | None = None
+        self._http: HttpListener | None = None
+        self._ready = False
+        self.announcements: list[str] = []
+
+    async def start(self) -> None:
+        """Start everything; returns once requests are answered. On failure what was started is stopped."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        self._settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name in self._targets:
+            if name != "edge":
+                if self._authenticator is None and name != "auth":
+                    await self._follow_auth()
+                await self._start_service(name)
+        if self._authenticator is None and self._targets != ["edge"]:
+            await self._follow_auth()
+        await self._listen()
+        if "edge" in self._targets:
+            await self._start_service("edge")
+        self._ready = True
+
+    async def _follow_auth(self) -> None:
+        auth = self._connector.connect(AuthService, "auth")
+        self._authenticator = Authenticator(auth)
+        self._infrastructure.authenticator = self._authenticator
+        await self._authenticator.start()
+
+    async def _start_service(self, name: str) -> None:
+        target = TARGETS[name]
+        service = target.build(importlib.import_module(target.module), self._settings, self._infrastructure)
+        for interface, implementation in service.interfaces:
+            self._registry.add(interface, implementation)
+        self._started.append(service)
+        await service.start()
+        self.announcements.extend(service.announce())
+        _logger.info("service_started %s", name)
+
+    async def _listen(self) -> None:
+        settings = self._settings
+        services = [service for service in self._started if service.interfaces]
+        if services:
+            self._grpc = GrpcServer(settings.grpc_listen, self._authenticator, _server_credentials(settings))
+            for service in services:
+                for interface, implementation in service.interfaces:
+                    self._grpc.add(interface, implementation)
+            await self._grpc.start()
+            await self._grpc.set_serving(True)
+        routes = [route for service in self._started for route in service.routes]
+        self._http = HttpListener(settings.http_listen, routes, self._problems, settings.drain_timeout_s)
+        await self._http.start()
+
+    async def _problems(self) -> dict[str, str]:
+        problems = {} if self._ready else {"process": "starting or stopping"}
+        for service in self._started:
+            try:
+                await service.check()
+            except Exception as error:  # noqa: BLE001 - whatever is wrong is the answer
+                problems[service.name] = str(error) or type(error).__name__
+        return problems
+
+    async def stop(self) -> None:
+        """Stop accepting, let requests under way finish within the drain limit, stop the services."""
+        self._ready = False
+        if self._grpc is not None:
+            await self._grpc.set_serving(False)
+        if self._started and self._started[-1].name == "edge":
+            await self._stop_service(self._started.pop())
+        if self._http is not None:
+            await self._http.stop()
+        if self._grpc is not None:
+            await self._grpc.stop(self._settings.drain_timeout_s)
+        while self._started:
+            await self._stop_service(self._started.pop())
+        if self._authenticator is not None:
+            await self._authenticator.stop()
+        await self._connector.close()
+
+    async def _stop_service(self, service: Service) -> None:
+        try:
+            await service.stop()
+        except Exception:
+            _logger.exception("service_stop_failed %s", service.name)
+
+
+def _server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    tls = settings.internal_tls
+    if tls is None:
+        return None
+    pair = (tls.key_file.read_bytes(), tls.certificate_file.read_bytes())
+    return grpc.ssl_server_credentials([pair], tls.ca_file.read_bytes(), require_client_auth=True)
+
+
+def _channel_credentials(settings: Settings) -> grpc.ChannelCredentials | None:
+    tls = settings.internal_tls
+    if tls is None:
+        return None
+    return grpc.ssl_channel_credentials(
+        tls.ca_file.read_bytes(), tls.key_file.read_bytes(), tls.certificate_file.read_bytes()
+    )

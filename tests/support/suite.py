@@ -1,0 +1,161 @@
+"""The suite as its users run it: real processes, real Envoy, on free ports, in one process or in many."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import httpx
+
+from tests.support.postgresql import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "omni_sk_test_0123456789abcdefghijklmnopqrstuvwxyz"
+START_TIMEOUT_S = 90
+STOP_TIMEOUT_S = 45
+# What runs alone when the suite is split, in the order of needs.
+SPLIT = ("auth", "billing", "providers", "router", "agents", "workflow", "gateway", "edge")
+
+
+class Suite:
+    """A running OmniHub. `targets` says which process serves what."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: str = "",
+        environment: Mapping[str, str] | None = None,
+        targets: Sequence[str] = ("all",),
+    ) -> None:
+        self.folder = folder
+        self.key = KEY
+        self.port = free_port()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._targets = targets
+        self._grpc = {target: free_port() for target in targets}
+        self._http = {target: free_port() for target in targets}
+        config_file = folder / "omnihub.toml"
+        config_file.write_text(config)
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("OMNIHUB_") and not name.endswith("_API_KEY")
+        }
+        self._environment = {
+            **inherited,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "gen")]),
+            "PYTHONWARNINGS": "default",
+            "OMNIHUB_CONFIG": str(config_file),
+            "OMNIHUB_DATA_DIR": str(folder / "data"),
+            "OMNIHUB_BOOTSTRAP_API_KEY": KEY,
+            "OMNIHUB_LOG__FORMAT": "json",
+            "OMNIHUB_EDGE__LISTEN_HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            **(environment or {}),
+        }
+
+    @property
+    def url(self) -> str:
+        """The public address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def openai_url(self) -> str:
+        """The base URL for OpenAI clients."""
+        return f"{self.url}/v1"
+
+    def internal_url(self, target: str) -> str:
+        """Return the internal HTTP listener of a process."""
+        return f"http://127.0.0.1:{self._http[target]}"
+
+    def grpc_address(self, target: str) -> str:
+        """Return the internal gRPC listener of a process."""
+        return f"127.0.0.1:{self._grpc[target]}"
+
+    def log(self, target: str) -> str:
+        """Return what a process has written so far."""
+        return (self.folder / f"{target}.log").read_text()
+
+    def _environment_of(self, target: str) -> dict[str, str]:
+        environment = {
+            **self._environment,
+            "OMNIHUB_GRPC_LISTEN": f"127.0.0.1:{self._grpc[target]}",
+            "OMNIHUB_HTTP_LISTEN": f"127.0.0.1:{self._http[target]}",
+        }
+        if len(self._targets) > 1:
+            for peer in self._targets:
+                if peer != target and peer not in ("edge", "gateway"):
+                    environment[f"OMNIHUB_PEERS__{peer.upper()}"] = self.grpc_address(peer)
+            environment["OMNIHUB_PEERS__FACADE"] = f"127.0.0.1:{self._http['gateway']}"
+        return environment
+
+    def start(self) -> None:
+        """Start every process and wait until requests are answered."""
+        for target in self._targets:
+            self.start_process(target)
+        self.wait_until_ready()
+
+    def start_process(self, target: str) -> None:
+        """Start one process."""
+        with (self.folder / f"{target}.log").open("ab") as log:
+            self.processes[target] = subprocess.Popen(
+                [sys.executable, "-m", "services", "serve", f"--target={target}"],
+                cwd=self.folder,
+                env=self._environment_of(target),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Return once GET /ready answers 200 through the public port. Raises AssertionError."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        problem = "no answer"
+        pause = 0.05
+        with httpx.Client() as client:
+            while time.monotonic() < deadline:
+                for target, process in self.processes.items():
+                    assert process.poll() is None, f"{target} has ended:\n{self.log(target)[-4000:]}"
+                try:
+                    answer = client.get(f"{self.url}/ready", timeout=2)
+                    if answer.status_code == 200:
+                        return
+                    problem = answer.text
+                except httpx.HTTPError as error:
+                    problem = repr(error)
+                select_pause(pause)
+        logs = "\n".join(f"--- {target}\n{self.log(target)[-2000:]}" for target in self._targets)
+        raise AssertionError(f"not ready within {START_TIMEOUT_S} s: {problem}\n{logs}")
+
+    def kill(self) -> None:
+        """`kill -9` of every process group at once, Envoy included."""
+        for process in self.processes.values():
+            os.killpg(process.pid, signal.SIGKILL)
+        for process in self.processes.values():
+            process.wait(STOP_TIMEOUT_S)
+        self.processes.clear()
+
+    def stop(self) -> dict[str, int]:
+        """Stop in reverse order, as an operator would, and return the exit statuses."""
+        statuses = {}
+        for target, process in reversed(list(self.processes.items())):
+            process.send_signal(signal.SIGTERM)
+            try:
+                statuses[target] = process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                statuses[target] = process.wait(STOP_TIMEOUT_S)
+        self.processes.clear()
+        return statuses
+
+
+def select_pause(seconds: float) -> None:
+    """Let other processes run before looking again: readiness of a process can only be polled."""
+    import select
+
+    select.select([], [], [], seconds)

@@ -1,0 +1,31 @@
+#!/bin/sh
+# The programs the tests start themselves, each on a private port: PostgreSQL and nginx, and Node for a
+# recorded upstream. Installs what is missing when it may; otherwise says what to do.
+set -eu
+
+missing=""
+if [ -z "${OMNIHUB_TEST_POSTGRESQL_URL:-}" ] && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
+    && ! command -v initdb >/dev/null 2>&1; then
+    missing="$missing postgresql"
+fi
+# Debian keeps nginx where only root looks.
+PATH="$PATH:/usr/sbin:/sbin"
+command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"
+command -v node >/dev/null 2>&1 || missing="$missing nodejs"
+command -v npm >/dev/null 2>&1 || missing="$missing npm"
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "Installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # shellcheck disable=SC2086 # a list of words
+    apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    exit 0
+fi
+echo "The tests need:$missing" >&2
+echo "  Debian, Ubuntu: sudo apt-get install$missing" >&2
+case "$missing" in *postgresql*)
+    echo "  or name a PostgreSQL server: OMNIHUB_TEST_POSTGRESQL_URL=postgresql://user:password@host/postgres" >&2 ;;
+esac
+exit 1
