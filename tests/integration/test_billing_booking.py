@@ -15,7 +15,7 @@ from services.billing.domain.grant import Grant
 from services.billing.domain.ledger import LARGEST_AMOUNT
 from services.billing.domain.usage import Period, microseconds
 from services.billing.store import Store
-from services.billing.store.tables import ledger_entry, ledger_transaction, usage_event
+from services.billing.store.tables import ledger_entry, ledger_transaction, metadata, usage_event
 from services.billing.store.usage import UsageSum
 from tests.support.billing import (
     ORGANISATION,
@@ -229,3 +229,20 @@ async def test_usage_is_summed_exactly_by_any_group(store: Store) -> None:
     assert total.requests == 30
     groups, total = await store.usage("org_unknown", EVER, "", None, 10)
     assert (groups, total) == ([], UsageSum("", 0, 0, 0, 0, 0))
+
+
+async def test_the_migrations_make_the_tables_the_code_speaks_of(store: Store) -> None:
+    def read(connection: sa.Connection) -> dict[str, dict[str, bool]]:
+        inspector = sa.inspect(connection)
+        schema = None if store.database.sqlite else store.database.schema
+        return {
+            table: {column["name"]: column["nullable"] for column in inspector.get_columns(table, schema)}
+            for table in metadata.tables
+        }
+
+    async with store.database.reading() as connection:
+        found = await connection.run_sync(read)
+    assert found == {
+        name: {column.name: bool(column.nullable) for column in table.c}
+        for name, table in metadata.tables.items()
+    }
