@@ -19,6 +19,8 @@ _WHERE = re.compile(r"^(?P<what>.*) - at `\$(?P<path>[^`]*)`$", re.DOTALL)
 _BLANK = b" \t\r\n"
 # Names with this prefix describe the form of a document; they are no parameters.
 MARK = "@"
+# `null` is short; longer values need not be looked at.
+_NULL_LIMIT = 64
 # Names the format of an answer whose raw JSON a message carries.
 FORMAT = MARK + "format"
 
@@ -128,7 +130,12 @@ def merge(fields: dict[str, Any], extension: Mapping[str, str]) -> dict[str, Any
 
 def is_null(raw: msgspec.Raw | bytes) -> bool:
     """Tell whether a raw value is `null`."""
-    return bytes(raw).strip(_BLANK) == b"null"
+    return len(raw) < _NULL_LIMIT and bytes(raw).strip(_BLANK) == b"null"
+
+
+def starts_with(raw: msgspec.Raw, byte: bytes) -> bool:
+    """Tell what kind of value this is by its first byte."""
+    return bytes(memoryview(raw)[:1]) == byte
 
 
 def splice(document: bytes, name: str, value: Mapping[str, Any]) -> bytes:

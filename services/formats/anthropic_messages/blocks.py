@@ -14,6 +14,7 @@ from services.formats.documents import (
     merge,
     raw_of,
     read_value,
+    starts_with,
     take,
     take_text,
     text_of,
@@ -26,7 +27,7 @@ PROVIDER = "anthropic"
 
 def read_blocks(raw: msgspec.Raw, path: str) -> list[Part]:
     """Read content: a string, or a list of blocks."""
-    if bytes(raw[:1]) == b'"':
+    if starts_with(raw, b'"'):
         part = Part()
         part.text.text = read_value(raw, str, path)
         return [part]

@@ -9,7 +9,17 @@ import msgspec
 from omnihub.common.v1.chat_pb2 import Message, Part
 
 from services.formats.anthropic_messages.blocks import is_object, read_blocks, write_block
-from services.formats.documents import Fields, is_null, join, keep, merge, read_value, says_something, take
+from services.formats.documents import (
+    Fields,
+    is_null,
+    join,
+    keep,
+    merge,
+    read_value,
+    says_something,
+    starts_with,
+    take,
+)
 from services.formats.errors import invalid
 from services.formats.messages import check_tool_message
 from services.formats.receipts import Receipts
@@ -45,7 +55,7 @@ def read_message(raw: msgspec.Raw, path: str) -> Message:
 
 
 def _fill(message: Message, raw: msgspec.Raw, path: str) -> None:
-    if bytes(raw[:1]) == b'"':
+    if starts_with(raw, b'"'):
         message.content = read_value(raw, str, path)
     else:
         message.parts.extend(read_blocks(raw, path))

@@ -17,6 +17,7 @@ from services.formats.documents import (
     raw_of,
     read_value,
     says_something,
+    starts_with,
     take,
     take_text,
     text_of,
@@ -61,7 +62,7 @@ def _read_content(fields: Fields, message: Message, path: str) -> None:
     if raw is None or is_null(raw):
         return
     path = join(path, "content")
-    if bytes(raw[:1]) == b"[":
+    if starts_with(raw, b"["):
         message.parts.extend(read_parts(raw, path))
     else:
         message.content = read_value(raw, str, path)

@@ -208,10 +208,13 @@ def write_request(
 def _write_parameters(
     fields: dict[str, Any], chat: ChatInput, receipts: Receipts, source: WireFormat.ValueType
 ) -> None:
-    for name in ("temperature", "top_p", "seed", "parallel_tool_calls"):
+    for name in ("temperature", "top_p", "seed"):
         if chat.HasField(name):
             fields[name] = getattr(chat, name)
             receipts.forwarded(name)
+    if chat.HasField("parallel_tool_calls") and (chat.tools or source == _OWN):
+        fields["parallel_tool_calls"] = chat.parallel_tool_calls
+        receipts.forwarded("parallel_tool_calls")
     if chat.HasField("top_k"):
         if source == WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES:
             receipts.dropped("top_k", "this provider's format has no top_k")

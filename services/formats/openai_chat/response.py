@@ -17,6 +17,7 @@ from services.formats.documents import (
     merge,
     read_object,
     read_value,
+    starts_with,
     take,
     take_text,
     text_of,
@@ -122,7 +123,7 @@ def _read_answer(fields: Fields) -> Message:
     thoughts: dict[str, str] = {}
     for name in _REASONING_FIELDS:
         raw = fields.get(name)
-        if raw is not None and bytes(raw[:1]) == b'"' and not thoughts and len(raw) > 2:
+        if raw is not None and starts_with(raw, b'"') and not thoughts and len(raw) > 2:
             thoughts[name] = take(fields, name, str, "choices[0].message") or ""
     fields.setdefault("role", msgspec.Raw(b'"assistant"'))
     message = read_message(msgspec.Raw(write_object(fields)), "choices[0].message")
