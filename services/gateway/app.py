@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from omnihub.router.v1.router_service_api import RouterService
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.common.authenticator import Authenticator
 from services.common.service import Infrastructure, Service
 from services.gateway.chat import ChatEndpoint
 from services.gateway.embeddings import EmbeddingsEndpoint
-from services.gateway.exchange import Endpoint
-from services.gateway.models import ModelsEndpoint
+from services.gateway.exchange import Endpoint, Work
+from services.gateway.models import ANTHROPIC_HEADER, ModelsEndpoint
 from services.gateway.settings import GatewaySettings
 from services.gateway.surfaces import ANTHROPIC, OPENAI, Surface
 
 
-class _ModelRoute:
-    """GET /v1/models/{model}: the name may contain slashes."""
+def _by_version(openai: Endpoint, anthropic: Endpoint) -> ASGIApp:
+    """Return an application that answers in Anthropic's shape whoever sends Anthropic's header."""
+    name = ANTHROPIC_HEADER.encode()
 
-    def __init__(self, router: RouterService, authenticator: Authenticator) -> None:
-        self._router = router
-        self._authenticator = authenticator
+    class Chosen:
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            sent = any(header == name for header, _ in scope["headers"])
+            await (anthropic if sent else openai)(scope, receive, send)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        models = ModelsEndpoint(self._router, scope["path_params"].get("model", ""))
-        anthropic = any(name == b"anthropic-version" for name, _ in scope["headers"])
-        surface = ANTHROPIC if anthropic else OPENAI
-        endpoint = Endpoint(surface, self._authenticator, "GET /v1/models", models.serve)
-        await endpoint(scope, receive, send)
+    return Chosen()
 
 
 def build(settings: GatewaySettings, infrastructure: Infrastructure) -> Service:
@@ -39,21 +34,18 @@ def build(settings: GatewaySettings, infrastructure: Infrastructure) -> Service:
     assert authenticator is not None
     limit = settings.body_limit_bytes
 
-    def chat(path: str, surface: Surface) -> Route:
-        work = ChatEndpoint(surface, router, limit).serve
-        endpoint = Endpoint(surface, authenticator, f"POST {path}", work)
-        return Route(path, endpoint, methods=["POST"])
+    def endpoint(name: str, surface: Surface, work: Work) -> Endpoint:
+        return Endpoint(surface, authenticator, name, work)
 
-    embeddings = EmbeddingsEndpoint(router, limit).serve
-    models = _ModelRoute(router, authenticator)
+    def post(path: str, surface: Surface, work: Work) -> Route:
+        return Route(path, endpoint(f"POST {path}", surface, work), methods=["POST"])
+
+    listing = ModelsEndpoint(router).serve
+    models = _by_version(*(endpoint("GET /v1/models", surface, listing) for surface in (OPENAI, ANTHROPIC)))
     routes = [
-        chat("/v1/chat/completions", OPENAI),
-        chat("/v1/messages", ANTHROPIC),
-        Route(
-            "/v1/embeddings",
-            Endpoint(OPENAI, authenticator, "POST /v1/embeddings", embeddings),
-            methods=["POST"],
-        ),
+        post("/v1/chat/completions", OPENAI, ChatEndpoint(OPENAI, router, limit).serve),
+        post("/v1/messages", ANTHROPIC, ChatEndpoint(ANTHROPIC, router, limit).serve),
+        post("/v1/embeddings", OPENAI, EmbeddingsEndpoint(router, limit).serve),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{model:path}", models, methods=["GET"]),
     ]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
-import msgspec
-from omnihub.common.v1.chat_pb2 import ChatInput
 from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.log import RequestEvent
 from services.common.rpc import Call, RpcError
+from services.formats.errors import invalid
 from services.formats.facts import Facts
-from services.gateway.exchange import Exchange
+from services.gateway.exchange import Exchange, header_value
 from services.gateway.surfaces import Surface
 
 EVENT_STREAM = (
@@ -25,6 +25,8 @@ EVENT_STREAM = (
 )
 # Larger than any sensible receipt, smaller than what proxies allow in a header.
 RECEIPT_LIMIT = 4096
+# As in the contract of ChatInput.
+MODEL_LIMIT = 256
 
 
 class ChatEndpoint:
@@ -39,22 +41,18 @@ class ChatEndpoint:
         """Serve one authenticated request."""
         body = await exchange.read_body(self._body_limit)
         facts = self._surface.read_facts(body)
-        event.fields["model"] = facts.model
-        watcher = exchange.cancel_when_left()
-        try:
-            if facts.stream:
-                await self._stream(exchange, call, event, body, facts)
-            else:
-                await self._answer(exchange, call, event, body, facts)
-        finally:
-            watcher.cancel()
+        event.fields["model"] = checked_model(facts.model)
+        serve = self._stream if facts.stream else self._answer
+        await serve(exchange, call, event, body, facts)
 
     def _fill(
         self, request: pb.ChatRequest | pb.StreamChatRequest, exchange: Exchange, body: bytes, facts: Facts
     ) -> None:
         """Put the original body into a request, with only what routing reads beside it."""
         headers = exchange.headers
-        request.chat.CopyFrom(ChatInput(model=facts.model, max_tokens=facts.max_tokens))
+        request.chat.model = facts.model
+        if facts.max_tokens is not None:
+            request.chat.max_tokens = facts.max_tokens
         request.raw_body = body
         request.wire_format = self._surface.wire_format
         options = request.options
@@ -97,27 +95,25 @@ class ChatEndpoint:
         writer: Any = None
         stream: Any = self._router.stream_chat(request, call)
         async with aclosing(stream):
-            try:
-                async for message in stream:
-                    if message.HasField("raw_frame"):
-                        await exchange.write(message.raw_frame.data, more=True)
-                    elif message.HasField("start"):
-                        await exchange.start(200, [*EVENT_STREAM, *start_headers(message.start)])
-                        if not message.start.wire_format:
-                            writer = self._writer(message.start, facts, exchange)
-                            await exchange.write(writer.start(), more=True)
-                    elif message.HasField("end"):
-                        note(event, message.end.outcome)
-                        await exchange.write(self._last(message.end, writer), more=False)
-                    elif message.HasField("error"):
-                        note(event, message.error.outcome)
-                    elif data := _typed(writer, message):
-                        await exchange.write(data, more=True)
-            except RpcError as error:
-                if exchange.started:
-                    words = self._surface.error_words(error, exchange.request_id)
-                    await exchange.write(self._surface.write_stream_error(**words), more=False)
-                raise
+            async for message in stream:
+                if message.HasField("raw_frame"):
+                    await exchange.write(message.raw_frame.data, more=True)
+                elif message.HasField("start"):
+                    await exchange.start(200, [*EVENT_STREAM, *start_headers(message.start)])
+                    if not message.start.wire_format:
+                        writer = self._writer(message.start, facts, exchange)
+                        await exchange.write(writer.start(), more=True)
+                elif message.HasField("end"):
+                    note(event, message.end.outcome)
+                    await exchange.write(self._last(message.end, writer), more=False)
+                elif message.HasField("error"):
+                    note(event, message.error.outcome)
+                    # The status that follows raises; see Endpoint.
+                    exchange.facts = outcome_object(message.error.outcome)
+                elif data := _typed(writer, message):
+                    await exchange.write(data, more=True)
+        if not exchange.finished:
+            raise RpcError("STREAM_TRUNCATED", "the answer ended without saying how")
 
     def _writer(self, start: pb.StreamStart, facts: Facts, exchange: Exchange) -> Any:
         return self._surface.stream_writer(
@@ -143,9 +139,16 @@ def _typed(writer: Any, message: pb.StreamChatResponse) -> bytes:
     return writer.part_stop(message.part_stop)  # type: ignore[no-any-return]
 
 
+def checked_model(name: str) -> str:
+    """Return a model's name as callers may write it. Raises FormatError."""
+    if len(name) > MODEL_LIMIT or not name.isprintable():
+        raise invalid("model", f"expected at most {MODEL_LIMIT} printable characters")
+    return name
+
+
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise RpcError("INVALID_ARGUMENT", f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        raise invalid(name, f"expected one of {', '.join(allowed)}")
     return value
 
 
@@ -164,27 +167,32 @@ def note(event: RequestEvent, outcome: pb.Outcome) -> None:
 def start_headers(start: pb.StreamStart) -> list[tuple[bytes, bytes]]:
     """Return the headers known before a stream's body."""
     return [
-        (b"x-omnihub-decision-id", start.decision_id.encode()),
-        (b"x-omnihub-model", start.model_used.encode("latin-1", "replace")),
-        (b"x-omnihub-provider", start.provider.encode("latin-1", "replace")),
+        (b"x-omnihub-decision-id", header_value(start.decision_id)),
+        (b"x-omnihub-model", header_value(start.model_used)),
+        (b"x-omnihub-provider", header_value(start.provider)),
     ]
 
 
 def outcome_headers(outcome: pb.Outcome) -> list[tuple[bytes, bytes]]:
     """Return the headers of a whole answer."""
     headers = [
-        (b"x-omnihub-decision-id", outcome.decision_id.encode()),
-        (b"x-omnihub-model", outcome.model_used.encode("latin-1", "replace")),
-        (b"x-omnihub-provider", outcome.provider.encode("latin-1", "replace")),
+        (b"x-omnihub-decision-id", header_value(outcome.decision_id)),
+        (b"x-omnihub-model", header_value(outcome.model_used)),
+        (b"x-omnihub-provider", header_value(outcome.provider)),
         (b"x-omnihub-cost", outcome.cost.encode()),
     ]
     if outcome.savings_estimate:
         headers.append((b"x-omnihub-savings", outcome.savings_estimate.encode()))
-    if outcome.receipt:
-        receipt = msgspec.json.encode(_receipt(outcome))
-        ascii_receipt = receipt.decode().encode("ascii", "backslashreplace")
-        headers.append((b"x-omnihub-receipt", ascii_receipt[:RECEIPT_LIMIT]))
+    if receipt := _receipt(outcome):
+        headers.append((b"x-omnihub-receipt", _receipt_header(receipt)))
     return headers
+
+
+def _receipt_header(receipt: list[dict[str, str]]) -> bytes:
+    """Return as many entries as fit a header, as ASCII JSON."""
+    while len(text := json.dumps(receipt, separators=(",", ":"))) > RECEIPT_LIMIT:
+        receipt = receipt[:-1]
+    return text.encode("ascii")
 
 
 def _receipt(outcome: pb.Outcome) -> list[dict[str, str]]:

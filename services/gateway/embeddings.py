@@ -14,7 +14,7 @@ from services.common.log import RequestEvent
 from services.common.rpc import Call
 from services.formats.documents import from_decode_error
 from services.formats.errors import invalid
-from services.gateway.chat import note, outcome_headers
+from services.gateway.chat import checked_model, note, outcome_headers
 from services.gateway.exchange import Exchange
 
 
@@ -41,11 +41,7 @@ class EmbeddingsEndpoint:
         read = _read(body)
         event.fields["model"] = read.model
         request = pb.EmbedRequest(model=read.model, raw_body=body)
-        watcher = exchange.cancel_when_left()
-        try:
-            answer = await self._router.embed(request, call)
-        finally:
-            watcher.cancel()
+        answer = await self._router.embed(request, call)
         note(event, answer.outcome)
         document = answer.raw_body if answer.HasField("raw_body") else _write(answer, read)
         await exchange.respond(200, document, outcome_headers(answer.outcome))
@@ -58,6 +54,7 @@ def _read(body: bytes) -> _Body:
         raise from_decode_error(error) from None
     if not read.model:
         raise invalid("model", "name the model, for example one of GET /v1/models")
+    checked_model(read.model)
     if not read.input:
         raise invalid("input", "send a text or a list of texts")
     if read.encoding_format not in ("float", "base64"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -24,45 +24,75 @@ _logger = logging.getLogger(__name__)
 Headers = Iterable[tuple[bytes, bytes]]
 
 
+class CallerLeftError(Exception):
+    """The connection ended before the request was complete: there is nobody to answer."""
+
+
+def header_value(text: str) -> bytes:
+    """Return a text as the value of a header: what cannot stand there becomes a question mark."""
+    return "".join(char if char.isascii() and char.isprintable() else "?" for char in text).encode("ascii")
+
+
 class Exchange:
     """A request that has been authenticated, and the response to it."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        self.request_id = self.headers.get("x-omnihub-request-id") or new_id("req")
+        self.path_params: Mapping[str, str] = scope.get("path_params", {})
+        self.request_id = (
+            self.headers.get("x-omnihub-request-id") or self.headers.get("x-request-id") or new_id("req")
+        )
         self.started = False
+        self.finished = False
+        self.left = False
+        self.facts: Mapping[str, Any] = {}
+        """What rides as `omnihub` in the error event of a broken stream."""
         self._receive = receive
         self._send = send
+        self._watcher: asyncio.Task[None] | None = None
 
     async def read_body(self, limit: int) -> bytes:
-        """Return the whole body. Raises RpcError BODY_TOO_LARGE as soon as it is known to be."""
+        """Return the whole body. From then on the running task is cancelled when the caller leaves.
+
+        Raises RpcError BODY_TOO_LARGE as soon as it is known to be, and CallerLeftError.
+        """
         if int(self.headers.get("content-length") or 0) > limit:
             raise _too_large(limit)
-        message = await self._receive()
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            if message["type"] == "http.disconnect":
-                raise asyncio.CancelledError
-            return body
-        chunks, size = [body], len(body)
-        while message.get("more_body"):
+        chunks: list[bytes] = []
+        size, more = 0, True
+        while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise asyncio.CancelledError
+                raise CallerLeftError
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
             if size > limit:
                 raise _too_large(limit)
-        return b"".join(chunks)
+            more = message.get("more_body", False)
+        self._watcher = asyncio.create_task(self._watch(asyncio.current_task()))
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _watch(self, running: asyncio.Task[Any] | None) -> None:
+        await self._receive()
+        # The server says the same when a response is complete.
+        if running is not None and not self.finished:
+            self.left = True
+            running.cancel()
+
+    def close(self) -> None:
+        """Stop watching the caller."""
+        if self._watcher is not None:
+            self._watcher.cancel()
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers."""
         self.started = True
-        own = (b"x-omnihub-request-id", self.request_id.encode("latin-1", "replace"))
+        own = (b"x-omnihub-request-id", header_value(self.request_id))
         await self._send({"type": "http.response.start", "status": status, "headers": [own, *headers]})
 
     async def write(self, data: bytes, *, more: bool) -> None:
         """Send a piece of the body."""
+        self.finished = not more
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def respond(self, status: int, body: bytes, headers: Headers = ()) -> None:
@@ -70,22 +100,6 @@ class Exchange:
         length = (b"content-length", str(len(body)).encode())
         await self.start(status, [JSON, length, *headers])
         await self.write(body, more=False)
-
-    async def _wait_until_left(self) -> None:
-        await self._receive()
-
-    def cancel_when_left(self) -> asyncio.Task[Any]:
-        """Cancel the running task when the caller goes away. Cancel the returned task at the end."""
-        running = asyncio.current_task()
-        assert running is not None
-
-        def left(watcher: asyncio.Task[Any]) -> None:
-            if not watcher.cancelled() and watcher.exception() is None:
-                running.cancel()
-
-        watcher: asyncio.Task[Any] = asyncio.ensure_future(self._wait_until_left())
-        watcher.add_done_callback(left)
-        return watcher
 
 
 def _too_large(limit: int) -> RpcError:
@@ -108,24 +122,28 @@ class Endpoint:
         """Serve one request."""
         exchange = Exchange(scope, receive, send)
         event = RequestEvent("http", self._name)
+        event.request_id = exchange.request_id
         traced = Traced(self._name, exchange.headers.get("traceparent", ""))
         outcome = "OK"
         try:
             call = await self._enter(exchange, traced.traceparent)
             event.identify(call.request_id, call.identity, call.traceparent)
             await self._work(exchange, call, event)
-        except asyncio.CancelledError:
-            # The caller has gone: there is nobody to answer.
+        except CallerLeftError:
             outcome = "CANCELLED"
+        except asyncio.CancelledError:
+            outcome = "CANCELLED"
+            if not exchange.left:
+                stopping = RpcError("UNAVAILABLE", "the server stops; send the request again")
+                await self._tell(exchange, stopping)
         except Exception as error:
             visible = to_rpc_error(error)
             outcome = visible.reason
             if isinstance(visible, InternalError):
                 _logger.error("request_failed %s", exchange.request_id, exc_info=error)
-            if not exchange.started:
-                await self._refuse(exchange, visible)
+            await self._tell(exchange, visible)
         finally:
-            event.request_id = exchange.request_id
+            exchange.close()
             event.finish(outcome)
             traced.end(outcome, event.fields)
 
@@ -142,11 +160,18 @@ class Endpoint:
             )
         return Call(exchange.request_id, identity, traceparent=traceparent)
 
-    async def _refuse(self, exchange: Exchange, error: RpcError) -> None:
-        body = self._surface.write_error(**self._surface.error_words(error, exchange.request_id))
+    async def _tell(self, exchange: Exchange, error: RpcError) -> None:
+        """Answer with an error, or end a stream that has begun with one: it must not look complete."""
+        words = self._surface.error_words(error, exchange.request_id)
+        if exchange.finished:
+            return
+        if exchange.started:
+            document = self._surface.write_stream_error(**words, extra=exchange.facts)
+            await exchange.write(document, more=False)
+            return
         headers = []
         if error.retry_after_s is not None:
             headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
         if error.row.http == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        await exchange.respond(error.row.http, body, headers)
+        await exchange.respond(error.row.http, self._surface.write_error(**words), headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,37 +16,22 @@ from services.common.rpc import Call, RpcError
 from services.gateway.exchange import Exchange
 
 PAGE_SIZE = 1000
+ANTHROPIC_HEADER = "anthropic-version"
 
 
 class ModelsEndpoint:
     """Lists the models a key may use."""
 
-    def __init__(self, router: RouterService, model: str = "") -> None:
+    def __init__(self, router: RouterService) -> None:
         self._router = router
-        self._model = model
 
     async def serve(self, exchange: Exchange, call: Call, event: RequestEvent) -> None:
         """Serve one authenticated request."""
         models = await self._all(call)
-        anthropic = "anthropic-version" in exchange.headers
+        anthropic = ANTHROPIC_HEADER in exchange.headers
         write = _anthropic if anthropic else _openai
-        if self._model:
-            found = [model for model in models if model.model_id == self._model]
-            if not found:
-                raise RpcError(
-                    "MODEL_NOT_FOUND", f"no model {self._model!r}; GET /v1/models lists those you can use"
-                )
-            document: Any = write(found[0])
-        elif anthropic:
-            ids = [model.model_id for model in models]
-            document = {
-                "data": [write(model) for model in models],
-                "has_more": False,
-                "first_id": ids[0] if ids else None,
-                "last_id": ids[-1] if ids else None,
-            }
-        else:
-            document = {"object": "list", "data": [write(model) for model in models]}
+        wanted = exchange.path_params.get("model")
+        document = _found(models, wanted, write) if wanted else _listed(models, write, paged=anthropic)
         await exchange.respond(200, msgspec.json.encode(document))
 
     async def _all(self, call: Call) -> list[Model]:
@@ -58,6 +44,21 @@ class ModelsEndpoint:
             token = answer.next_page_token
             if not token:
                 return models
+
+
+def _found(models: list[Model], name: str, write: Callable[[Model], dict[str, Any]]) -> dict[str, Any]:
+    for model in models:
+        if model.model_id == name:
+            return write(model)
+    raise RpcError("MODEL_NOT_FOUND", f"no model {name!r}; GET /v1/models lists those you can use")
+
+
+def _listed(models: list[Model], write: Callable[[Model], dict[str, Any]], *, paged: bool) -> dict[str, Any]:
+    data = [write(model) for model in models]
+    if not paged:
+        return {"object": "list", "data": data}
+    ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return {"data": data, "has_more": False, "first_id": ends[0], "last_id": ends[1]}
 
 
 def _openai(model: Model) -> dict[str, Any]:
