@@ -25,7 +25,7 @@ from services.providers.domain.classification import (
     read_retry_after,
 )
 from services.providers.domain.estimate import estimate_usage
-from services.providers.domain.failure import MID_STREAM, Failures, UnsupportedError
+from services.providers.domain.failure import MID_STREAM, Failures, ProviderError, UnsupportedError
 from services.providers.http import FRAME_LIMIT, Exchange, Timeouts, Upstream
 from services.providers.settings import ProviderSettings
 from services.providers.sse import FrameTooLargeError, SseParser
@@ -255,6 +255,10 @@ class HttpAdapter(ABC):
             try:
                 chunk = await exchange.read_chunk()
                 events = parser.feed(chunk) if chunk else parser.close()
+            except ProviderError:
+                if progress.finish is None:
+                    raise
+                return  # The answer is complete; only what would have come after it is missing.
             except FrameTooLargeError:
                 message = f"a frame exceeds {FRAME_LIMIT} bytes"
                 raise failures.of("PROVIDER_PROTOCOL", message, exchange.phase) from None
