@@ -30,4 +30,5 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
         interfaces=[(ProviderService, ProviderServer(adapters))],
         start=upstream.start,
         stop=upstream.stop,
+        check=upstream.check,
     )

@@ -513,3 +513,33 @@ async def test_after_its_finish_a_silent_stream_is_complete(
     assert end.end.finish.reason == "stop"
     assert end.end.usage.estimated
     assert server.injected["stall"] == 1
+
+
+def two_choices(*finished: int) -> list:
+    def chunk(index: int, delta: dict, finish: str | None = None) -> dict:
+        choice = {"index": index, "delta": delta, "finish_reason": finish}
+        return {**wire.openai_chunk(), "choices": [choice]}
+
+    documents = [chunk(0, {"content": "a"}), chunk(1, {"content": "b"})]
+    return [*documents, *(chunk(index, {}, "stop") for index in finished)]
+
+
+async def test_each_choice_must_finish(server: FaultServer, client: ProviderService) -> None:
+    asked = attempt("openai")
+    asked.raw_body = BODY[:-1] + b', "n": 2}'
+    server.script = stream(frames("openai", two_choices(1)))
+    _, error = await broken_stream(client, asked)
+    assert error.reason == "STREAM_TRUNCATED"
+    server.script = stream(frames("openai", two_choices(1, 0)))
+    messages = await stream_chat(client, asked)
+    assert messages[-1].end.finish.reason == "stop"
+    assert text_of(messages[1:-1]) == "a"
+    assert b'"b"' in messages[1].raw_frame.data
+
+
+async def test_no_request_is_sent_by_a_stopped_service(server: FaultServer) -> None:
+    async with running_providers(openai=settings("openai", server.url)) as client:
+        pass
+    error = await failure(client, attempt("openai"), streamed=False)
+    assert error.reason == "UNAVAILABLE"
+    assert server.requests == []
