@@ -63,8 +63,8 @@ class PeerSettings(Section):
 class LogSettings(Section):
     """Logging."""
 
-    format: Literal["console", "json"] = "console"
-    """`json` for production."""
+    format: Literal["auto", "console", "json"] = "auto"
+    """`console` is for people; `auto` means that on a terminal and JSON elsewhere."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is written."""
 

@@ -20,7 +20,7 @@ from services.gateway.exchange import Exchange
 
 class _Body(msgspec.Struct):
     model: str = ""
-    input: str | list[str] | list[int] | list[list[int]] | None = None
+    input: str | list[str | int | list[int]] | None = None
     encoding_format: str = "float"
     dimensions: int | None = None
 

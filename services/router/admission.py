@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from omnihub.billing.v1.price_pb2 import Price
-from omnihub.common.v1.chat_pb2 import ChatInput
 
 from services.common.rpc import Call
 from services.common.telemetry import meter
-from services.credits.rating import bound, rate
-from services.router.domain.catalogue import AUTO, Catalogue, Target
-from services.router.domain.estimate import input_bound
-from services.router.domain.policy import Plan, plan
-from services.router.journal import Journal
+from services.credits.money import parse_nano
+from services.credits.rating import bound, provider_cost_of, rate
+from services.router.domain.catalogue import Catalogue, Model, Target
+from services.router.domain.estimate import LARGEST, input_bound
+from services.router.domain.policy import Candidate, Plan, eligible, plan
+from services.router.journal import Journal, JournalError
 from services.router.latency import Latencies
 from services.router.leases import Leases
-from services.router.prices import Prices
-from services.router.request import Request
+from services.router.prices import Prices, PriceTable, Wanted
+from services.router.request import Asked, Request
 from services.router.settings import RouterSettings
 
 _duration = meter.create_histogram("gen_ai.server.request.duration", unit="s")
 _first_token = meter.create_histogram("gen_ai.server.time_to_first_token", unit="s")
 _tokens = meter.create_histogram("gen_ai.client.token.usage", unit="{token}")
 _credits = meter.create_counter("omnihub.credits", unit="{credit}")
-# The event loop keeps only weak references to tasks.
-_endings: set[asyncio.Task[None]] = set()
 
 
 class Admission:
@@ -46,133 +44,154 @@ class Admission:
         self._leases = leases
         self._journal = journal
         self.latencies = latencies
-        self._baseline = Target.parse(settings.baseline_model) if settings.baseline_model else None
+        self._baseline: Wanted | None = None
+        if settings.baseline_model:
+            self._baseline = Target.parse(settings.baseline_model), ""
         self.catalogue = Catalogue({})
         self.configured_at = float(int(time.time()))
+        self._endings: set[asyncio.Future[None]] = set()
 
-    async def admit(
-        self,
-        chat: ChatInput,
-        raw_body: bytes,
-        call: Call,
-        *,
-        streamed: bool,
-        choices: int = 1,
-        modality: str = "chat",
-    ) -> Request:
-        """Plan a request and reserve what it may cost.
+    async def admit(self, asked: Asked, call: Call) -> Request:
+        """Plan a request and reserve what its first candidate may cost.
 
         Raises routing errors of the domain, and RpcError INSUFFICIENT_CREDITS or IN_FLIGHT_BUDGET_EXHAUSTED.
         """
-        chosen = await self._plan(chat, raw_body, call, choices)
-        amount = max(candidate.estimate_nano or 0 for candidate in chosen.chain)
+        models = eligible(asked.chat, self.catalogue, call.identity.allowed_models)
+        prices = await self.prices.of(self._wanted(models))
+        chosen = self._plan(asked, models, prices)
+        amount = chosen.chain[0].estimate_nano or 0
         reservation = await self._leases.reserve(call.identity.organisation_id, amount)
-        return Request(call, chat, chosen, reservation, streamed, modality)
+        return Request(call, asked, chosen, prices, reservation)
 
-    async def _plan(self, chat: ChatInput, raw_body: bytes, call: Call, choices: int) -> Plan:
-        allowed = call.identity.allowed_models
-        await self.prices.fetch(self._needed(chat.model))
-        input_tokens = input_bound(raw_body, chat)
-        output_tokens = choices * (chat.max_tokens or self._settings.default_output_tokens)
-
-        def estimate(target: Target, configured_model: str) -> int | None:
-            price = self.price(target, configured_model)
-            return None if price is None else bound(input_tokens, output_tokens, price)
-
-        return plan(chat, self.catalogue, allowed, estimate, self.latencies.of)
-
-    def _needed(self, model: str) -> Iterable[tuple[Target, str]]:
-        """Return the prices a request for `model` needs."""
+    def _wanted(self, models: Iterable[Model]) -> Iterable[Wanted]:
         if self._baseline is not None:
-            yield self._baseline, ""
-        found = self.catalogue.models.get(model)
-        if found is not None:
-            for target in found.targets:
-                yield target, found.name
-        elif model in ("", AUTO):
-            for each in self.catalogue.models.values():
-                for target in each.targets:
-                    yield target, each.name
-        elif "/" in model:
-            yield Target.parse(model), ""
+            yield self._baseline
+        for model in models:
+            for target in model.targets:
+                yield target, model.priced_as
 
-    def price(self, target: Target, configured_model: str) -> Price | None:
-        """Return the price of a target, or a free one when the settings say so."""
-        price = self.prices.known(target, configured_model)
+    def _plan(self, asked: Asked, models: Sequence[Model], prices: PriceTable) -> Plan:
+        input_tokens = input_bound(asked.raw_body, asked.chat)
+
+        def estimate(target: Target, model: Model) -> int | None:
+            price = self._price(prices, (target, model.priced_as))
+            if price is None:
+                return None
+            return bound(input_tokens, self._output_bound(asked, model), price)
+
+        return plan(asked.chat, models, self.catalogue, asked.feature, estimate, self.latencies.of)
+
+    def _output_bound(self, asked: Asked, model: Model) -> int:
+        """Return for how many output tokens credits are reserved at first."""
+        if asked.feature == "embed":
+            return 0
+        return min(LARGEST, asked.choices * (asked.max_tokens or self.output_cap(model)))
+
+    def output_cap(self, model: Model) -> int:
+        """Return the limit of output tokens of a model whose caller names none."""
+        default = self._settings.default_output_tokens
+        return min(default, model.settings.max_output or default)
+
+    def _price(self, prices: PriceTable, wanted: Wanted) -> Price | None:
+        """Return a price, or a free one when the settings say so."""
+        price = prices[wanted]
         if price is None and self._settings.unknown_price == "free":
             return Price(version="unknown", source="free")
         return price
 
+    async def afford(self, request: Request, candidate: Candidate) -> bool:
+        """Reserve what `candidate` may cost beyond what is reserved. Tells whether that was possible."""
+        more = (candidate.estimate_nano or 0) - request.reservation.amount
+        return more <= 0 or await self._leases.extend(request.reservation, more)
+
     async def extend(self, request: Request, output_tokens: int) -> bool:
         """Reserve credits for `output_tokens` more tokens. Tells whether that was possible."""
         price = self._price_of(request)
-        if price is None:
-            return True
-        more = bound(0, output_tokens, price)
+        more = 0 if price is None else bound(0, output_tokens, price)
+        limit = request.asked.chat.max_cost
+        if limit and request.reservation.amount + more > parse_nano(limit):
+            return False
         return more == 0 or await self._leases.extend(request.reservation, more)
 
     def _price_of(self, request: Request) -> Price | None:
         candidate = request.candidate
-        return None if candidate is None else self.price(candidate.target, candidate.model)
+        if candidate is None:
+            return None
+        return self._price(request.prices, (candidate.target, candidate.model.priced_as))
 
-    def rate(self, request: Request) -> None:
+    def _rate(self, request: Request) -> None:
         """Work out cost and savings from the usage."""
-        price = self._price_of(request)
-        request.price = price
-        request.cost = 0 if price is None else rate(request.usage, price)
-        request.cost_source = (
-            "provider" if request.usage.provider_cost else "estimate" if request.usage.estimated else "price"
-        )
-        baseline = None if self._baseline is None else self.prices.known(self._baseline, "")
+        usage = request.usage
+        by_provider = provider_cost_of(usage) is not None
+        request.price = price = self._price_of(request)
+        request.cost = 0 if price is None else rate(usage, price)
+        request.cost_source = "provider" if by_provider else "estimate" if usage.estimated else "price"
+        baseline = None if self._baseline is None else request.prices[self._baseline]
         if baseline is not None:
-            usage = type(request.usage)()
-            usage.CopyFrom(request.usage)
-            usage.provider_cost = ""
+            if by_provider:
+                usage = type(usage)()
+                usage.CopyFrom(request.usage)
+                usage.provider_cost = ""
             request.savings = rate(usage, baseline) - request.cost
 
     async def conclude(self, request: Request) -> None:
-        """Record an answered request durably, then let its reservation go. Before the last byte."""
-        self.rate(request)
-        await self._journal.append(request.record())
-        self._leases.spend(request.reservation, request.cost)
-        self._observe(request)
+        """Record an answered request durably, then let its reservation go. Before the last byte.
 
-    def conclude_soon(self, request: Request) -> None:
-        """Record a request whose caller has gone, without waiting."""
-        self.rate(request)
-        self._journal.append_soon(request.record())
-        self._leases.spend(request.reservation, request.cost)
-        self._observe(request)
+        Raises JournalError. Once begun it runs to its end, also when the caller leaves meanwhile: the
+        record may already be on its way to the disk, so its cost counts.
+        """
+        await asyncio.shield(self.conclude_soon(request))
+
+    def conclude_soon(self, request: Request) -> asyncio.Future[None]:
+        """Do the same without waiting, for requests whose caller has gone."""
+        self._rate(request)
+        return self._record(request)
 
     def abandon(self, request: Request) -> None:
         """Record a request that produced nothing: it costs nothing."""
-        self._journal.append_soon(request.record())
+        request.cost, request.cost_source, request.savings = 0, "", None
+        self._record(request)
+
+    def _record(self, request: Request) -> asyncio.Future[None]:
+        request.concluded = True
+        written = self._journal.append(request.record())
+        self._endings.add(written)
+        # Runs before whoever waits goes on.
+        written.add_done_callback(lambda _: self._recorded(request, written))
+        return written
+
+    def _recorded(self, request: Request, written: asyncio.Future[None]) -> None:
+        """Let the reservation go, now and not before: a lease without reservations can be closed any time."""
+        self._endings.discard(written)
+        failure = written.exception()
+        if request.chargeable:
+            # A write that failed may still have reached the database: its cost stays out of reach.
+            self._leases.spend(request.reservation, request.cost)
+        else:
+            self._leases.cancel(request.reservation)
+        if failure is not None:
+            request.state, request.reason = "failed", JournalError.reason
+            request.cost, request.savings = 0, None
         self._observe(request)
-        task = asyncio.create_task(self._leases.cancel(request.reservation))
-        _endings.add(task)
-        task.add_done_callback(_ended)
+
+    async def drain(self) -> None:
+        """Wait until the record of every ended request is written."""
+        while self._endings:
+            await asyncio.wait(self._endings)
 
     def _observe(self, request: Request) -> None:
         attributes = {
-            "gen_ai.operation.name": request.modality,
+            "gen_ai.operation.name": request.asked.modality,
             "gen_ai.request.model": request.plan.chain[0].target.name,
             "gen_ai.provider.name": request.target.provider if request.candidate else "",
             "omnihub.state": request.state,
         }
-        seconds = time.monotonic() - request.started
-        _duration.record(seconds, attributes)
+        _duration.record(time.monotonic() - request.started, attributes)
         if request.state != "complete":
             return
-        self.latencies.observe(request.target, seconds * 1000)
+        self.latencies.observe(request.target, request.attempts[-1].latency_ms)
         if request.first_token_at is not None:
             _first_token.record(request.first_token_at - request.started, attributes)
         _tokens.record(request.usage.input_total, {**attributes, "gen_ai.token.type": "input"})
         _tokens.record(request.usage.output_total, {**attributes, "gen_ai.token.type": "output"})
         _credits.add(request.cost / 1e9, attributes)
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    _endings.discard(task)
-    if not task.cancelled():
-        # A hold that could not be released expires by itself.
-        task.exception()

@@ -67,9 +67,8 @@ class RouterApp:
         self._prices = Prices(billing, vendors)
         self._admission = Admission(settings, self._prices, self._leases, self._journal, Latencies())
         self._refresh: asyncio.Task[None] | None = None
-        self.server = RouterServer(
-            settings, self._admission, Execution(self._providers, settings), self._providers, self._store
-        )
+        execution = Execution(self._providers, self._admission, settings.retry_after_limit_s)
+        self.server = RouterServer(self._admission, execution, self._store)
 
     async def start(self) -> None:
         """Replay what a crash left in the journal, then serve."""
@@ -86,14 +85,16 @@ class RouterApp:
         if self._refresh is not None:
             self._refresh.cancel()
             await asyncio.gather(self._refresh, return_exceptions=True)
+        await self._admission.drain()
         await self._journal.stop()
         try:
             await self._settlement.stop()
             await self._leases.close()
         except RpcError as error:
             _logger.warning("settlement_left_for_next_start %s", error)
-        await self._prices.stop()
-        await self._database.close()
+        finally:
+            await self._prices.stop()
+            await self._database.close()
 
     async def check(self) -> None:
         """Raise when a request would fail."""

@@ -10,6 +10,8 @@ import asyncio
 import logging
 import queue
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -20,20 +22,36 @@ from services.router.store import Record, journal
 _logger = logging.getLogger(__name__)
 # Bounds the memory of one commit, not the throughput.
 BATCH = 500
+# Seconds between tries: a database that restarts is back before the last one.
+PAUSES_S = (0.1, 0.5, 2.0)
 
-_Waiting = tuple[Record, "asyncio.Future[None] | None"]
+_Waiting = tuple[Record, "asyncio.Future[None]"]
+
+
+class JournalError(Exception):
+    """A record could not be made durable, so its request did not happen."""
+
+    reason = "UNAVAILABLE"
+
+    def __init__(self) -> None:
+        self.message = "the answer could not be recorded, so it was neither delivered nor charged; retry"
+        super().__init__(self.message)
 
 
 class Journal:
     """Appends records to the `journal` table of the router's database."""
 
-    def __init__(self, database: Database, instance_id: str) -> None:
+    def __init__(self, database: Database, instance_id: str, pauses_s: Sequence[float] = PAUSES_S) -> None:
         self._database = database
         self._instance_id = instance_id
+        self._pauses_s = pauses_s
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
+        make = sqlite.insert if database.sqlite else postgresql.insert
+        # A try that failed may have been committed all the same.
+        self._insert = make(journal).on_conflict_do_nothing()
 
     def start(self) -> None:
         """Start the writing thread."""
@@ -43,28 +61,29 @@ class Journal:
 
     async def stop(self) -> None:
         """Write what is queued and end the thread."""
-        if self._thread is not None:
+        if self._thread is not None and not self._stopping.is_set():
             self._stopping.set()
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
 
-    async def append(self, record: Record) -> None:
-        """Return once the record is durable. Raises what the database raised."""
-        assert self._loop is not None
-        written: asyncio.Future[None] = self._loop.create_future()
-        self._queue.put((record, written))
-        await written
+    def append(self, record: Record) -> asyncio.Future[None]:
+        """Queue a record. The future ends once it is durable, or with JournalError when it cannot be made so.
 
-    def append_soon(self, record: Record) -> None:
-        """Append without waiting, for requests whose caller has gone."""
-        self._queue.put((record, None))
+        Whether somebody waits for the future makes no difference to the record.
+        """
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._loop is None or self._stopping.is_set():
+            written.set_exception(JournalError())
+        else:
+            self._queue.put((record, written))
+        return written
 
     def _write_all(self) -> None:
         engine = self._database.synchronous_engine()
         try:
-            with engine.connect() as connection:
-                while batch := self._next_batch():
-                    self._write(connection, batch)
+            while batch := self._next_batch():
+                written = self._write(engine, [self._row(record) for record, _ in batch])
+                self._answer([future for _, future in batch], written)
         finally:
             engine.dispose()
 
@@ -75,70 +94,63 @@ class Journal:
         while item is not None:
             batch.append(item)
             if len(batch) == BATCH:
-                break
+                return batch
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:
-                break
-        else:
+                return batch
+        if batch:
             # The stop sign: write what came before it, then find it again.
-            if batch:
-                self._queue.put(None)
+            self._queue.put(None)
         return batch
 
-    def _write(self, connection: sa.Connection, batch: list[_Waiting]) -> None:
-        rows = [
-            {
-                "attempt_id": record.attempt_id,
-                "decision_id": record.decision_id,
-                "organisation_id": record.organisation_id,
-                "lease_id": record.lease_id,
-                "instance_id": self._instance_id,
-                "at": record.at_ms,
-                "decision": record.decision,
-                "charge": record.charge,
-                "settled": not record.charge,
-            }
-            for record, _ in batch
-        ]
-        failure = self._commit(connection, rows)
-        waiting = [future for _, future in batch if future is not None]
-        if waiting and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_resolve, waiting, failure)
+    def _row(self, record: Record) -> dict[str, Any]:
+        return {
+            "attempt_id": record.attempt_id,
+            "decision_id": record.decision_id,
+            "organisation_id": record.organisation_id,
+            "lease_id": record.lease_id,
+            "instance_id": self._instance_id,
+            "at": record.at_ms,
+            "decision": record.decision,
+            "charge": record.charge,
+            "settled": not record.charge,
+        }
 
-    def _commit(self, connection: sa.Connection, rows: list[dict[str, object]]) -> Exception | None:
-        """Insert the rows once, whatever happened to earlier tries. Returns what went wrong for good."""
-        insert = _insert_for(connection).on_conflict_do_nothing()
+    def _write(self, engine: sa.Engine, rows: Sequence[dict[str, Any]]) -> bool:
+        """Insert the rows, in several tries if need be. Tells whether they are durable."""
         failure: Exception | None = None
-        for pause_s in (0.1, 0.5, 2, None):
+        for pause_s in (0.0, *self._pauses_s):
+            self._stopping.wait(pause_s)
             try:
-                if self._database.sqlite:
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                connection.execute(insert, rows)
-                connection.commit()
+                self._commit(engine, rows)
             except sa.exc.DBAPIError as error:
                 failure = error
-                connection.invalidate()
-                connection.rollback()
-                if pause_s is not None:
-                    self._stopping.wait(pause_s)
+            except Exception as error:  # noqa: BLE001 - top level of the thread: it must outlive what went wrong
+                failure = error
+                break
             else:
-                return None
+                return True
         _logger.error("journal_write_failed records=%d", len(rows), exc_info=failure)
-        return failure
+        return False
+
+    def _commit(self, engine: sa.Engine, rows: Sequence[dict[str, Any]]) -> None:
+        with engine.connect() as connection:
+            if self._database.sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.execute(self._insert, rows)
+            connection.commit()
+
+    def _answer(self, waiting: Sequence[asyncio.Future[None]], written: bool) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_resolve, waiting, written)
 
 
-def _insert_for(connection: sa.Connection) -> sqlite.Insert | postgresql.Insert:
-    if connection.dialect.name == "sqlite":
-        return sqlite.insert(journal)
-    return postgresql.insert(journal)
-
-
-def _resolve(futures: list[asyncio.Future[None]], failure: Exception | None) -> None:
-    for future in futures:
+def _resolve(waiting: Sequence[asyncio.Future[None]], written: bool) -> None:
+    for future in waiting:
         if future.done():
             continue
-        if failure is None:
+        if written:
             future.set_result(None)
         else:
-            future.set_exception(failure)
+            future.set_exception(JournalError())

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from omnihub.billing.v1 import billing_service_pb2 as pb
 from omnihub.billing.v1.billing_service_api import BillingService
@@ -20,6 +21,8 @@ from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 
 LEASE_FACTOR = 4
+# One lease takes at most this part of what is available, within the settings' limits.
+SHARE = 100
 HOLD_TTL_S = 900
 BILLING_TIMEOUT_S = 5.0
 # A lease is not spent from when its expiry is nearer than this; a lost second must not matter.
@@ -47,6 +50,10 @@ class Lease:
     def free(self) -> int:
         """Return what a new request can reserve, in nano-credits."""
         return self.granted - self.reserved - self.spent
+
+    def can_give(self, amount: int) -> bool:
+        """Tell whether `amount` can be reserved from it now."""
+        return self.free >= amount and time.monotonic() < self.expires_at - EXPIRY_MARGIN_S
 
 
 @dataclass(slots=True)
@@ -84,6 +91,12 @@ class Leases:
         self._open: dict[str, Lease] = {}
         self._available: dict[str, int] = {}
         self._acquiring: dict[str, asyncio.Lock] = {}
+        # The event loop keeps only weak references to tasks.
+        self._background: set[asyncio.Task[Any]] = set()
+
+    def is_open(self, lease_id: str) -> bool:
+        """Tell whether this process still spends from a lease."""
+        return lease_id in self._open
 
     async def reserve(self, organisation_id: str, amount: int) -> Reservation:
         """Reserve `amount` nano-credits for one request.
@@ -96,11 +109,10 @@ class Leases:
 
     def _draw(self, organisation_id: str, amount: int) -> Reservation | None:
         lease = self._current.get(organisation_id)
-        now = time.monotonic()
-        if lease is None or lease.free < amount or now > lease.expires_at - EXPIRY_MARGIN_S:
+        if lease is None or not lease.can_give(amount):
             return None
         lease.reserved += amount
-        lease.used_at = now
+        lease.used_at = time.monotonic()
         return Reservation(organisation_id, amount, lease)
 
     async def _acquire(self, organisation_id: str, amount: int) -> Reservation:
@@ -109,18 +121,31 @@ class Leases:
             drawn = self._draw(organisation_id, amount)
             if drawn is not None:
                 return drawn
-            share = self._available.get(organisation_id, 0) // 100
+            share = self._available.get(organisation_id, 0) // SHARE
             wanted = max(LEASE_FACTOR * amount, min(max(share, self._minimum), self._maximum))
             try:
-                await self._lease(organisation_id, wanted, LEASE_FACTOR * amount)
+                await asyncio.shield(self._spawn(self._lease(organisation_id, wanted, LEASE_FACTOR * amount)))
             except RpcError as error:
                 if error.row.http != 402:
                     raise
                 return await self._hold(organisation_id, amount)
             drawn = self._draw(organisation_id, amount)
         if drawn is None:
-            raise RpcError("UNAVAILABLE", "billing grants leases that expire at once; check its clock")
+            raise RpcError("UNAVAILABLE", "billing grants leases that expire at once; raise lease_ttl_s")
         return drawn
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start `work` on its own: it runs on when a caller leaves, so that no grant is forgotten."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            # Whoever still waited for it has been told.
+            task.exception()
 
     async def _lease(self, organisation_id: str, wanted: int, minimum: int) -> None:
         request = pb.AcquireLeaseRequest(
@@ -143,36 +168,51 @@ class Leases:
         self._available[organisation_id] = answer.available_nano_credits
 
     async def _hold(self, organisation_id: str, amount: int) -> Reservation:
+        """Reserve for this one request at billing."""
+        reservation = Reservation(organisation_id, amount, hold_id=new_id("hold"))
+        created = self._spawn(self._create_hold(reservation))
+        try:
+            await asyncio.shield(created)
+        except asyncio.CancelledError:
+            created.add_done_callback(lambda _: self.cancel(reservation))
+            raise
+        return reservation
+
+    async def _create_hold(self, reservation: Reservation) -> None:
         request = pb.CreateHoldRequest(
-            hold_id=new_id("hold"),
-            organisation_id=organisation_id,
-            amount_nano_credits=amount,
+            hold_id=reservation.hold_id,
+            organisation_id=reservation.organisation_id,
+            amount_nano_credits=reservation.amount,
             ttl_s=HOLD_TTL_S,
         )
-        await self._billing.create_hold(request, Call.internal(BILLING_TIMEOUT_S))
-        return Reservation(organisation_id, amount, hold_id=request.hold_id)
+        try:
+            await self._billing.create_hold(request, Call.internal(BILLING_TIMEOUT_S))
+        except RpcError as error:
+            # What is missing may lie in a lease of this very process.
+            if error.row.http != 402 or not await self._return_idle(reservation.organisation_id):
+                raise
+            await self._billing.create_hold(request, Call.internal(BILLING_TIMEOUT_S))
 
     async def extend(self, reservation: Reservation, amount: int) -> bool:
         """Reserve `amount` more for a running request. Tells whether that was possible."""
-        lease = reservation.lease
+        lease, total = reservation.lease, reservation.amount + amount
         try:
-            if lease is not None and lease.free >= amount:
-                lease.reserved += amount
-            elif lease is not None:
-                larger = await self._acquire(reservation.organisation_id, reservation.amount + amount)
-                lease.reserved -= reservation.amount
-                reservation.lease, reservation.hold_id = larger.lease, larger.hold_id
-            elif reservation.hold_id:
+            if reservation.hold_id:
                 request = pb.ExtendHoldRequest(
-                    hold_id=reservation.hold_id,
-                    amount_nano_credits=reservation.amount + amount,
-                    ttl_s=HOLD_TTL_S,
+                    hold_id=reservation.hold_id, amount_nano_credits=total, ttl_s=HOLD_TTL_S
                 )
                 await self._billing.extend_hold(request, Call.internal(BILLING_TIMEOUT_S))
+            elif lease is not None and self.is_open(lease.lease_id) and lease.can_give(amount):
+                lease.reserved += amount
+            else:
+                larger = await self.reserve(reservation.organisation_id, total)
+                if lease is not None:
+                    lease.reserved -= reservation.amount
+                reservation.lease, reservation.hold_id = larger.lease, larger.hold_id
         except RpcError as error:
             _logger.info("reservation_not_extended %s", error.reason)
             return False
-        reservation.amount += amount
+        reservation.amount = total
         return True
 
     def spend(self, reservation: Reservation, cost: int) -> None:
@@ -183,35 +223,56 @@ class Leases:
             lease.spent += cost
             lease.used_at = time.monotonic()
 
-    async def cancel(self, reservation: Reservation) -> None:
-        """Give a reservation back unspent."""
+    def cancel(self, reservation: Reservation) -> None:
+        """Give a reservation back unspent; a hold is released in the background."""
         self.spend(reservation, 0)
         if reservation.hold_id:
-            request = pb.ReleaseHoldRequest(hold_id=reservation.hold_id)
+            self._spawn(self._release(reservation.hold_id))
+
+    async def _release(self, hold_id: str) -> None:
+        request = pb.ReleaseHoldRequest(hold_id=hold_id)
+        try:
             await self._billing.release_hold(request, Call.internal(BILLING_TIMEOUT_S))
+        except RpcError as error:
+            _logger.info("hold_left_to_expire %s %s", hold_id, error.reason)
 
     async def maintain(self) -> None:
         """Renew leases in use, return idle and replaced ones. Call it every RENEW_EVERY_S seconds."""
+        await self._renew()
         now = time.monotonic()
+        for lease in list(self._open.values()):
+            replaced = self._current.get(lease.organisation_id) is not lease
+            if lease.reserved == 0 and (replaced or now - lease.used_at > IDLE_S):
+                await self._close(lease)
+
+    async def _renew(self) -> None:
+        if not self._open:
+            return
+        now = time.monotonic()
+        request = pb.RenewLeasesRequest(lease_ids=list(self._open))
+        answer = await self._billing.renew_leases(request, Call.internal(BILLING_TIMEOUT_S))
+        for lease_id in set(request.lease_ids) - set(answer.renewed_lease_ids):
+            _logger.warning("lease_lost %s", lease_id)
+            self._forget(self._open.pop(lease_id, None))
+        for lease_id in answer.renewed_lease_ids:
+            if lease_id in self._open:
+                self._open[lease_id].expires_at = now + answer.expires_in_s
+
+    async def _return_idle(self, organisation_id: str) -> bool:
+        """Return the leases of an organisation that no request uses. Tells whether there were any."""
         idle = [
             lease
             for lease in self._open.values()
-            if lease.reserved == 0
-            and (self._current.get(lease.organisation_id) is not lease or now - lease.used_at > IDLE_S)
+            if lease.organisation_id == organisation_id and lease.reserved == 0
         ]
         for lease in idle:
             await self._close(lease)
-        if self._open:
-            request = pb.RenewLeasesRequest(lease_ids=list(self._open))
-            answer = await self._billing.renew_leases(request, Call.internal(BILLING_TIMEOUT_S))
-            for lease_id in set(request.lease_ids) - set(answer.renewed_lease_ids):
-                self._forget(self._open.pop(lease_id, None))
-            for lease_id in answer.renewed_lease_ids:
-                if lease_id in self._open:
-                    self._open[lease_id].expires_at = now + answer.expires_in_s
+        return bool(idle)
 
     async def close(self) -> None:
         """Return every lease that no request uses."""
+        while self._background:
+            await asyncio.wait(self._background)
         for lease in [lease for lease in self._open.values() if lease.reserved == 0]:
             await self._close(lease)
 

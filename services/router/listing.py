@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from omnihub.router.v1.model_pb2 import Model as ModelMessage
 
 from services.credits.money import format_nano
@@ -12,26 +14,28 @@ from services.router.domain.catalogue import Model
 _NANO_PER_MILLION = 1000
 
 
-async def describe(model: Model, admission: Admission) -> ModelMessage:
-    """Return what a caller may know of a model."""
-    target = model.targets[0]
-    await admission.prices.fetch([(target, model.name)])
-    price = admission.price(target, model.name)
-    provider = admission.catalogue.providers.get(target.provider)
-    features = provider.features if provider is not None else frozenset()
-    message = ModelMessage(
-        model_id=model.name,
-        route=[each.name for each in model.targets],
-        latency_ms=admission.latencies.of(target),
-        strengths=model.settings.strengths,
-        capabilities=sorted({*features, *model.settings.capabilities}),
-        context_length=model.settings.context_length,
-        synthetic=admission.catalogue.synthetic(model),
-        created=admission.configured_at,
-        provider=target.provider,
-    )
-    if price is not None:
-        message.input_price_per_million = format_nano(price.input_pico * _NANO_PER_MILLION)
-        message.output_price_per_million = format_nano(price.output_pico * _NANO_PER_MILLION)
-        message.context_length = message.context_length or price.context_length
-    return message
+async def describe(models: Sequence[Model], admission: Admission) -> list[ModelMessage]:
+    """Return what a caller may know of models."""
+    prices = await admission.prices.of((model.targets[0], model.priced_as) for model in models)
+    described = []
+    for model in models:
+        target = model.targets[0]
+        provider = admission.catalogue.providers.get(target.provider)
+        message = ModelMessage(
+            model_id=model.name,
+            route=[each.name for each in model.targets],
+            latency_ms=admission.latencies.of(target),
+            strengths=model.settings.strengths,
+            capabilities=sorted({*(provider.features if provider else ()), *model.settings.capabilities}),
+            context_length=model.settings.context_length,
+            synthetic=admission.catalogue.synthetic(model),
+            created=admission.configured_at,
+            provider=target.provider,
+        )
+        price = prices[target, model.priced_as]
+        if price is not None:
+            message.input_price_per_million = format_nano(price.input_pico * _NANO_PER_MILLION)
+            message.output_price_per_million = format_nano(price.output_pico * _NANO_PER_MILLION)
+            message.context_length = message.context_length or price.context_length
+        described.append(message)
+    return described

@@ -16,15 +16,22 @@ from services.router.domain.catalogue import Target
 TIMEOUT_S = 10.0
 # A caller can name any model; names without a price must not fill the memory.
 CACHE_SIZE = 10_000
+# What the contract allows in one question.
+BATCH = 1000
+
+Wanted = tuple[Target, str]
+"""A target, and the name of the configured model that lists it or an empty string."""
+PriceTable = Mapping[Wanted, Price | None]
+"""The price of each target; None when it has none."""
 
 
 class Prices:
-    """The price of each target; None when it has none."""
+    """The prices that this process has asked for."""
 
     def __init__(self, billing: BillingService, vendors: Mapping[str, str]) -> None:
         self._billing = billing
         self._vendors = vendors
-        self._prices: dict[tuple[Target, str], Price | None] = {}
+        self._known: dict[Wanted, Price | None] = {}
         self._follower = Follower(billing.watch_changes, pb.WatchChangesRequest, self._forget)
 
     async def start(self) -> None:
@@ -35,17 +42,25 @@ class Prices:
         """Stop following."""
         await self._follower.stop()
 
-    def known(self, target: Target, configured_model: str) -> Price | None:
-        """Return a price that `fetch` has brought."""
-        return self._prices.get((target, configured_model))
+    async def of(self, wanted: Iterable[Wanted]) -> PriceTable:
+        """Return the prices as they are now. Only what is not in memory is asked for.
 
-    async def fetch(self, wanted: Iterable[tuple[Target, str]]) -> None:
-        """Ask billing for the prices that are not in memory. Most requests need none."""
-        missing = [key for key in wanted if key not in self._prices]
-        if not missing:
-            return
-        if len(self._prices) > CACHE_SIZE:
-            self._prices.clear()
+        The table is the caller's to keep: a request is paid at the prices it was admitted with.
+        """
+        known = self._known
+        missing: list[Wanted] = []
+        found: dict[Wanted, Price | None] = {}
+        for key in wanted:
+            if key in known:
+                found[key] = known[key]
+            else:
+                missing.append(key)
+        for start in range(0, len(missing), BATCH):
+            found.update(await self._fetch(missing[start : start + BATCH]))
+        return found
+
+    async def _fetch(self, missing: Sequence[Wanted]) -> PriceTable:
+        known = self._known
         keys = [
             PriceKey(
                 provider=target.provider,
@@ -55,15 +70,18 @@ class Prices:
             )
             for target, configured_model in missing
         ]
-        answer = await self._billing.batch_get_prices(
-            pb.BatchGetPricesRequest(keys=keys), Call.internal(TIMEOUT_S)
-        )
-        found = {
+        request = pb.BatchGetPricesRequest(keys=keys)
+        answer = await self._billing.batch_get_prices(request, Call.internal(TIMEOUT_S))
+        priced = {
             (Target(price.key.provider, price.key.model), price.key.configured_model): price
             for price in answer.prices
         }
-        for key in missing:
-            self._prices[key] = found.get(key)
+        fetched = {key: priced.get(key) for key in missing}
+        if len(known) + len(fetched) > CACHE_SIZE:
+            known.clear()
+        # When prices changed meanwhile this goes into a memory that nobody reads any more.
+        known.update(fetched)
+        return fetched
 
     async def _forget(self, _: Sequence[Change]) -> None:
-        self._prices.clear()
+        self._known = {}

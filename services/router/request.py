@@ -1,4 +1,4 @@
-"""One request on its way through the router: what is known of it, and how it is recorded at its end."""
+"""One request on its way through the router: what was asked, what is known, and how it is recorded."""
 
 from __future__ import annotations
 
@@ -7,18 +7,43 @@ from dataclasses import dataclass, field
 
 from omnihub.billing.v1.price_pb2 import Price
 from omnihub.billing.v1.usage_pb2 import Charge
-from omnihub.common.v1.chat_pb2 import ChatInput, Finish, ParameterReceipt, Usage
+from omnihub.common.v1.chat_pb2 import ChatInput, Finish, ParameterReceipt, Usage, WireFormat
 from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
 from omnihub.router.v1.decision_pb2 import Candidate as CandidateRecord
 
 from services.common.ids import new_id
-from services.common.rpc import Call
+from services.common.rpc import Call, RpcError
 from services.credits.money import format_nano
 from services.router.domain.catalogue import Target
+from services.router.domain.estimate import likely_tokens
 from services.router.domain.policy import Candidate, Plan
 from services.router.leases import Reservation
+from services.router.prices import PriceTable
 from services.router.store import Record
+
+# A decision keeps what helps to explain it, not a provider's whole error page.
+MESSAGE_LIMIT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller wants. Read from the message once: each look at a bytes field copies it."""
+
+    chat: ChatInput
+    feature: str
+    """chat, stream or embed: what a provider must offer."""
+    raw_body: bytes = b""
+    wire_format: WireFormat.ValueType = WireFormat.WIRE_FORMAT_UNSPECIFIED
+    options: pb.CallOptions = field(default_factory=pb.CallOptions)
+    max_tokens: int = 0
+    """The caller's own limit of output tokens for each choice; 0 without one."""
+    choices: int = 1
+
+    @property
+    def modality(self) -> str:
+        """Return the kind of work, as usage is grouped."""
+        return "embeddings" if self.feature == "embed" else "chat"
 
 
 @dataclass(slots=True)
@@ -26,27 +51,30 @@ class Request:
     """The state of one request."""
 
     call: Call
-    chat: ChatInput
+    asked: Asked
     plan: Plan
+    prices: PriceTable
+    """As they were at admission: what is reserved and what is paid come from the same table."""
     reservation: Reservation
-    streamed: bool
-    modality: str = "chat"
     decision_id: str = field(default_factory=lambda: new_id("dec"))
     started_at: float = field(default_factory=time.time)
     started: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     attempts: list[AttemptRecord] = field(default_factory=list)
+    attempt_started: float = 0.0
     candidate: Candidate | None = None
     """Who is being asked."""
     usage: Usage = field(default_factory=Usage)
     finish: Finish = field(default_factory=Finish)
     receipt: list[ParameterReceipt] = field(default_factory=list)
-    state: str = "refused"
+    state: str = ""
     reason: str = ""
     cost: int = 0
     cost_source: str = ""
     price: Price | None = None
     savings: int | None = None
+    concluded: bool = False
+    """Its record is on its way to the journal; nothing may change or end it again."""
 
     @property
     def target(self) -> Target:
@@ -58,6 +86,45 @@ class Request:
     def latency_ms(self) -> int:
         """Return the milliseconds since the request came."""
         return round((time.monotonic() - self.started) * 1000)
+
+    def begin_attempt(self, candidate: Candidate) -> str:
+        """Note that `candidate` is being asked, and return the attempt's id."""
+        self.candidate = candidate
+        self.attempt_started = time.monotonic()
+        attempt_id = new_id("att")
+        self.attempts.append(AttemptRecord(attempt_id=attempt_id, target=candidate.target.name))
+        return attempt_id
+
+    def end_attempt(self, state: str, error: RpcError | None = None) -> None:
+        """Note how the running attempt ended; an attempt that has ended stays as it is."""
+        if not self.attempts or self.attempts[-1].state:
+            return
+        record = self.attempts[-1]
+        record.state = state
+        record.latency_ms = round((time.monotonic() - self.attempt_started) * 1000)
+        if error is not None:
+            record.reason = error.reason
+            record.message = error.message[:MESSAGE_LIMIT]
+
+    def complete(self, usage: Usage, finish: Finish, produced_bytes: int) -> None:
+        """Note a whole answer. Usage that the provider did not report is estimated, and says so."""
+        self.state = "complete"
+        self.finish = finish
+        if usage.input_total or usage.output_total:
+            self.usage = usage
+        else:
+            self.estimate_usage(produced_bytes)
+            self.usage.provider_cost = usage.provider_cost
+        self.end_attempt("complete")
+
+    def estimate_usage(self, produced_bytes: int) -> None:
+        """Fill in the usage of an answer that did not report it."""
+        asked = self.asked
+        self.usage = Usage(
+            input_total=likely_tokens(len(asked.raw_body) or asked.chat.ByteSize()),
+            output_total=likely_tokens(produced_bytes),
+            estimated=True,
+        )
 
     def outcome(self) -> pb.Outcome:
         """Return what the caller is told at the end."""
@@ -110,8 +177,8 @@ class Request:
             latency_ms=self.latency_ms,
             receipt=self.receipt,
             key_id=self.call.identity.key_id,
-            agent_id=self.chat.agent_id,
-            streamed=self.streamed,
+            agent_id=self.asked.chat.agent_id,
+            streamed=self.asked.feature == "stream",
             estimate=format_nano(self.reservation.amount),
         )
         if self.first_token_at is not None:
@@ -142,7 +209,7 @@ class Request:
             decision_id=self.decision_id,
             key_id=identity.key_id,
             user_id=identity.user_id,
-            agent_id=self.chat.agent_id,
+            agent_id=self.asked.chat.agent_id,
             provider=self.target.provider,
             model=self.target.name,
             task=self.plan.task,
@@ -152,7 +219,7 @@ class Request:
             state=self.state,
             savings_nano_credits=self.savings or 0,
             latency_ms=self.latency_ms,
-            modality=self.modality,
+            modality=self.asked.modality,
         )
         charge.at.FromMilliseconds(int(self.started_at * 1000))
         return charge

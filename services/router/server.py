@@ -6,97 +6,99 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Message, Usage
+from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Message, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as provider
-from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.router.v1 import router_service_pb2 as pb
 
 from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc import Call, RpcError
-from services.common.rpc.errors import to_rpc_error
+from services.common.rpc.errors import Violation, to_rpc_error
+from services.formats import anthropic_messages, openai_chat
 from services.router.admission import Admission
-from services.router.domain.estimate import likely_tokens
-from services.router.execution import Body, Execution
+from services.router.execution import Execution
+from services.router.journal import JournalError
 from services.router.listing import describe
-from services.router.request import Request
-from services.router.settings import RouterSettings
+from services.router.request import Asked, Request
 from services.router.store import JournalStore
 
 PAGE_SIZE = 100
+# One token at least for a frame that carries no text, such as a piece of a tool call.
+FRAME_BYTES = 4
+# A reservation must hold for writing with short tokens too.
+METERED_BYTES_PER_TOKEN = 2
+
+# How a request ended, by the reason of its failure; any other reason is the provider's.
+_STATES = {
+    "CANCELLED": "cancelled",
+    "INTERNAL": "failed",
+    "OUT_OF_BUDGET": "out_of_budget",
+    "STREAM_TRUNCATED": "truncated",
+}
+_FACTS = {
+    WireFormat.WIRE_FORMAT_OPENAI_CHAT: openai_chat.read_facts,
+    WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES: anthropic_messages.read_facts,
+}
 
 
 class RouterServer:
     """See the contract in omnihub/router/v1/router_service.proto."""
 
-    def __init__(
-        self,
-        settings: RouterSettings,
-        admission: Admission,
-        execution: Execution,
-        providers: ProviderService,
-        store: JournalStore,
-    ) -> None:
-        self._settings = settings
+    def __init__(self, admission: Admission, execution: Execution, store: JournalStore) -> None:
         self._admission = admission
         self._execution = execution
-        self._providers = providers
         self._store = store
 
     async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
-        admitted = await self._admission.admit(
-            request.chat, request.raw_body, call, streamed=False, choices=request.options.choices or 1
-        )
+        admitted = await self._admission.admit(_asked(request, "chat"), call)
         try:
-            answer = await self._execution.answer(admitted, request)
-            _take_answer(admitted, answer, request)
+            answer = await self._execution.answer(admitted)
+            raw_body = answer.raw_body if answer.HasField("raw_body") else None
+            admitted.receipt = list(answer.receipt)
+            produced = answer.message.ByteSize() if raw_body is None else len(raw_body)
+            admitted.complete(answer.usage, answer.finish, produced)
             await self._admission.conclude(admitted)
         except BaseException as error:
             self._fail(admitted, error)
             raise
-        return _response(answer, admitted)
+        return _response(answer, raw_body, admitted)
 
     async def stream_chat(
         self, request: pb.StreamChatRequest, call: Call
     ) -> AsyncIterator[pb.StreamChatResponse]:
-        admitted = await self._admission.admit(
-            request.chat, request.raw_body, call, streamed=True, choices=request.options.choices or 1
-        )
-        meter = _Meter(admitted, request, self._admission, self._settings.default_output_tokens)
+        admitted = await self._admission.admit(_asked(request, "stream"), call)
+        meter = _Meter(admitted, self._admission)
         try:
-            async with aclosing(self._execution.stream(admitted, request)) as events:
+            async with aclosing(self._execution.stream(admitted)) as events:
                 async for event in events:
                     if event.HasField("end"):
-                        _take_end(admitted, event.end, meter)
+                        admitted.complete(event.end.usage, event.end.finish, meter.produced_bytes)
                         await self._admission.conclude(admitted)
-                        yield pb.StreamChatResponse(
-                            end=pb.StreamEnd(outcome=admitted.outcome(), raw_tail=event.end.raw_tail)
-                        )
+                        yield _end(event.end, admitted)
                         return
+                    meter.count(event)
                     yield _translated(event, admitted)
-                    await meter.count(event)
+                    await meter.reserve()
             raise RpcError("STREAM_TRUNCATED", "the provider's stream ended without its finish")
-        except RpcError as error:
+        except (asyncio.CancelledError, GeneratorExit):
+            self._leave(admitted, meter)
+            raise
+        except Exception as error:
             if admitted.first_token_at is None:
                 self._fail(admitted, error)
             else:
                 await self._break(admitted, error, meter)
                 yield _error(admitted, error)
             raise
-        except (asyncio.CancelledError, GeneratorExit):
-            self._leave(admitted, meter)
-            raise
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
-        chat = ChatInput(model=request.model)
-        chat.messages.extend(Message(role="user", content=text) for text in request.inputs)
-        admitted = await self._admission.admit(
-            chat, request.raw_body, call, streamed=False, modality="embeddings"
-        )
+        asked = _asked_to_embed(request)
+        admitted = await self._admission.admit(asked, call)
+        message = provider.EmbedRequest(inputs=request.inputs, raw_body=asked.raw_body)
+        if request.HasField("dimensions"):
+            message.dimensions = request.dimensions
         try:
-            answer = await self._embed(admitted, request)
-            admitted.usage = answer.usage
-            admitted.state = "complete"
-            admitted.finish = Finish(reason="stop")
+            answer = await self._execution.embed(admitted, message)
+            admitted.complete(answer.usage, Finish(reason="stop"), 0)
             await self._admission.conclude(admitted)
         except BaseException as error:
             self._fail(admitted, error)
@@ -109,21 +111,6 @@ class RouterServer:
             response.raw_body = answer.raw_body
         return response
 
-    async def _embed(self, admitted: Request, request: pb.EmbedRequest) -> provider.EmbedResponse:
-        async def ask(attempt: provider.Attempt) -> provider.EmbedResponse:
-            message = provider.EmbedRequest(
-                provider=attempt.provider,
-                model=attempt.model,
-                inputs=request.inputs,
-                raw_body=request.raw_body,
-                timeouts=attempt.timeouts,
-            )
-            if request.HasField("dimensions"):
-                message.dimensions = request.dimensions
-            return await self._providers.embed(message, admitted.call)
-
-        return await self._execution.until_answered(admitted, pb.ChatRequest(), 0, ask)  # type: ignore[no-any-return]
-
     async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         (after,) = decode_page_token(request.page_token, 1) if request.page_token else ("",)
         size = request.page_size or PAGE_SIZE
@@ -131,7 +118,7 @@ class RouterServer:
         rest = sorted((model for model in models if model.name > after), key=lambda model: model.name)
         page = rest[:size]
         return pb.ListModelsResponse(
-            models=[await describe(model, self._admission) for model in page],
+            models=await describe(page, self._admission),
             next_page_token=encode_page_token(page[-1].name) if len(rest) > size else "",
         )
 
@@ -142,93 +129,111 @@ class RouterServer:
         return pb.GetDecisionResponse(decision=decision)
 
     def _fail(self, request: Request, error: BaseException) -> None:
-        """End a request that produced nothing."""
-        visible = to_rpc_error(error)
-        request.state = "cancelled" if visible.reason == "CANCELLED" else "upstream_error"
-        request.reason = visible.reason
-        request.cost_source = ""
+        """End a request that produced nothing the caller has seen: it costs nothing."""
+        if request.concluded:
+            return
+        failure = to_rpc_error(error)
+        request.state = _STATES.get(failure.reason, "upstream_error")
+        request.reason = failure.reason
+        request.end_attempt("cancelled" if failure.reason == "CANCELLED" else "failed", failure)
         self._admission.abandon(request)
 
-    async def _break(self, request: Request, error: RpcError, meter: _Meter) -> None:
+    async def _break(self, request: Request, error: Exception, meter: _Meter) -> None:
         """End a stream that broke: what was produced is paid."""
-        states = {"STREAM_TRUNCATED": "truncated", "OUT_OF_BUDGET": "out_of_budget"}
-        request.state = states.get(error.reason, "upstream_error")
-        request.reason = error.reason
-        meter.estimate()
-        await self._admission.conclude(request)
+        if request.concluded:
+            return
+        failure = to_rpc_error(error)
+        request.state = _STATES.get(failure.reason, "upstream_error")
+        request.reason = failure.reason
+        request.end_attempt("cancelled" if failure.reason == "OUT_OF_BUDGET" else "failed", failure)
+        request.estimate_usage(meter.produced_bytes)
+        try:
+            await self._admission.conclude(request)
+        except JournalError:
+            # The stream's own failure is what its caller is told; the journal has logged this one.
+            return
 
     def _leave(self, request: Request, meter: _Meter) -> None:
-        """End a stream whose caller has gone: what was produced is paid."""
-        if request.state == "complete":
+        """End a request whose caller has gone: what was produced is paid."""
+        if request.concluded:
             return
         request.state = "cancelled"
         request.reason = "CANCELLED"
-        if request.attempts:
-            request.attempts[-1].state = "cancelled"
+        request.end_attempt("cancelled")
         if request.first_token_at is None:
             self._admission.abandon(request)
         else:
-            meter.estimate()
+            request.estimate_usage(meter.produced_bytes)
             self._admission.conclude_soon(request)
 
 
 class _Meter:
     """Counts what a stream produces, and reserves more credits before it runs out of them."""
 
-    def __init__(self, request: Request, body: Body, admission: Admission, step_tokens: int) -> None:
+    def __init__(self, request: Request, admission: Admission) -> None:
         self._request = request
         self._admission = admission
-        self._step = step_tokens
-        self._input_bytes = len(body.raw_body) or body.chat.ByteSize()
-        self._produced_bytes = 0
-        # With a limit of the caller's own the reservation covers all that can come.
-        self._limit = 0 if body.chat.max_tokens else step_tokens
+        self.produced_bytes = 0
+        self._limit_tokens = 0
 
-    async def count(self, event: provider.StreamChatResponse) -> None:
-        """Take in one event. Raises RpcError OUT_OF_BUDGET."""
+    def count(self, event: provider.StreamChatResponse) -> None:
+        """Take in one event."""
         if event.HasField("raw_frame"):
-            self._produced_bytes += len(event.raw_frame.text.encode())
+            self.produced_bytes += len(event.raw_frame.text.encode()) or FRAME_BYTES
         elif event.HasField("part_delta"):
-            self._produced_bytes += event.part_delta.ByteSize()
-        if self._limit and likely_tokens(self._produced_bytes) > self._limit * 3 // 4:
-            if not await self._admission.extend(self._request, self._step):
-                raise RpcError("OUT_OF_BUDGET", "the credits are used up; the answer ends here")
-            self._limit += self._step
+            self.produced_bytes += event.part_delta.ByteSize()
 
-    def estimate(self) -> None:
-        """Fill in the usage of a stream that did not report it."""
-        self._request.usage = Usage(
-            input_total=likely_tokens(self._input_bytes),
-            output_total=likely_tokens(self._produced_bytes),
-            estimated=True,
-        )
-
-
-def _take_answer(request: Request, answer: provider.ChatResponse, body: pb.ChatRequest) -> None:
-    request.state = "complete"
-    request.finish = answer.finish
-    request.receipt = list(answer.receipt)
-    request.usage = answer.usage
-    if not answer.usage.input_total and not answer.usage.output_total:
-        produced = len(answer.raw_body) or answer.message.ByteSize()
-        request.usage = Usage(
-            input_total=likely_tokens(len(body.raw_body) or body.chat.ByteSize()),
-            output_total=likely_tokens(produced),
-            estimated=True,
-        )
-    request.attempts[-1].latency_ms = request.latency_ms
+    async def reserve(self) -> None:
+        """Reserve for what comes next. Raises RpcError OUT_OF_BUDGET."""
+        request = self._request
+        if request.asked.max_tokens or request.candidate is None:
+            # With a limit of the caller's own the reservation covers all that can come.
+            return
+        step = self._admission.output_cap(request.candidate.model)
+        limit = self._limit_tokens or step * request.asked.choices
+        if self.produced_bytes // METERED_BYTES_PER_TOKEN <= limit * 3 // 4:
+            return
+        if not await self._admission.extend(request, step):
+            raise RpcError("OUT_OF_BUDGET", "the credits for this request are used up; the answer ends here")
+        self._limit_tokens = limit + step
 
 
-def _take_end(request: Request, end: provider.StreamEnd, meter: _Meter) -> None:
-    request.state = "complete"
-    request.finish = end.finish
-    request.usage = end.usage
-    if not end.usage.input_total and not end.usage.output_total:
-        meter.estimate()
-    request.attempts[-1].latency_ms = request.latency_ms
+def _invalid(field: str, description: str) -> RpcError:
+    return RpcError("INVALID_ARGUMENT", f"{field}: {description}", violations=[Violation(field, description)])
 
 
-def _response(answer: provider.ChatResponse, request: Request) -> pb.ChatResponse:
+def _asked(request: pb.ChatRequest | pb.StreamChatRequest, feature: str) -> Asked:
+    """Read a chat. What limits its cost is read from the body that will be sent, not from what is said of it.
+
+    Raises RpcError and FormatError naming the wrong field.
+    """
+    chat, raw_body = request.chat, request.raw_body
+    if not raw_body:
+        if not chat.messages:
+            raise _invalid("messages", "send at least one message")
+        return Asked(chat, feature, options=request.options, max_tokens=chat.max_tokens)
+    read_facts = _FACTS.get(request.wire_format)
+    if read_facts is None:
+        raise _invalid("wire_format", f"expected one of {', '.join(map(WireFormat.Name, _FACTS))}")
+    facts = read_facts(raw_body)
+    wire_format = WireFormat.ValueType(request.wire_format)
+    return Asked(chat, feature, raw_body, wire_format, request.options, facts.max_tokens or 0, facts.n)
+
+
+def _asked_to_embed(request: pb.EmbedRequest) -> Asked:
+    raw_body = request.raw_body
+    if not raw_body and not request.inputs:
+        raise _invalid("inputs", "send at least one text")
+    chat = ChatInput(model=request.model)
+    chat.messages.extend(Message(role="user", content=text) for text in request.inputs)
+    return Asked(chat, "embed", raw_body)
+
+
+def _end(end: provider.StreamEnd, request: Request) -> pb.StreamChatResponse:
+    return pb.StreamChatResponse(end=pb.StreamEnd(outcome=request.outcome(), raw_tail=end.raw_tail))
+
+
+def _response(answer: provider.ChatResponse, raw_body: bytes | None, request: Request) -> pb.ChatResponse:
     outcome = request.outcome()
     response = pb.ChatResponse(
         model_used=outcome.model_used,
@@ -238,8 +243,8 @@ def _response(answer: provider.ChatResponse, request: Request) -> pb.ChatRespons
         outcome=outcome,
         response_id=answer.response_id,
     )
-    if answer.HasField("raw_body"):
-        response.raw_body = answer.raw_body
+    if raw_body is not None:
+        response.raw_body = raw_body
     else:
         response.message.CopyFrom(answer.message)
         response.output = "".join(
@@ -271,7 +276,8 @@ def _translated(event: provider.StreamChatResponse, request: Request) -> pb.Stre
     return pb.StreamChatResponse(start=start)
 
 
-def _error(request: Request, error: RpcError) -> pb.StreamChatResponse:
+def _error(request: Request, error: Exception) -> pb.StreamChatResponse:
+    failure = to_rpc_error(error)
     return pb.StreamChatResponse(
-        error=pb.StreamError(reason=error.reason, message=error.message, outcome=request.outcome())
+        error=pb.StreamError(reason=failure.reason, message=failure.message, outcome=request.outcome())
     )

@@ -69,11 +69,13 @@ class Settlement:
             if len(charges) < BATCH:
                 return
 
-    async def reap(self) -> None:
-        """Close leases past their expiry, whoever held them."""
+    async def reap(self, leases: Leases) -> None:
+        """Close leases past their expiry, whoever held them, but none that `leases` still spends from."""
         request = pb.ListExpiredLeasesRequest()
         answer = await self._billing.list_expired_leases(request, Call.internal(SETTLE_TIMEOUT_S))
         for lease in answer.leases:
+            if leases.is_open(lease.lease_id):
+                continue
             await self.settle_lease(lease.lease_id)
             await self._billing.close_lease(
                 pb.CloseLeaseRequest(lease_id=lease.lease_id), Call.internal(SETTLE_TIMEOUT_S)
@@ -82,13 +84,16 @@ class Settlement:
     def start(self, leases: Leases, retention_days: int) -> None:
         """Start the loops."""
 
+        async def reap() -> None:
+            await self.reap(leases)
+
         async def forget_old() -> None:
             await self._store.delete_before(int((time.time() - retention_days * 86400) * 1000))
 
         loops = [
             (self.settle_own, self._interval_s),
             (self.settle_orphans, ORPHANED_AFTER_S),
-            (self.reap, RENEW_EVERY_S),
+            (reap, RENEW_EVERY_S),
             (leases.maintain, RENEW_EVERY_S),
             (forget_old, HOUR_S),
         ]

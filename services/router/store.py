@@ -16,7 +16,7 @@ journal = sa.Table(
     "journal",
     metadata,
     sa.Column("attempt_id", sa.String(64), primary_key=True),
-    sa.Column("decision_id", sa.String(64), nullable=False),
+    sa.Column("decision_id", sa.String(64), nullable=False, unique=True),
     sa.Column("organisation_id", sa.String(64), nullable=False),
     sa.Column("lease_id", sa.String(64), nullable=False),
     sa.Column("instance_id", sa.String(64), nullable=False),
@@ -25,6 +25,9 @@ journal = sa.Table(
     sa.Column("charge", sa.LargeBinary, nullable=False),
     sa.Column("settled", sa.Boolean, nullable=False),
 )
+
+# Rows of one delete: the journal's writer must not wait long for its turn.
+DELETE_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,5 +84,9 @@ class JournalStore:
 
     async def delete_before(self, at_ms: int) -> None:
         """Delete settled records older than this."""
-        async with self._database.transaction() as connection:
-            await connection.execute(sa.delete(journal).where(journal.c.settled, journal.c.at < at_ms))
+        old = sa.select(journal.c.attempt_id).where(journal.c.settled, journal.c.at < at_ms)
+        batch = sa.delete(journal).where(journal.c.attempt_id.in_(old.limit(DELETE_BATCH)))
+        deleted = DELETE_BATCH
+        while deleted == DELETE_BATCH:
+            async with self._database.transaction() as connection:
+                deleted = (await connection.execute(batch)).rowcount

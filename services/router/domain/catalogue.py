@@ -51,6 +51,11 @@ class Model:
     settings: RouteSettings
     configured: bool = True
 
+    @property
+    def priced_as(self) -> str:
+        """Return the name whose configured price applies; empty when the caller named the target itself."""
+        return self.name if self.configured else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:

@@ -10,7 +10,6 @@ from omnihub.common.v1.chat_pb2 import ChatInput
 from services.credits.money import parse_nano
 from services.router.domain.catalogue import AUTO, Catalogue, Model, Target
 from services.router.domain.errors import NoCandidateError, PriceUnknownError
-from services.router.settings import RouteSettings
 
 # cost, latency, configured order: the parts of a score, by the caller's priority.
 WEIGHTS = {
@@ -26,9 +25,8 @@ class Candidate:
     """A target that was looked at."""
 
     target: Target
-    model: str
-    """The configured model that lists the target; empty when the caller named the target itself."""
-    settings: RouteSettings
+    model: Model
+    """The model that lists the target."""
     score: float
     estimate_nano: int | None
     excluded_because: str = ""
@@ -44,31 +42,44 @@ class Plan:
     excluded: tuple[Candidate, ...]
 
 
-Estimate = Callable[[Target, str], int | None]
-"""The most a request can cost at a target of a configured model, in nano-credits; None without a price."""
+Estimate = Callable[[Target, Model], int | None]
+"""The most a request can cost at a target of a model, in nano-credits; None without a price."""
 Latency = Callable[[Target], int]
 """Milliseconds, smoothed; 0 when nothing was measured."""
 
 
-def plan(
-    chat: ChatInput, catalogue: Catalogue, allowed: tuple[str, ...], estimate: Estimate, latency: Latency
-) -> Plan:
-    """Return the plan for a request.
+def eligible(chat: ChatInput, catalogue: Catalogue, allowed: tuple[str, ...]) -> Sequence[Model]:
+    """Return the models a request may be answered by. Raises ModelNotFoundError, ModelNotAllowedError."""
+    requested = chat.model or AUTO
+    if requested != AUTO or AUTO in catalogue.models:
+        return [catalogue.find(requested, allowed)]
+    models = catalogue.usable(allowed)
+    # Real models before rules: `auto` uses a synthetic one only when there is nothing else.
+    return [model for model in models if not catalogue.synthetic(model)] or models
 
-    Raises ModelNotFoundError, ModelNotAllowedError, NoCandidateError, PriceUnknownError.
+
+def plan(
+    chat: ChatInput,
+    models: Sequence[Model],
+    catalogue: Catalogue,
+    feature: str,
+    estimate: Estimate,
+    latency: Latency,
+) -> Plan:
+    """Return the plan for a request that one of `models` is to answer and that needs `feature`.
+
+    Raises NoCandidateError, PriceUnknownError.
     """
     requested = chat.model or AUTO
     if requested == AUTO and AUTO not in catalogue.models:
-        models = _choosable(catalogue, allowed)
         candidates = _score(chat, models, estimate, latency)
     else:
-        model = catalogue.find(requested, allowed)
-        name = model.name if model.configured else ""
         candidates = [
-            Candidate(target, name, model.settings, 1.0 - position / 100, estimate(target, name))
+            Candidate(target, model, 1.0 - position / 100, estimate(target, model))
+            for model in models
             for position, target in enumerate(model.targets)
         ]
-    judged = [_judge(candidate, chat, catalogue) for candidate in candidates]
+    judged = [_judge(candidate, chat, catalogue, feature) for candidate in candidates]
     chain = tuple(candidate for candidate in judged if not candidate.excluded_because)
     excluded = tuple(candidate for candidate in judged if candidate.excluded_because)
     if not chain:
@@ -76,17 +87,10 @@ def plan(
     return Plan(requested, "agent_step" if chat.agent_id else "chat", chain, excluded)
 
 
-def _choosable(catalogue: Catalogue, allowed: tuple[str, ...]) -> Sequence[Model]:
-    """Real models before rules: `auto` uses a synthetic one only when there is nothing else."""
-    models = catalogue.usable(allowed)
-    return [model for model in models if not catalogue.synthetic(model)] or models
-
-
 def _score(chat: ChatInput, models: Sequence[Model], estimate: Estimate, latency: Latency) -> list[Candidate]:
-    fast = chat.latency_pref == "fast" or chat.mode == "flash"
-    cost_weight, latency_weight, order_weight = FAST_WEIGHTS if fast else WEIGHTS[chat.priority or "balanced"]
+    cost_weight, latency_weight, order_weight = _weights(chat)
     pairs = [(model, target) for model in models for target in model.targets]
-    estimates = [estimate(target, model.name) for model, target in pairs]
+    estimates = [estimate(target, model) for model, target in pairs]
     latencies = [latency(target) for _, target in pairs]
     dearest = max([amount for amount in estimates if amount is not None], default=0) or 1
     slowest = max(latencies, default=0) or 1
@@ -99,15 +103,24 @@ def _score(chat: ChatInput, models: Sequence[Model], estimate: Estimate, latency
             + latency_weight * (1 - latencies[position] / slowest)
             + order_weight * (1 - position / len(pairs))
         )
-        candidates.append(Candidate(target, model.name, model.settings, round(score, 6), amount))
+        candidates.append(Candidate(target, model, round(score, 6), amount))
     return sorted(candidates, key=lambda candidate: -candidate.score)
 
 
-def _judge(candidate: Candidate, chat: ChatInput, catalogue: Catalogue) -> Candidate:
+def _weights(chat: ChatInput) -> tuple[float, float, float]:
+    if chat.latency_pref == "fast" or chat.mode == "flash":
+        return FAST_WEIGHTS
+    return WEIGHTS[chat.priority or ("best" if chat.mode else "balanced")]
+
+
+def _judge(candidate: Candidate, chat: ChatInput, catalogue: Catalogue, feature: str) -> Candidate:
     """Apply the hard filters."""
     reason = ""
-    if candidate.target.provider not in catalogue.providers:
+    provider = catalogue.providers.get(candidate.target.provider)
+    if provider is None:
         reason = f"provider {candidate.target.provider} is not configured"
+    elif feature not in provider.features:
+        reason = f"provider {provider.name} does not offer {feature}"
     elif candidate.estimate_nano is None:
         reason = "price unknown"
     elif chat.max_cost and candidate.estimate_nano > parse_nano(chat.max_cost):
