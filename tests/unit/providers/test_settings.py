@@ -8,8 +8,9 @@ import pytest
 
 from services.common.rpc import Connector, Registry
 from services.common.service import Infrastructure
+from services.providers.adapters.known import complete, providers_from_environment
 from services.providers.app import build
-from services.providers.settings import ProviderSettings, complete, providers_from_environment
+from services.providers.settings import ProviderSettings
 
 
 @pytest.mark.parametrize(
