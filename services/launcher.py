@@ -21,7 +21,7 @@ from services.common.rpc import Connector, Registry
 from services.common.rpc.server import GrpcServer
 from services.common.service import Infrastructure, Service
 from services.listener import HttpListener
-from services.providers.settings import complete
+from services.providers.adapters.known import complete
 from services.settings import Settings
 
 _logger = logging.getLogger(__name__)

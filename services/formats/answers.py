@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 from omnihub.common.v1.chat_pb2 import Finish, Message, Usage
@@ -46,3 +46,28 @@ class Progress:
     output_chars: int = field(default=0)
     closed: bool = False
     """The provider said that nothing follows."""
+
+
+class RawReader(Protocol):
+    """Reads a stream that is passed on."""
+
+    progress: Progress
+    tail: list[bytes]
+
+    def read(self, event: bytes, data: bytes) -> tuple[bytes, str]:
+        """Return the frame to pass on and its text."""
+        ...
+
+
+class StreamReader(Protocol):
+    """Reads a stream into typed events."""
+
+    progress: Progress
+
+    def read(self, event: bytes, data: bytes) -> list[Event]:
+        """Return the events."""
+        ...
+
+    def finish(self) -> list[Event]:
+        """Return the ends of what is open."""
+        ...

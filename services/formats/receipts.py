@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from omnihub.common.v1.chat_pb2 import ParameterReceipt
-from omnihub.common.v1.chat_pb2 import WireFormat as WireFormat
 
 
 class Receipts:

@@ -8,11 +8,11 @@ from omnihub.provider.v1.provider_service_api import ProviderService
 
 from services.common.service import Infrastructure, Service
 from services.providers.adapter import Adapter
-from services.providers.adapters.known import LOCAL
+from services.providers.adapters.known import LOCAL, complete
 from services.providers.adapters.table import ADAPTERS
 from services.providers.http import Upstream
 from services.providers.server import ProviderServer
-from services.providers.settings import ProviderSettings, complete
+from services.providers.settings import ProviderSettings
 
 
 def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructure) -> Service:
@@ -30,4 +30,5 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
         interfaces=[(ProviderService, ProviderServer(adapters))],
         start=upstream.start,
         stop=upstream.stop,
+        check=upstream.check,
     )

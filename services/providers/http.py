@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,6 +53,11 @@ class Upstream:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    async def check(self) -> None:
+        """Raise when requests would fail."""
+        if self._session is None:
+            raise RuntimeError("the session to providers is not open")
 
     async def send(
         self,
@@ -126,8 +132,8 @@ class Exchange:
         self._deadline = started + timeouts.total_s
         self._waiting = False
         self._expired = ""
-        self._armed_for = self._deadline
-        self._timer = self._loop.call_at(self._armed_for, self._tick)
+        self._armed_for = math.inf
+        self._timer: asyncio.TimerHandle | None = None
 
     async def read_body(self, limit: int = BODY_LIMIT) -> bytes:
         """Return the whole body. Raises PROVIDER_PROTOCOL when it is too large."""
@@ -167,7 +173,8 @@ class Exchange:
 
     async def _read(self, deadline: float) -> bytes:
         self._deadline = min(deadline, self._started + self._timeouts.total_s)
-        if self._deadline < self._armed_for:
+        # What has all arrived needs no clock.
+        if self._deadline < self._armed_for and not self._response.content.is_eof():
             self._arm(self._deadline)
         self._waiting = True
         try:
@@ -183,9 +190,14 @@ class Exchange:
             self._waiting = False
 
     def _arm(self, when: float) -> None:
-        self._timer.cancel()
+        self._disarm()
         self._armed_for = when
         self._timer = self._loop.call_at(when, self._tick)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _tick(self) -> None:
         """Close the connection when it is the provider that is being waited for. Late ticks are re-armed."""
@@ -219,10 +231,10 @@ class Exchange:
 
     def release(self) -> None:
         """Give the connection back."""
-        self._timer.cancel()
+        self._disarm()
         self._response.release()
 
     def close(self) -> None:
         """Close the connection at once. Does nothing after `release`."""
-        self._timer.cancel()
+        self._disarm()
         self._response.close()

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, Usage, WireFormat
@@ -15,7 +15,7 @@ from omnihub.provider.v1 import provider_service_pb2 as pb
 from yarl import URL
 
 from services.common import clock
-from services.formats.answers import Answer, AnswerFacts, Event, Progress
+from services.formats.answers import Answer, AnswerFacts, Event, Progress, RawReader, StreamReader
 from services.formats.errors import FormatError
 from services.providers.adapter import conversation_of
 from services.providers.domain.classification import (
@@ -25,7 +25,7 @@ from services.providers.domain.classification import (
     read_retry_after,
 )
 from services.providers.domain.estimate import estimate_usage
-from services.providers.domain.failure import MID_STREAM, Failures, UnsupportedError
+from services.providers.domain.failure import MID_STREAM, Failures, ProviderError, UnsupportedError
 from services.providers.http import FRAME_LIMIT, Exchange, Timeouts, Upstream
 from services.providers.settings import ProviderSettings
 from services.providers.sse import FrameTooLargeError, SseParser
@@ -33,31 +33,6 @@ from services.providers.sse import FrameTooLargeError, SseParser
 _STREAM = "text/event-stream"
 _JSON = "application/json"
 _HTML = "text/html"
-
-
-class RawReader(Protocol):
-    """Reads a stream that is passed on; see services.formats."""
-
-    progress: Progress
-    tail: list[bytes]
-
-    def read(self, event: bytes, data: bytes) -> tuple[bytes, str]:
-        """Return the frame to pass on and its text."""
-        ...
-
-
-class StreamReader(Protocol):
-    """Reads a stream into typed events; see services.formats."""
-
-    progress: Progress
-
-    def read(self, event: bytes, data: bytes) -> list[Event]:
-        """Return the events."""
-        ...
-
-    def finish(self) -> list[Event]:
-        """Return the ends of what is open."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +100,7 @@ class HttpAdapter(ABC):
         """Return an answer in the normalised model."""
 
     @abstractmethod
-    def raw_reader(self, include_usage: bool) -> RawReader:
+    def raw_reader(self, attempt: pb.Attempt) -> RawReader:
         """Return a reader for a stream that is passed on."""
 
     @abstractmethod
@@ -177,9 +152,7 @@ class HttpAdapter(ABC):
             )
             if prepared.raw:
                 start.wire_format = self.wire_format
-                messages = self._relay(
-                    exchange, self.raw_reader(attempt.include_usage), start, failures, prepared
-                )
+                messages = self._relay(exchange, self.raw_reader(attempt), start, failures, prepared)
             else:
                 messages = self._translate(exchange, self.stream_reader(), start, failures, prepared)
             async with aclosing(messages):
@@ -255,6 +228,10 @@ class HttpAdapter(ABC):
             try:
                 chunk = await exchange.read_chunk()
                 events = parser.feed(chunk) if chunk else parser.close()
+            except ProviderError:
+                if progress.finish is None:
+                    raise
+                return  # The answer is complete; only what would have come after it is missing.
             except FrameTooLargeError:
                 message = f"a frame exceeds {FRAME_LIMIT} bytes"
                 raise failures.of("PROVIDER_PROTOCOL", message, exchange.phase) from None

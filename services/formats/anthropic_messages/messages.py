@@ -48,6 +48,8 @@ def read_message(raw: msgspec.Raw, path: str) -> Message:
     if content is None or is_null(content):
         raise invalid(join(path, "content"), "a message needs content")
     _fill(message, content, join(path, "content"))
+    if not message.parts and not message.content:
+        fields["content"] = content  # Empty, in the form it came in.
     if role == "system":
         message.extension_json[INLINE] = "true"
     keep(fields, message.extension_json)

@@ -97,7 +97,7 @@ class _Reader:
 class RawReader(_Reader):
     """Reads the facts of a stream that is passed on, and holds back what ends it."""
 
-    def __init__(self, include_usage: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.tail: list[bytes] = []
 

@@ -164,7 +164,7 @@ class MessageWriter:
     def _plain(self, message: Message, role: str, parts: Sequence[Part], path: str) -> dict[str, Any]:
         fields: dict[str, Any] = {"role": role}
         if parts:
-            fields["content"] = self._content(parts, path)
+            fields["content"] = self._content(parts, path) or ""
         else:
             fields["content"] = message.content
         if message.name:
@@ -185,7 +185,7 @@ class MessageWriter:
         if self._own and media:
             texts, media = list(result.parts), []
         fields: dict[str, Any] = {"role": "tool", "tool_call_id": result.call_id}
-        fields["content"] = self._text_or_parts(texts, path) if texts else ""
+        fields["content"] = self._text_or_parts(texts, path) or ""
         if message.name:
             fields["name"] = message.name
         if self._own and message.role == "tool":
@@ -242,11 +242,11 @@ class MessageWriter:
         return merge(fields, part.extension_json) if self._own else fields
 
     def _text_or_parts(self, parts: Sequence[Part], path: str) -> Any:
-        only = parts[0] if len(parts) == 1 else None
-        plain = only is not None and only.WhichOneof("kind") == "text"
-        if only is not None and plain and not (self._own and (only.extension_json or only.cache_hint_json)):
-            return only.text.text
-        return self._content(parts, path)
+        """Return one plain text as a string, anything else as a list; None when nothing is left."""
+        written = self._content(parts, path)
+        if len(written) == 1 and isinstance(written[0], dict) and written[0].keys() == {"type", "text"}:
+            return written[0]["text"]
+        return written or None
 
     def _content(self, parts: Sequence[Part], path: str) -> list[Any]:
         written = []

@@ -49,11 +49,6 @@ class Chunk(msgspec.Struct):
     usage: WireUsage | None = None
     error: msgspec.Raw = msgspec.Raw(b"")
 
-    @property
-    def ends(self) -> bool:
-        """Whether a choice is finished by this chunk."""
-        return any(choice.finish_reason for choice in self.choices or ())
-
 
 _decoder = msgspec.json.Decoder(Chunk)
 _NULL = b"null"
@@ -72,17 +67,16 @@ def _read_chunk(data: bytes, progress: Progress) -> Chunk:
         progress.response_id = chunk.id
     if chunk.usage is not None:
         progress.usage = read_usage(chunk.usage)
-    for choice in chunk.choices or ():
-        if choice.finish_reason and progress.finish is None:
-            progress.finish = read_finish(choice.finish_reason)
     return chunk
 
 
 class RawReader:
     """Reads the facts of a stream that is passed on, and holds back what ends it."""
 
-    def __init__(self, include_usage: bool) -> None:
+    def __init__(self, include_usage: bool, choices: int = 1) -> None:
         self._include_usage = include_usage
+        self._choices = choices
+        self._finishes: dict[int, str] = {}
         self.progress = Progress()
         self.tail: list[bytes] = []
 
@@ -97,15 +91,24 @@ class RawReader:
         chunk = _read_chunk(data, self.progress)
         if self.progress.error is not None:
             return b"", ""
+        self._note_finishes(chunk)
         text = self._text(chunk)
         if not chunk.choices and chunk.usage is not None:
             if self._include_usage:
                 self.tail.append(data)
             return b"", ""
-        if self.tail or (self.progress.finish is not None and chunk.ends):
+        if self.tail or self.progress.finish is not None:
             self.tail.append(data)
             return b"", ""
         return b"data: %b\n\n" % data.replace(b"\n", b" "), text
+
+    def _note_finishes(self, chunk: Chunk) -> None:
+        """Take down which choices are finished. The answer is, once all that were asked for are."""
+        for choice in chunk.choices or ():
+            if choice.finish_reason:
+                self._finishes.setdefault(choice.index, choice.finish_reason)
+        if self.progress.finish is None and self._finishes and len(self._finishes) >= self._choices:
+            self.progress.finish = read_finish(self._finishes[min(self._finishes)])
 
     def _text(self, chunk: Chunk) -> str:
         text = ""
@@ -142,8 +145,12 @@ class StreamReader:
         chunk = _read_chunk(data, self.progress)
         events: list[Event] = []
         for choice in chunk.choices or ():
-            if choice.index == 0 and choice.delta is not None and self.progress.error is None:
+            if choice.index != 0 or self.progress.error is not None:
+                continue
+            if choice.delta is not None:
                 self._delta(choice.delta, events)
+            if choice.finish_reason and self.progress.finish is None:
+                self.progress.finish = read_finish(choice.finish_reason)
         return events
 
     def finish(self) -> list[Event]:

@@ -9,12 +9,12 @@ from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.formats import anthropic_messages
-from services.formats.answers import Answer, AnswerFacts
+from services.formats.answers import Answer, AnswerFacts, RawReader, StreamReader
 from services.formats.documents import from_decode_error, is_null, read_object, write_object
 from services.formats.receipts import Receipts
 from services.providers.domain.classification import ErrorTable
 from services.providers.domain.failure import UnsupportedError
-from services.providers.http_adapter import HttpAdapter, RawReader, StreamReader
+from services.providers.http_adapter import HttpAdapter
 
 _VERSION = "2023-06-01"
 _DEFAULT_MAX_TOKENS = 4096
@@ -108,9 +108,9 @@ class AnthropicAdapter(HttpAdapter):
         """Return a message in the normalised model."""
         return anthropic_messages.read_response(body)
 
-    def raw_reader(self, include_usage: bool) -> RawReader:
+    def raw_reader(self, attempt: pb.Attempt) -> RawReader:
         """Return a reader for events that are passed on; usage is part of every stream."""
-        return anthropic_messages.RawReader(include_usage)
+        return anthropic_messages.RawReader()
 
     def stream_reader(self) -> StreamReader:
         """Return a reader for events that are translated."""

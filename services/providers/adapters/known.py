@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from services.providers.settings import ProviderSettings
+
 LOCAL = "local"
 # What nearly every OpenAI-shaped server but the original calls the limit.
 _COMMON_LIMIT = "max_tokens"
@@ -41,3 +43,36 @@ KNOWN: Mapping[str, Known] = {
     "llamacpp": Known("openai", "http://127.0.0.1:8080/v1"),
     LOCAL: Known(LOCAL),
 }
+
+
+def providers_from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return raw provider settings from the vendors' usual variables, such as OPENAI_API_KEY.
+
+    They are defaults: what omnihub.toml or OMNIHUB_PROVIDERS__... say is laid over them. `local` is
+    always there.
+    """
+    found: dict[str, dict[str, str]] = {LOCAL: {}}
+    for name, known in KNOWN.items():
+        key = environ.get(known.key_variable, "") if known.key_variable else ""
+        if not key:
+            continue
+        found[name] = {"api_key": key}
+        if known.url_variable and environ.get(known.url_variable):
+            found[name]["base_url"] = environ[known.url_variable]
+    return found
+
+
+def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
+    """Fill in what is known. Raises ValueError, for an operator, when something is still missing."""
+    known = KNOWN.get(name) or Known(settings.adapter or "openai")
+    completed = settings.model_copy(
+        update={
+            "adapter": settings.adapter or known.adapter,
+            "base_url": settings.base_url or known.base_url,
+            "vendor": settings.vendor or known.vendor,
+            "output_limit_parameter": settings.output_limit_parameter or known.output_limit_parameter,
+        }
+    )
+    if completed.adapter != LOCAL and not completed.base_url.startswith(("http://", "https://")):
+        raise ValueError(f"providers.{name}.base_url: give the address, such as http://127.0.0.1:8000/v1")
+    return completed

@@ -13,7 +13,7 @@ from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, Usage, WireF
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.formats import openai_chat
-from services.formats.answers import Answer, AnswerFacts
+from services.formats.answers import Answer, AnswerFacts, RawReader, StreamReader
 from services.formats.documents import (
     Fields,
     from_decode_error,
@@ -26,7 +26,7 @@ from services.formats.errors import FormatError, invalid
 from services.formats.receipts import Receipts
 from services.providers.domain.classification import ErrorTable
 from services.providers.domain.estimate import estimate_usage
-from services.providers.http_adapter import HttpAdapter, RawReader, StreamReader
+from services.providers.http_adapter import HttpAdapter
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _TRUE = msgspec.Raw(b"true")
@@ -122,9 +122,10 @@ class OpenAIAdapter(HttpAdapter):
         """Return a chat completion in the normalised model."""
         return openai_chat.read_response(body)
 
-    def raw_reader(self, include_usage: bool) -> RawReader:
-        """Return a reader for chunks that are passed on."""
-        return openai_chat.RawReader(include_usage)
+    def raw_reader(self, attempt: pb.Attempt) -> RawReader:
+        """Return a reader for chunks that are passed on, of as many choices as were asked for."""
+        choices = msgspec.json.decode(attempt.raw_body, type=_Choices).n if b'"n"' in attempt.raw_body else 1
+        return openai_chat.RawReader(attempt.include_usage, choices if isinstance(choices, int) else 1)
 
     def stream_reader(self) -> StreamReader:
         """Return a reader for chunks that are translated."""
@@ -169,6 +170,10 @@ class OpenAIAdapter(HttpAdapter):
         usage.output_total = 0
         response.usage.CopyFrom(usage)
         return response
+
+
+class _Choices(msgspec.Struct):
+    n: Any = 1
 
 
 class _Model(msgspec.Struct):
