@@ -19,8 +19,10 @@ help: ## List the targets
 		| awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 
 setup: gen/omnihub.binpb ## Make .venv from the hashed requirements, generate code from the contracts
+	@:
 
 protos: gen/omnihub.binpb ## Generate code from protos/, if it changed
+	@:
 
 run: setup ## Serve everything in one process, in the foreground (PORT=8080)
 	@exec $(BIN)/python -m services serve

@@ -1,6 +1,7 @@
 """The systems under test: how each is configured, started and addressed."""
 
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -170,6 +171,7 @@ async def omnihub(place: Place) -> AsyncIterator[Subject]:
         "OMNIHUB_BOOTSTRAP_API_KEY": OMNIHUB_KEY,
         "OMNIHUB_BOOTSTRAP_CREDITS": "100000",
     }
+    settings["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE.parent / "gen")])
     environment = clean_environment(place.directory, settings)
     command = [sys.executable, "-m", "services", "serve"]
     async with running(

@@ -21,6 +21,7 @@ from services.common.rpc import Connector, Registry
 from services.common.rpc.server import GrpcServer
 from services.common.service import Infrastructure, Service
 from services.listener import HttpListener
+from services.providers.adapters.known import complete
 from services.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def _providers(module: Any, settings: Settings, infrastructure: Infrastructure) 
 
 
 def _router(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
-    vendors = {name: provider.vendor or provider.adapter for name, provider in settings.providers.items()}
+    known = {name: complete(name, provider) for name, provider in settings.providers.items()}
+    vendors = {name: provider.vendor or provider.adapter for name, provider in known.items()}
     return module.build(  # type: ignore[no-any-return]
         settings.router, infrastructure, routes=settings.models, vendors=vendors
     )
@@ -79,15 +81,27 @@ def _agents(module: Any, settings: Settings, infrastructure: Infrastructure) -> 
 
 
 def _edge(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
+    surroundings = _edge_surroundings(settings)
     return module.build(  # type: ignore[no-any-return]
-        settings.edge,
-        infrastructure,
-        addresses=edge_addresses(settings),
-        facade_address=_address(settings.peers.facade, settings.http_listen),
-        port=settings.port,
-        cors_origins=settings.cors_origins,
-        data_dir=settings.data_dir,
+        settings.edge, infrastructure, data_dir=settings.data_dir, **surroundings
     )
+
+
+def _edge_surroundings(settings: Settings) -> dict[str, Any]:
+    peers = settings.peers.model_dump()
+    areas = ("auth", "billing", "router", "workflow", "agents")
+    return {
+        "addresses": {area: _address(peers[area], settings.grpc_listen) for area in areas},
+        "facade_address": _address(settings.peers.facade, settings.http_listen),
+        "port": settings.port,
+        "cors_origins": settings.cors_origins,
+    }
+
+
+def edge_configuration(settings: Settings) -> str:
+    """Return the edge's configuration as JSON, for any Envoy fleet."""
+    config = importlib.import_module("services.edge.config")
+    return config.render(settings.edge, **_edge_surroundings(settings))  # type: ignore[no-any-return]
 
 
 TARGETS: Mapping[str, Target] = {
@@ -117,15 +131,6 @@ def resolve_targets(names: Sequence[str]) -> list[str]:
             raise ValueError(f"unknown target {name!r}; known: {known}")
         wanted.update(GROUPS.get(name, (name,)))
     return [name for name in TARGETS if name in wanted]
-
-
-def edge_addresses(settings: Settings) -> dict[str, str]:
-    """Return where the edge finds the gRPC service of each area."""
-    peers = settings.peers.model_dump()
-    return {
-        area: _address(peers[area], settings.grpc_listen)
-        for area in ("auth", "billing", "router", "workflow", "agents")
-    }
 
 
 def _address(peer: str, own: str) -> str:

@@ -63,6 +63,7 @@ class HttpListener:
             log_config=None,
             server_header=False,
             date_header=False,
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, round(drain_timeout_s)),
             backlog=4096,

@@ -21,7 +21,8 @@ from services.billing.settings import BillingSettings, PriceSettings
 from services.common.settings import Secret, Section
 from services.edge.settings import EdgeSettings
 from services.gateway.settings import GatewaySettings
-from services.providers.settings import ProviderSettings, providers_from_environment
+from services.providers.adapters.known import providers_from_environment
+from services.providers.settings import ProviderSettings
 from services.router.settings import RouterSettings, RouteSettings
 from services.workflow.settings import WorkflowSettings
 
@@ -63,8 +64,8 @@ class PeerSettings(Section):
 class LogSettings(Section):
     """Logging."""
 
-    format: Literal["console", "json"] = "console"
-    """`json` for production."""
+    format: Literal["auto", "console", "json"] = "auto"
+    """`console` is for people; `auto` means that on a terminal and JSON elsewhere."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is written."""
 

@@ -61,7 +61,9 @@ def compare(label: str, commit: bytes | None) -> bool:
 def main() -> None:
     """Compare with the base branch and the last release."""
     base = sys.argv[1] if len(sys.argv) > 1 else "main"
-    compare(f"base branch {base}", git("merge-base", "HEAD", base))
+    # A fresh clone knows other branches by their remote name only.
+    ancestor = git("merge-base", "HEAD", base) or git("merge-base", "HEAD", f"origin/{base}")
+    compare(f"base branch {base}", ancestor)
     release = git("describe", "--tags", "--abbrev=0", "--match", "v*")
     if compare("last release", release):
         sys.exit("The contracts break callers of the last release; see protos/README.md")

@@ -54,8 +54,12 @@ class Accounts:
         email = normalise_email(email)
         display_name = check_text("display_name", display_name)
         organisation_name = check_text("organisation_name", organisation_name)
-        password_hash = await self._passwords.hash(password)
         now = self._now()
+        if invitation:
+            # Before the costly hash, so that guessing invitations costs us nothing. It is claimed later.
+            async with self._store.reading() as records:
+                check_invitation(await records.invitation(hash_invitation(invitation), now), email)
+        password_hash = await self._passwords.hash(password)
         user = User(new_id("usr"), email, display_name, password_hash, now)
         try:
             async with self._store.writing() as records:

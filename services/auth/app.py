@@ -46,7 +46,11 @@ def build(
     feed = ChangeFeed(database, tables.changes)
     store = Store(database, feed)
     signer = Signer(store, _reveal(master_key), now)
-    passwords = Passwords(settings.password_threads)
+    passwords = Passwords(
+        threads=settings.password_threads,
+        memory_kib=settings.password_memory_kib,
+        passes=settings.password_passes,
+    )
     bootstrap = Bootstrap(
         store, infrastructure.data_dir / BOOTSTRAP_FILE, _check_bootstrap(_reveal(bootstrap_api_key)), now
     )

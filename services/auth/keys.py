@@ -26,6 +26,10 @@ from services.auth.domain.text import check_text, is_identifier
 from services.auth.store import DuplicateError, Records, Store
 from services.common.ids import new_id
 
+# Those of the contract; a header can carry a longer idempotency key.
+IDEMPOTENCY_KEY_LIMIT = 128
+MODEL_LIMIT = 300
+
 
 class Keys:
     """Looks after the keys of organisations."""
@@ -44,9 +48,9 @@ class Keys:
         idempotency_key: str,
     ) -> tuple[ApiKey, str]:
         """Return a new key and its secret; for a repeated request, the first key and an empty secret."""
-        check_text("idempotency_key", idempotency_key)
+        check_text("idempotency_key", idempotency_key, IDEMPOTENCY_KEY_LIMIT)
         for model in models:
-            check_text("allowed_models", model)
+            check_text("allowed_models", model, MODEL_LIMIT)
         name = check_text("name", name)
         granted_scopes, granted_models = grant(caller, scopes, models)
         secret = new_secret()

@@ -10,11 +10,11 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 
 class Passwords:
-    """Hashes and verifies. Each takes a core and 64 MiB for a moment, so at most `threads` at a time."""
+    """Hashes and verifies. Each takes a core and much memory for a moment, so at most `threads` at a time."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, *, threads: int, memory_kib: int, passes: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="password")
-        self._hasher = PasswordHasher()
+        self._hasher = PasswordHasher(time_cost=passes, memory_cost=memory_kib)
         # Verified for people who do not exist, so that the answer takes as long as for those who do.
         self._nobody = self._hasher.hash("nobody has this password")
 

@@ -44,6 +44,10 @@ class AuthSettings(Section):
     login_window_s: int = Field(default=900, ge=1)
     """The window in which failed logins are counted, in seconds."""
     password_threads: int = Field(default=2, ge=1, le=32)
-    """Passwords hashed at the same time; each takes 64 MiB of memory and a core."""
+    """Passwords hashed at the same time; each takes the memory below and a core."""
+    password_memory_kib: int = Field(default=65536, ge=19456)
+    """Memory that hashing one password takes, in KiB; raised, old hashes follow at the next login."""
+    password_passes: int = Field(default=3, ge=2)
+    """Passes over that memory."""
     oidc: OidcSettings | None = None
     """An external issuer whose tokens are accepted too; none by default."""

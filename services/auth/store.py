@@ -231,6 +231,11 @@ class Records:
         row = {**asdict(invitation), "secret_hash": secret_hash, "created_at": now}
         await self._add(tables.invitation, row)
 
+    async def invitation(self, secret_hash: str, now: datetime) -> Invitation | None:
+        """Return an invitation that could be claimed now."""
+        row = (await self._connection.execute(_open_invitation(secret_hash, now))).one_or_none()
+        return None if row is None else Invitation(**row._mapping)
+
     async def claim_invitation(self, secret_hash: str, now: datetime) -> Invitation | None:
         """Use up an invitation; None when it is unknown, used or expired. One of many callers gets it."""
         table = tables.invitation
@@ -338,6 +343,13 @@ class Records:
         """Forget the attempts for an email, after one that succeeded."""
         table = tables.login_failure
         await self._connection.execute(sa.delete(table).where(table.c.email_hash == email_hash))
+
+
+def _open_invitation(secret_hash: str, now: datetime) -> sa.Select[Any]:
+    table = tables.invitation
+    return sa.select(*(table.c[name] for name in Invitation.__dataclass_fields__)).where(
+        table.c.secret_hash == secret_hash, table.c.used_at.is_(None), table.c.expires_at > now
+    )
 
 
 def _memberships() -> sa.Select[Any]:

@@ -6,6 +6,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+# An action that takes longer than this to end is cancelled when the service stops.
+STOP_GRACE_S = 2.0
+
 _logger = logging.getLogger(__name__)
 
 
@@ -23,6 +26,7 @@ class Repeating:
         self._interval_s = interval_s
         self._action = action
         self._wake = wake or asyncio.Event()
+        self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -30,8 +34,11 @@ class Repeating:
         self._task = asyncio.create_task(self._run(), name=self._name)
 
     async def stop(self) -> None:
-        """End, if need be in the middle of the action: a transaction is whole or not at all."""
+        """End after the action that is running, or in the middle of one that takes too long."""
         if self._task is not None:
+            self._stopping = True
+            self._wake.set()
+            await asyncio.wait({self._task}, timeout=STOP_GRACE_S)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -43,7 +50,10 @@ class Repeating:
             except TimeoutError:
                 pass
             self._wake.clear()
+            if self._stopping:
+                return
             try:
                 await self._action()
-            except Exception:  # noqa: BLE001 - top of a loop that must outlive a database that is away
+            except Exception:
+                # Top of a loop: it must outlive a database that is away for a while.
                 _logger.exception("background_failed %s", self._name)

@@ -14,6 +14,7 @@ from services.billing.domain.grant import Grant
 from services.common.change_feed import OVERLAP, Follower
 from services.common.rpc.call import Call
 from services.common.rpc.errors import RpcError
+from services.common.service import StartupError
 
 TOPIC = "organisation"
 TIMEOUT_S = 10.0
@@ -38,23 +39,28 @@ class Organisations:
         self._welcome = welcome
         self._seq = 0
         self._syncing = asyncio.Lock()
-        self._follower = Follower(
-            auth.watch_changes, auth_service_pb2.WatchChangesRequest, self._on_changes
-        )
+        self._follower = Follower(auth.watch_changes, auth_service_pb2.WatchChangesRequest, self._on_changes)
         self.news = asyncio.Event()
         """Set when there may be a new organisation."""
 
     async def start(self, wait_s: float) -> None:
-        """Open all accounts, waiting for the auth service up to `wait_s`; then follow."""
-        async with asyncio.timeout(wait_s):
-            while True:
-                try:
-                    await self.sync()
-                    break
-                except RpcError as error:
-                    _logger.warning("organisations_not_synchronised %s", error)
-                    await asyncio.sleep(RETRY_S)
+        """Open all accounts, waiting up to `wait_s` for auth; then follow. Raises StartupError."""
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._sync_once_reachable()
+        except TimeoutError:
+            raise StartupError(
+                f"the auth service did not answer for {wait_s} s; check that it runs and OMNIHUB_PEERS__AUTH"
+            ) from None
         self._follower.start()
+
+    async def _sync_once_reachable(self) -> None:
+        while True:
+            try:
+                return await self.sync()
+            except RpcError as error:
+                _logger.warning("organisations_not_synchronised %s", error)
+                await asyncio.sleep(RETRY_S)
 
     async def stop(self) -> None:
         """Stop following."""

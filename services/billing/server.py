@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from omnihub.billing.v1 import billing_service_pb2 as pb
 from omnihub.billing.v1 import usage_pb2
 
-from services.billing.domain.errors import InvalidField, MissingOrganisation, NotFound
+from services.billing.domain.errors import InvalidFieldError, MissingOrganisationError, NotFoundError
 from services.billing.domain.grant import requested_grant
 from services.billing.domain.ledger import check_amount, check_charges, check_id
 from services.billing.domain.usage import check_group, microseconds, page_size, parse_period
@@ -65,6 +65,7 @@ class BillingServer:
         check_id("holder", request.holder)
         check_amount("wanted_nano_credits", request.wanted_nano_credits)
         check_amount("minimum_nano_credits", request.minimum_nano_credits)
+        now = self._now()
         granted, expires_at, available = await self._store.acquire_lease(
             request.lease_id,
             request.organisation_id,
@@ -72,11 +73,11 @@ class BillingServer:
             request.wanted_nano_credits,
             request.minimum_nano_credits,
             self._lease_ttl,
-            self._now(),
+            now,
         )
         return pb.AcquireLeaseResponse(
             granted_nano_credits=granted,
-            expires_at=_timestamp(expires_at),
+            expires_in_s=max(0, expires_at - now) // SECOND,
             available_nano_credits=available,
         )
 
@@ -84,11 +85,8 @@ class BillingServer:
         """See the contract."""
         for index, lease_id in enumerate(request.lease_ids):
             check_id(f"lease_ids[{index}]", lease_id)
-        now = self._now()
-        renewed = await self._store.renew_leases(request.lease_ids, self._lease_ttl, now)
-        return pb.RenewLeasesResponse(
-            renewed_lease_ids=renewed, expires_at=_timestamp(now + self._lease_ttl)
-        )
+        renewed = await self._store.renew_leases(request.lease_ids, self._lease_ttl, self._now())
+        return pb.RenewLeasesResponse(renewed_lease_ids=renewed, expires_in_s=self._lease_ttl // SECOND)
 
     async def close_lease(self, request: pb.CloseLeaseRequest, call: Call) -> pb.CloseLeaseResponse:
         """See the contract."""
@@ -153,7 +151,7 @@ class BillingServer:
         )
         try:
             balance = await self._store.grant(grant, self._now())
-        except NotFound:
+        except NotFoundError:
             # It may be newer than the last look at the feed.
             await self._organisations.sync()
             balance = await self._store.grant(grant, self._now())
@@ -178,7 +176,9 @@ class BillingServer:
         if request.page_token:
             group_by, after = decode_page_token(request.page_token, 2)
             if group_by != request.group_by:
-                raise InvalidField("page_token", "belongs to another group_by; start from the first page")
+                raise InvalidFieldError(
+                    "page_token", "belongs to another group_by; start from the first page"
+                )
         groups, total = await self._store.usage(
             _organisation_of(call), period, request.group_by, after, size + 1
         )
@@ -204,13 +204,13 @@ class BillingServer:
 
 def _organisation_of(call: Call) -> str:
     if not call.identity.organisation_id:
-        raise MissingOrganisation("the call acts for no organisation; send a credential of one")
+        raise MissingOrganisationError("the call acts for no organisation; send a credential of one")
     return call.identity.organisation_id
 
 
 def _ttl(seconds: int) -> int:
     if not 1 <= seconds <= LONGEST_TTL_S:
-        raise InvalidField("ttl_s", f"must be between 1 and {LONGEST_TTL_S} seconds")
+        raise InvalidFieldError("ttl_s", f"must be between 1 and {LONGEST_TTL_S} seconds")
     return seconds * SECOND
 
 

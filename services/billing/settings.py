@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from services.common.settings import Section
 
@@ -52,11 +52,21 @@ class PriceSettings(Section):
         return self
 
 
+def _check_names(prices: dict[str, PriceSettings]) -> dict[str, PriceSettings]:
+    for name in prices:
+        provider, _, model = name.partition("/")
+        if not provider or not model:
+            raise ValueError(
+                f"{name!r}: write `provider/model`, or `provider/*` for all models of a provider"
+            )
+    return prices
+
+
 class BillingSettings(Section):
     """Billing."""
 
     lease_ttl_s: int = Field(30, ge=1, le=3600)
-    """A lease that is not renewed for this long counts as expired: its journal is replayed, then it closes."""
+    """A lease not renewed for this long has expired: its journal is replayed, then it is closed."""
     lease_abandoned_after_s: int = Field(86_400, ge=60)
     """A lease that nobody closed for this long after its expiry is closed without its journal."""
     sweep_interval_s: float = Field(1.0, gt=0, le=60)
@@ -69,7 +79,7 @@ class BillingSettings(Section):
     """The most credits one grant of an administrator may add."""
     free_providers: tuple[str, ...] = ("local",)
     """Providers or adapters that cost nothing."""
-    prices: dict[str, PriceSettings] = {}
+    prices: Annotated[dict[str, PriceSettings], AfterValidator(_check_names)] = {}
     """Prices by `provider/model` or `provider/*`; they win over the vendors' lists."""
     price_check_interval_s: float = Field(60.0, gt=0)
     """How often list prices that depend on the date or the hour are looked at again."""

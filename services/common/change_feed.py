@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from omnihub.common.v1 import change_pb2
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.common.db import Database
+from services.common.db import LOCK_TIMEOUT_MS, Database
 from services.common.rpc.call import Call
 from services.common.rpc.errors import RpcError
 
@@ -29,6 +29,8 @@ BATCH = 1000
 # Changes become visible in commit order, their numbers are given earlier: a reader goes back this far so
 # that a slow transaction with a low number is not skipped. Changes are idempotent, so repeats are harmless.
 OVERLAP = 200
+# Longer than any transaction that appends can wait for its lock.
+SETTLED_S = 2 * LOCK_TIMEOUT_MS / 1000
 
 _logger = logging.getLogger(__name__)
 
@@ -50,10 +52,12 @@ class ChangeFeed:
     def __init__(self, database: Database, table: sa.Table) -> None:
         self._database = database
         self._table = table
+        self._appended_at = time.monotonic()
 
     async def append(self, connection: AsyncConnection, topic: str, *keys: str) -> None:
         """Record that `keys` changed, in the transaction that changes them."""
         if keys:
+            self._appended_at = time.monotonic()
             rows = [{"topic": topic, "key": key} for key in keys]
             await connection.execute(sa.insert(self._table), rows)
 
@@ -74,8 +78,10 @@ class ChangeFeed:
         """Yield new changes and the feed's position, at least once a second, for ever."""
         seen: set[int] = set()
         seq = after_seq
+        looked = False
         while True:
-            found = await self.since(max(0, seq - OVERLAP))
+            found = [] if looked and self._nothing_new() else await self.since(max(0, seq - OVERLAP))
+            looked = True
             fresh = [change for change in found if change.seq > after_seq and change.seq not in seen]
             seen.update(change.seq for change in fresh)
             seq = max([seq, *seen])
@@ -83,6 +89,10 @@ class ChangeFeed:
             yield fresh, seq
             if len(found) < BATCH:
                 await asyncio.sleep(POLL_S)
+
+    def _nothing_new(self) -> bool:
+        """Tell whether a look at the table can be saved: only this process writes to a SQLite file."""
+        return self._database.sqlite and time.monotonic() - self._appended_at > SETTLED_S
 
 
 class Follower:
@@ -131,7 +141,9 @@ class Follower:
             await asyncio.sleep(POLL_S)
 
     async def _read(self) -> None:
-        stream: Any = self._watch(self._make_request(after_seq=self._seq), Call.internal())
+        # A change may have got its number before the last one seen and become visible after it.
+        request = self._make_request(after_seq=max(0, self._seq - OVERLAP))
+        stream: Any = self._watch(request, Call.internal())
         async with aclosing(stream):
             async for answer in stream:
                 if answer.changes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +17,12 @@ _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encoder = msgspec.json.Encoder()
 _WHERE = re.compile(r"^(?P<what>.*) - at `\$(?P<path>[^`]*)`$", re.DOTALL)
 _BLANK = b" \t\r\n"
+# Names with this prefix describe the form of a document; they are no parameters.
+MARK = "@"
+# `null` is short; longer values need not be looked at.
+_NULL_LIMIT = 64
+# Names the format of an answer whose raw JSON a message carries.
+FORMAT = MARK + "format"
 
 
 def read_object(body: bytes) -> Fields:
@@ -51,13 +57,85 @@ def from_decode_error(error: Exception, field: str = "") -> FormatError:
     return invalid(path, _plain(found["what"])) if path else malformed(_plain(found["what"]))
 
 
+_WORDS = {"str": "string", "int": "whole number", "bool": "true or false", "float": "number", "array": "list"}
+
+
 def _plain(what: str) -> str:
-    return what[:1].lower() + what[1:].replace("`", "")
+    """Return msgspec's words for a caller: "expected string, got whole number"."""
+    named = re.sub(r"`([^`]*)`", lambda found: _kind(found[1]), what)
+    return named[:1].lower() + named[1:]
+
+
+def _kind(kinds: str) -> str:
+    names = [name for name in kinds.split(" | ") if name != "null" or kinds == "null"]
+    return " or ".join(_WORDS.get(name, name) for name in names)
+
+
+def take(fields: Fields, name: str, kind: type[Value], path: str) -> Value | None:
+    """Remove and decode a field. `null` stays behind, so that it can travel on as it is."""
+    raw = fields.get(name)
+    if raw is None or is_null(raw):
+        return None
+    value = read_value(raw, kind, join(path, name))
+    del fields[name]
+    return value
+
+
+def take_text(fields: Fields, name: str, path: str) -> str:
+    """Remove a string. An empty one stays behind, for it means the same as none in a message."""
+    value = take(fields, name, str, path)
+    if value == "":
+        fields[name] = msgspec.Raw(b'""')
+    return value or ""
+
+
+def join(path: str, name: str) -> str:
+    """Return the path of a field inside `path`."""
+    return f"{path}.{name}" if path else name
+
+
+def text_of(raw: msgspec.Raw) -> str:
+    """Return a raw value as text."""
+    return bytes(raw).decode()
+
+
+def raw_of(text: str) -> msgspec.Raw:
+    """Return JSON text as a raw value."""
+    return msgspec.Raw(text.encode())
+
+
+def says_something(name: str, text: str) -> bool:
+    """Tell whether leaving this field out would lose anything."""
+    return not name.startswith(MARK) and text not in {"null", '""', "[]", "{}"}
+
+
+def keep(fields: Fields, extension: MutableMapping[str, str]) -> None:
+    """Put what is left of an object where it travels on."""
+    for name, raw in fields.items():
+        extension[name] = text_of(raw)
+
+
+def merge(fields: dict[str, Any], extension: Mapping[str, str]) -> dict[str, Any]:
+    """Add what travelled on; an object inside an object is merged into it. Marks of form are left out."""
+    for name, text in extension.items():
+        if name.startswith(MARK):
+            continue
+        nested = fields.get(name)
+        if isinstance(nested, dict) and text.startswith("{"):
+            nested.update(read_object(text.encode()))
+        else:
+            fields[name] = raw_of(text)
+    return fields
 
 
 def is_null(raw: msgspec.Raw | bytes) -> bool:
     """Tell whether a raw value is `null`."""
-    return bytes(raw).strip(_BLANK) == b"null"
+    return len(raw) < _NULL_LIMIT and bytes(raw).strip(_BLANK) == b"null"
+
+
+def starts_with(raw: msgspec.Raw, byte: bytes) -> bool:
+    """Tell what kind of value this is by its first byte."""
+    return bytes(memoryview(raw)[:1]) == byte
 
 
 def splice(document: bytes, name: str, value: Mapping[str, Any]) -> bytes:

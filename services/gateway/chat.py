@@ -14,7 +14,7 @@ from omnihub.router.v1.router_service_api import RouterService
 from services.common.log import RequestEvent
 from services.common.rpc import Call, RpcError
 from services.formats.errors import invalid
-from services.formats.openai_chat import Facts
+from services.formats.facts import Facts
 from services.gateway.exchange import Exchange, header_value
 from services.gateway.surfaces import Surface
 

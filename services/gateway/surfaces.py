@@ -10,6 +10,7 @@ from omnihub.common.v1.chat_pb2 import WireFormat
 
 from services.common.rpc import RpcError
 from services.formats import anthropic_messages, openai_chat
+from services.formats.facts import Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Surface:
     wire_format: WireFormat.ValueType
     forwarded_headers: tuple[str, ...]
     """Headers of the caller that belong to the format."""
-    read_facts: Callable[[bytes], openai_chat.Facts]
+    read_facts: Callable[[bytes], Facts]
     write_response: Callable[..., bytes]
     stream_writer: Callable[..., Any]
     close_raw_stream: Callable[[Sequence[bytes], Mapping[str, Any] | None], bytes]

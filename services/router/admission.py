@@ -22,6 +22,8 @@ from services.router.prices import Prices, PriceTable, Wanted
 from services.router.request import Asked, Request
 from services.router.settings import RouterSettings
 
+OBSERVE_AFTER_S = 0.005
+
 _duration = meter.create_histogram("gen_ai.server.request.duration", unit="s")
 _first_token = meter.create_histogram("gen_ai.server.time_to_first_token", unit="s")
 _tokens = meter.create_histogram("gen_ai.client.token.usage", unit="{token}")
@@ -172,7 +174,8 @@ class Admission:
         if failure is not None:
             request.state, request.reason = "failed", JournalError.reason
             request.cost, request.savings = 0, None
-        self._observe(request)
+        # Metrics can wait until the answer has left.
+        asyncio.get_running_loop().call_later(OBSERVE_AFTER_S, self._observe, request)
 
     async def drain(self) -> None:
         """Wait until the record of every ended request is written."""

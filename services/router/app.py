@@ -55,7 +55,7 @@ class RouterApp:
         self._store = JournalStore(self._database)
         self._journal = Journal(self._database, infrastructure.instance_id)
         self._settlement = Settlement(
-            self._store, billing, infrastructure.instance_id, settings.settle_interval_s
+            self._store, self._journal, billing, infrastructure.instance_id, settings.settle_interval_s
         )
         self._leases = Leases(
             billing,
@@ -73,8 +73,8 @@ class RouterApp:
     async def start(self) -> None:
         """Replay what a crash left in the journal, then serve."""
         await self._database.migrate(MIGRATIONS)
-        await _until_reachable(self._settlement.replay)
         self._journal.start()
+        await _until_reachable(self._settlement.replay)
         await self._prices.start()
         await _until_reachable(self._load_catalogue)
         self._settlement.start(self._leases, self._settings.decision_retention_days)
@@ -86,13 +86,13 @@ class RouterApp:
             self._refresh.cancel()
             await asyncio.gather(self._refresh, return_exceptions=True)
         await self._admission.drain()
-        await self._journal.stop()
         try:
             await self._settlement.stop()
             await self._leases.close()
         except RpcError as error:
             _logger.warning("settlement_left_for_next_start %s", error)
         finally:
+            await self._journal.stop()
             await self._prices.stop()
             await self._database.close()
 

@@ -26,6 +26,8 @@ BATCH = 500
 PAUSES_S = (0.1, 0.5, 2.0)
 
 _Waiting = tuple[Record, "asyncio.Future[None]"]
+# Something to write: a record, or the ids of records that billing has booked.
+_Item = _Waiting | tuple[list[str], "asyncio.Future[None]"]
 
 
 class JournalError(Exception):
@@ -45,10 +47,12 @@ class Journal:
         self._database = database
         self._instance_id = instance_id
         self._pauses_s = pauses_s
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
+        # Kept open: making one for each commit costs more than the commit's own statements.
+        self._connection: sa.Connection | None = None
         make = sqlite.insert if database.sqlite else postgresql.insert
         # A try that failed may have been committed all the same.
         self._insert = make(journal).on_conflict_do_nothing()
@@ -71,25 +75,35 @@ class Journal:
 
         Whether somebody waits for the future makes no difference to the record.
         """
+        return self._enqueue(record)
+
+    def mark_settled(self, attempt_ids: list[str]) -> asyncio.Future[None]:
+        """Record that billing has booked these. By the same thread, so that no record waits for a lock."""
+        return self._enqueue(attempt_ids)
+
+    def _enqueue(self, what: Record | list[str]) -> asyncio.Future[None]:
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._loop is None or self._stopping.is_set():
             written.set_exception(JournalError())
         else:
-            self._queue.put((record, written))
+            self._queue.put((what, written))  # type: ignore[arg-type]
         return written
 
     def _write_all(self) -> None:
         engine = self._database.synchronous_engine()
         try:
             while batch := self._next_batch():
-                written = self._write(engine, [self._row(record) for record, _ in batch])
+                rows = [self._row(what) for what, _ in batch if isinstance(what, Record)]
+                settled = [key for what, _ in batch if not isinstance(what, Record) for key in what]
+                written = self._write(engine, rows, settled)
                 self._answer([future for _, future in batch], written)
         finally:
+            self._disconnect()
             engine.dispose()
 
-    def _next_batch(self) -> list[_Waiting]:
-        """Wait for a record and take all that are there. Empty when the writer is to stop."""
-        batch: list[_Waiting] = []
+    def _next_batch(self) -> list[_Item]:
+        """Wait for something to write and take all that is there. Empty when the writer is to stop."""
+        batch: list[_Item] = []
         item = self._queue.get()
         while item is not None:
             batch.append(item)
@@ -117,29 +131,45 @@ class Journal:
             "settled": not record.charge,
         }
 
-    def _write(self, engine: sa.Engine, rows: Sequence[dict[str, Any]]) -> bool:
-        """Insert the rows, in several tries if need be. Tells whether they are durable."""
+    def _write(self, engine: sa.Engine, rows: Sequence[dict[str, Any]], settled: Sequence[str]) -> bool:
+        """Write in one transaction, in several tries if need be. Tells whether it is durable."""
         failure: Exception | None = None
         for pause_s in (0.0, *self._pauses_s):
             self._stopping.wait(pause_s)
             try:
-                self._commit(engine, rows)
+                self._commit(engine, rows, settled)
             except sa.exc.DBAPIError as error:
                 failure = error
+                self._disconnect()
             except Exception as error:  # noqa: BLE001 - top level of the thread: it must outlive what went wrong
                 failure = error
+                self._disconnect()
                 break
             else:
                 return True
         _logger.error("journal_write_failed records=%d", len(rows), exc_info=failure)
         return False
 
-    def _commit(self, engine: sa.Engine, rows: Sequence[dict[str, Any]]) -> None:
-        with engine.connect() as connection:
-            if self._database.sqlite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+    def _commit(self, engine: sa.Engine, rows: Sequence[dict[str, Any]], settled: Sequence[str]) -> None:
+        if self._connection is None:
+            self._connection = engine.connect()
+        connection = self._connection
+        if self._database.sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        if rows:
             connection.execute(self._insert, rows)
-            connection.commit()
+        if settled:
+            connection.execute(
+                sa.update(journal).where(journal.c.attempt_id.in_(settled)).values(settled=True)
+            )
+        connection.commit()
+
+    def _disconnect(self) -> None:
+        """Let the connection go; the next commit opens a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
 
     def _answer(self, waiting: Sequence[asyncio.Future[None]], written: bool) -> None:
         if self._loop is not None and not self._loop.is_closed():

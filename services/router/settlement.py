@@ -15,6 +15,7 @@ from omnihub.billing.v1 import billing_service_pb2 as pb
 from omnihub.billing.v1.billing_service_api import BillingService
 
 from services.common.rpc import Call, RpcError
+from services.router.journal import Journal
 from services.router.leases import RENEW_EVERY_S, Leases
 from services.router.store import JournalStore
 
@@ -31,9 +32,15 @@ class Settlement:
     """The background work of the journal."""
 
     def __init__(
-        self, store: JournalStore, billing: BillingService, instance_id: str, interval_s: float
+        self,
+        store: JournalStore,
+        journal: Journal,
+        billing: BillingService,
+        instance_id: str,
+        interval_s: float,
     ) -> None:
         self._store = store
+        self._journal = journal
         self._billing = billing
         self._instance_id = instance_id
         self._interval_s = interval_s
@@ -65,7 +72,7 @@ class Settlement:
             if not charges:
                 return
             await self._billing.settle(pb.SettleRequest(charges=charges), Call.internal(SETTLE_TIMEOUT_S))
-            await self._store.mark_settled([charge.charge_id for charge in charges])
+            await self._journal.mark_settled([charge.charge_id for charge in charges])
             if len(charges) < BATCH:
                 return
 

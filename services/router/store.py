@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -46,7 +45,7 @@ class Record:
 
 
 class JournalStore:
-    """Reads the journal and marks what billing has booked."""
+    """Reads the journal. Its writer is services.router.journal."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -65,13 +64,6 @@ class JournalStore:
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).scalars().all()
         return [Charge.FromString(row) for row in rows]
-
-    async def mark_settled(self, attempt_ids: Sequence[str]) -> None:
-        """Record that billing has booked these."""
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                sa.update(journal).where(journal.c.attempt_id.in_(attempt_ids)).values(settled=True)
-            )
 
     async def decision(self, decision_id: str, organisation_id: str) -> Decision | None:
         """Return the decision of an organisation's request."""

@@ -20,8 +20,10 @@ def normalise_email(email: str) -> str:
     return normal
 
 
-def check_text(field: str, value: str) -> str:
-    """Return a name without surrounding blanks. Raises InvalidArgumentError for control characters."""
+def check_text(field: str, value: str, limit: int = 100) -> str:
+    """Return a name without surrounding blanks. Raises InvalidArgumentError when it cannot be stored."""
+    if len(value) > limit:
+        raise InvalidArgumentError(field, f"write at most {limit} characters")
     if _CONTROL.search(value):
         raise InvalidArgumentError(field, "remove the control characters")
     return value.strip()

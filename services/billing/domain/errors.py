@@ -30,7 +30,7 @@ class BillingError(Exception):
         self.metadata = metadata
 
 
-class InvalidField(BillingError):
+class InvalidFieldError(BillingError):
     """A field is wrong."""
 
     reason = "INVALID_ARGUMENT"
@@ -39,37 +39,37 @@ class InvalidField(BillingError):
         super().__init__(f"{field}: {description}", violations=[Violation(field, description)])
 
 
-class NotFound(BillingError):
+class NotFoundError(BillingError):
     """There is no such thing."""
 
     reason = "NOT_FOUND"
 
 
-class AlreadyEnded(BillingError):
+class AlreadyEndedError(BillingError):
     """A hold or lease cannot be used any more."""
 
     reason = "PRECONDITION_FAILED"
 
 
-class IdempotencyKeyReused(BillingError):
+class IdempotencyKeyReusedError(BillingError):
     """The id was used with other content."""
 
     reason = "IDEMPOTENCY_KEY_REUSED"
 
 
-class MissingOrganisation(BillingError):
+class MissingOrganisationError(BillingError):
     """The call acts for no organisation."""
 
     reason = "MISSING_CREDENTIAL"
 
 
-class InsufficientCredits(BillingError):
+class InsufficientCreditsError(BillingError):
     """The balance does not cover the amount, whatever happens to running requests."""
 
     reason = "INSUFFICIENT_CREDITS"
 
 
-class InFlightBudgetExhausted(BillingError):
+class InFlightBudgetExhaustedError(BillingError):
     """The balance would cover the amount, but running requests hold it."""
 
     reason = "IN_FLIGHT_BUDGET_EXHAUSTED"
@@ -77,17 +77,18 @@ class InFlightBudgetExhausted(BillingError):
 
 def refusal(required: int, posted: int, available: int, retry_after_s: float) -> BillingError:
     """Say why `required` nano-credits cannot be reserved."""
-    figures = {"required": format_nano(required), "available": format_nano(available)}
     if posted < required:
-        return InsufficientCredits(
+        return InsufficientCreditsError(
             f"the balance of {format_nano(posted)} credits does not cover {format_nano(required)}; "
             "add credits",
-            **figures,
+            required=format_nano(required),
+            available=format_nano(available),
         )
-    error = InFlightBudgetExhausted(
+    error = InFlightBudgetExhaustedError(
         f"{format_nano(required)} credits are needed, {format_nano(available)} are available: running "
         "requests hold the rest; retry shortly",
-        **figures,
+        required=format_nano(required),
+        available=format_nano(available),
     )
     error.retry_after_s = retry_after_s
     return error

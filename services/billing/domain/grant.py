@@ -6,8 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from services.billing.domain.errors import InvalidField
+from services.billing.domain.errors import InvalidFieldError
 from services.credits.money import format_nano, parse_nano
+
+LONGEST_NOTE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +32,19 @@ class Grant:
 def requested_grant(
     organisation_id: str, amount: str, key: str, note: str, actor: str, largest: int
 ) -> Grant:
-    """Return the grant an administrator asks for. Raises InvalidField."""
+    """Return the grant an administrator asks for. Raises InvalidFieldError."""
+    if len(note) > LONGEST_NOTE or "\0" in note:
+        raise InvalidFieldError("note", f"must have at most {LONGEST_NOTE} characters, none of them NUL")
     if not key:
-        raise InvalidField("idempotency_key", "is empty; send any string that is unique to this grant")
+        raise InvalidFieldError("idempotency_key", "is empty; send any string that is unique to this grant")
     try:
         nano = parse_nano(amount)
     except ValueError as error:
-        raise InvalidField("amount", str(error)) from None
+        raise InvalidFieldError("amount", str(error)) from None
     if nano <= 0:
-        raise InvalidField("amount", "must be greater than 0")
+        raise InvalidFieldError("amount", "must be greater than 0")
     if nano > largest:
-        raise InvalidField("amount", f"must be at most {format_nano(largest)} credits in one grant")
+        raise InvalidFieldError("amount", f"must be at most {format_nano(largest)} credits in one grant")
     return Grant(f"grant:admin:{key}", organisation_id, nano, note, actor)
 
 

@@ -13,7 +13,7 @@ from dataclasses import field as with_default
 
 from omnihub.billing.v1.usage_pb2 import Charge
 
-from services.billing.domain.errors import InvalidField
+from services.billing.domain.errors import InvalidFieldError
 
 REVENUE = "system:revenue"
 PROMO_EXPENSE = "system:promo_expense"
@@ -33,19 +33,19 @@ def wallet_of(organisation_id: str) -> str:
 def check_amount(name: str, amount: int, *, zero: bool = False) -> None:
     """Refuse an amount of nano-credits that is negative, zero (unless allowed) or absurd."""
     if amount < 0 or (amount == 0 and not zero):
-        raise InvalidField(name, "must be greater than 0" if not zero else "must not be negative")
+        raise InvalidFieldError(name, "must be greater than 0" if not zero else "must not be negative")
     if amount > LARGEST_AMOUNT:
-        raise InvalidField(name, f"must be at most {LARGEST_AMOUNT} nano-credits")
+        raise InvalidFieldError(name, f"must be at most {LARGEST_AMOUNT} nano-credits")
 
 
 def check_id(name: str, value: str) -> None:
     """Refuse an id that cannot be stored."""
     if not value:
-        raise InvalidField(name, "is empty")
+        raise InvalidFieldError(name, "is empty")
     if len(value) > LONGEST_ID:
-        raise InvalidField(name, f"is longer than {LONGEST_ID} characters")
+        raise InvalidFieldError(name, f"is longer than {LONGEST_ID} characters")
     if "\0" in value:
-        raise InvalidField(name, "contains the character NUL")
+        raise InvalidFieldError(name, "contains the character NUL")
 
 
 def check_charges(charges: Iterable[Charge]) -> None:
@@ -56,9 +56,9 @@ def check_charges(charges: Iterable[Charge]) -> None:
         check_id(f"{field}.organisation_id", charge.organisation_id)
         check_amount(f"{field}.amount_nano_credits", charge.amount_nano_credits, zero=True)
         if abs(charge.savings_nano_credits) > LARGEST_AMOUNT:
-            raise InvalidField(f"{field}.savings_nano_credits", "is larger than any charge")
+            raise InvalidFieldError(f"{field}.savings_nano_credits", "is larger than any charge")
         if not 0 <= charge.at.seconds <= LATEST_SECOND:
-            raise InvalidField(f"{field}.at", "must be between the years 1970 and 9999")
+            raise InvalidFieldError(f"{field}.at", "must be between the years 1970 and 9999")
 
 
 def slice_of(available: int, wanted: int, minimum: int) -> int:
@@ -126,9 +126,7 @@ def is_late(charge: Charge, leases: Mapping[str, Lease], holds: Mapping[str, Hol
     return reservation is None or not reservation.open or reservation.account_id != wallet
 
 
-def settle(
-    charges: Iterable[Charge], leases: Mapping[str, Lease], holds: Mapping[str, Hold]
-) -> Settlement:
+def settle(charges: Iterable[Charge], leases: Mapping[str, Lease], holds: Mapping[str, Hold]) -> Settlement:
     """Sum up what `charges`, all of them new, do to accounts, leases and holds.
 
     The first capture ends a hold and releases its rest; a charge above its hold or lease is booked in

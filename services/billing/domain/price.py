@@ -54,7 +54,9 @@ def make_price(
     context_length: int = 0,
 ) -> Price:
     """Return a price with its version and without a key."""
-    price = Price(source=source, tiers=tiers, context_length=context_length, **numbers)
+    price = Price(source=source, tiers=tiers, context_length=context_length)
+    for name, number in numbers.items():
+        setattr(price, name, number)
     price.version = version_of(price)
     return price
 

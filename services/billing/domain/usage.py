@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from services.billing.domain.errors import InvalidField
+from services.billing.domain.errors import InvalidFieldError
 
 GROUPS = ("model", "provider", "key", "agent", "task", "day")
 DEFAULT_PAGE_SIZE = 100
@@ -40,7 +40,7 @@ def moment(microseconds_since_1970: int) -> datetime:
 
 
 def parse_moment(field: str, text: str) -> int | None:
-    """Return microseconds since 1970, None for an empty text. Raises InvalidField."""
+    """Return microseconds since 1970, None for an empty text. Raises InvalidFieldError."""
     if not text:
         return None
     try:
@@ -50,25 +50,25 @@ def parse_moment(field: str, text: str) -> int | None:
             return microseconds(datetime.fromisoformat(text.upper().replace(" ", "T")))
     except (ValueError, OverflowError):
         pass
-    raise InvalidField(field, f"{text[:40]!r} is not a time; {_HELP}")
+    raise InvalidFieldError(field, f"{text[:40]!r} is not a time; {_HELP}")
 
 
 def parse_period(start: str, end: str) -> Period:
-    """Return the period between two texts. Raises InvalidField."""
+    """Return the period between two texts. Raises InvalidFieldError."""
     period = Period(parse_moment("from", start), parse_moment("to", end))
     if period.start is not None and period.end is not None and period.start > period.end:
-        raise InvalidField("from", "is later than `to`; swap them")
+        raise InvalidFieldError("from", "is later than `to`; swap them")
     return period
 
 
 def check_group(group_by: str) -> None:
     """Refuse a grouping that does not exist."""
     if group_by and group_by not in GROUPS:
-        raise InvalidField("group_by", f"must be one of {', '.join(GROUPS)}, or empty for one total")
+        raise InvalidFieldError("group_by", f"must be one of {', '.join(GROUPS)}, or empty for one total")
 
 
 def page_size(requested: int) -> int:
     """Return how many groups a page has."""
     if requested > LARGEST_PAGE:
-        raise InvalidField("page_size", f"must be at most {LARGEST_PAGE}")
+        raise InvalidFieldError("page_size", f"must be at most {LARGEST_PAGE}")
     return requested or DEFAULT_PAGE_SIZE

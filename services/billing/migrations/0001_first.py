@@ -37,9 +37,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "ledger_entry",
-        sa.Column(
-            "transaction_id", sa.String(200), sa.ForeignKey("ledger_transaction.id"), primary_key=True
-        ),
+        sa.Column("transaction_id", sa.String(200), sa.ForeignKey("ledger_transaction.id"), primary_key=True),
         sa.Column("account_id", sa.String(200), sa.ForeignKey("account.id"), primary_key=True),
         sa.Column("amount", sa.BigInteger, nullable=False),
     )
@@ -126,9 +124,7 @@ def _create_usage_event() -> None:
 def _index_open(table: str) -> None:
     """Ended rows pile up for ever; the sweeper and the lists only look at open ones."""
     is_open = sa.text("state = 'open'")
-    op.create_index(
-        f"{table}_open", table, ["expires_at"], sqlite_where=is_open, postgresql_where=is_open
-    )
+    op.create_index(f"{table}_open", table, ["expires_at"], sqlite_where=is_open, postgresql_where=is_open)
 
 
 def _refuse_changes_of(table: str) -> None:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.billing.domain.errors import IdempotencyKeyReused, InvalidField, NotFound
+from services.billing.domain.errors import IdempotencyKeyReusedError, InvalidFieldError, NotFoundError
 from services.billing.domain.grant import Grant
 from services.billing.domain.ledger import LARGEST_AMOUNT, PROMO_EXPENSE, SYSTEM_ACCOUNTS, wallet_of
 from services.billing.store.tables import account, ledger_entry, ledger_transaction
@@ -48,39 +48,50 @@ class Accounts:
 
     async def open_system_accounts(self, now: int) -> None:
         """Make sure the platform's own accounts exist. Idempotent."""
-        rows = [_account_row(id, "", kind, now) for id, kind in sorted(SYSTEM_ACCOUNTS.items())]
+        rows = [
+            _account_row(account_id, "", kind, now) for account_id, kind in sorted(SYSTEM_ACCOUNTS.items())
+        ]
         async with self.database.transaction() as connection:
             await connection.execute(self._insert(account).on_conflict_do_nothing(), rows)
 
     async def welcome(self, grants: Sequence[Grant], now: int) -> None:
         """Open the account of each organisation and book its first grant, once for ever."""
+        wallets = {wallet_of(grant.organisation_id): grant for grant in grants}
+        fresh = sa.select(account.c.id).where(account.c.id.in_(wallets), ~account.c.welcomed)
         async with self.database.transaction() as connection:
-            wallets = {wallet_of(grant.organisation_id): grant for grant in grants}
             await self._open(connection, (grant.organisation_id for grant in grants), now)
-            fresh = sa.select(account.c.id).where(account.c.id.in_(wallets), ~account.c.welcomed)
-            found = await connection.scalars(fresh.order_by(account.c.id).with_for_update())
-            for wallet in found.all():
-                welcomed = sa.update(account).where(account.c.id == wallet).values(welcomed=True)
-                await connection.execute(welcomed)
-                if wallets[wallet].amount:
+            unwelcomed = sorted(await connection.scalars(fresh))
+            if unwelcomed:
+                # Before the wallets, as everywhere.
+                expense = sa.select(account.c.id).where(account.c.id == PROMO_EXPENSE)
+                await connection.execute(expense.with_for_update(key_share=True))
+            for wallet in unwelcomed:
+                claim = sa.update(account).where(account.c.id == wallet, ~account.c.welcomed)
+                claimed = await connection.execute(claim.values(welcomed=True).returning(account.c.id))
+                if claimed.scalar_one_or_none() is not None and wallets[wallet].amount:
                     await self._book_grant(connection, wallets[wallet], now)
 
     async def grant(self, grant: Grant, now: int) -> Balance:
-        """Book a grant once and return the balance. Raises NotFound, IdempotencyKeyReused, InvalidField."""
+        """Book a grant once and return the balance.
+
+        Raises NotFoundError, IdempotencyKeyReusedError, InvalidFieldError.
+        """
         async with self.database.transaction() as connection:
             wallet = wallet_of(grant.organisation_id)
             if await self._balance(connection, wallet) is None:
-                raise NotFound(
+                raise NotFoundError(
                     f"there is no organisation {grant.organisation_id}", organisation_id=grant.organisation_id
                 )
             if not await self._book_grant(connection, grant, now):
                 fingerprint = sa.select(ledger_transaction.c.fingerprint)
                 known = await connection.scalar(fingerprint.where(ledger_transaction.c.id == grant.id))
                 if known != grant.fingerprint:
-                    raise IdempotencyKeyReused("the idempotency key was used for another grant; use a new key")
+                    raise IdempotencyKeyReusedError(
+                        "the idempotency key was used for another grant; use a new key"
+                    )
             balance = await self._balance(connection, wallet)
             if balance is None or balance.posted > LARGEST_AMOUNT:
-                raise InvalidField("amount", "would raise the balance above 1,000,000,000 credits")
+                raise InvalidFieldError("amount", "would raise the balance above 1,000,000,000 credits")
             return balance
 
     async def _book_grant(self, connection: AsyncConnection, grant: Grant, now: int) -> bool:
@@ -92,19 +103,28 @@ class Accounts:
             "note": grant.note,
             "at": now,
         }
-        insert = self._insert(ledger_transaction).on_conflict_do_nothing()
-        if (await connection.execute(insert, transaction)).rowcount == 0:
+        if not await self._insert_new(connection, ledger_transaction, transaction):
             return False
         wallet = wallet_of(grant.organisation_id)
-        await self._book_entries(
-            connection, [(grant.id, wallet, grant.amount), (grant.id, PROMO_EXPENSE, -grant.amount)]
-        )
         sums = {wallet: {"posted": grant.amount}, PROMO_EXPENSE: {"posted": -grant.amount}}
         await self._add(connection, sums)
+        entries = [(grant.id, wallet, grant.amount), (grant.id, PROMO_EXPENSE, -grant.amount)]
+        await self._book_entries(connection, entries)
         return True
 
-    async def _book_entries(self, connection: AsyncConnection, entries: Sequence[tuple[str, str, int]]) -> None:
-        """Write (transaction, account, amount) rows, the only way entries come into being."""
+    async def _insert_new(self, connection: AsyncConnection, table: sa.Table, row: dict[str, Any]) -> bool:
+        """Insert a row unless its id exists; tell whether it was inserted."""
+        # Drivers do not agree on how many rows an insert that did nothing has touched.
+        insert = self._insert(table).on_conflict_do_nothing().returning(table.c.id)
+        return (await connection.execute(insert, row)).scalar_one_or_none() is not None
+
+    async def _book_entries(
+        self, connection: AsyncConnection, entries: Sequence[tuple[str, str, int]]
+    ) -> None:
+        """Write (transaction, account, amount) rows, the only way entries come into being.
+
+        Their accounts are locked already: the check of a foreign key must not be the one to wait.
+        """
         sums: dict[str, int] = {}
         for transaction_id, _, amount in entries:
             sums[transaction_id] = sums.get(transaction_id, 0) + amount
@@ -129,19 +149,22 @@ class Accounts:
         )
         rows = [
             {
-                "account_id": id,
-                "posted_sum": sums[id].get("posted", 0),
-                "held_sum": sums[id].get("held", 0),
-                "leased_sum": sums[id].get("leased", 0),
+                "account_id": account_id,
+                "posted_sum": sums[account_id].get("posted", 0),
+                "held_sum": sums[account_id].get("held", 0),
+                "leased_sum": sums[account_id].get("leased", 0),
             }
-            for id in sorted(sums)
+            for account_id in sorted(sums)
         ]
         if rows:
             await connection.execute(statement, rows)
 
     async def _open(self, connection: AsyncConnection, organisation_ids: Iterable[str], now: int) -> None:
         ids = sorted(set(organisation_ids))
-        rows = [_account_row(wallet_of(id), id, "wallet", now) for id in ids]
+        rows = [
+            _account_row(wallet_of(organisation_id), organisation_id, "wallet", now)
+            for organisation_id in ids
+        ]
         if rows:
             await connection.execute(self._insert(account).on_conflict_do_nothing(), rows)
 

@@ -12,12 +12,17 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.billing.domain.errors import AlreadyEnded, IdempotencyKeyReused, NotFound, refusal
+from services.billing.domain.errors import (
+    AlreadyEndedError,
+    IdempotencyKeyReusedError,
+    NotFoundError,
+    refusal,
+)
 from services.billing.domain.ledger import slice_of, wallet_of
 from services.billing.store.accounts import AVAILABLE, Accounts, Balance
 from services.billing.store.tables import account, hold, lease
 
-# Rows a sweep ends in one transaction.
+# Rows that one transaction of a sweep or a renewal changes.
 SWEEP = 500
 LISTED = 1000
 
@@ -27,7 +32,7 @@ class Reservations(Accounts):
 
     def _guard(self, amount: int) -> sa.ColumnElement[bool]:
         """Return the condition under which `amount` may be set aside."""
-        return sa.and_(amount <= AVAILABLE)
+        return sa.literal(amount) <= AVAILABLE
 
     async def _reserve(
         self, connection: AsyncConnection, account_id: str, column: sa.Column[int], amount: int
@@ -39,7 +44,8 @@ class Reservations(Accounts):
             .values({column: column + amount})
             .returning(AVAILABLE)
         )
-        return (await connection.execute(statement)).scalar_one_or_none()
+        available: int | None = (await connection.execute(statement)).scalar_one_or_none()
+        return available
 
     async def _refuse(self, connection: AsyncConnection, account_id: str, required: int) -> Exception:
         balance = await self._balance(connection, account_id) or Balance()
@@ -52,7 +58,8 @@ class Holds(Reservations):
     async def create_hold(self, hold_id: str, organisation_id: str, amount: int, ttl: int, now: int) -> int:
         """Set credits aside for a request and return when that expires; `ttl` in microseconds.
 
-        Raises InsufficientCredits, InFlightBudgetExhausted, IdempotencyKeyReused, AlreadyEnded.
+        Raises InsufficientCreditsError, InFlightBudgetExhaustedError, IdempotencyKeyReusedError,
+        AlreadyEndedError.
         """
         wallet = wallet_of(organisation_id)
         row = {
@@ -66,8 +73,7 @@ class Holds(Reservations):
             "created_at": now,
         }
         async with self.database.transaction() as connection:
-            insert = self._insert(hold).on_conflict_do_nothing()
-            if (await connection.execute(insert, row)).rowcount == 0:
+            if not await self._insert_new(connection, hold, row):
                 return await self._known_hold(connection, hold_id, wallet, amount)
             if await self._reserve(connection, wallet, account.c.held, amount) is None:
                 raise await self._refuse(connection, wallet, amount)
@@ -76,27 +82,29 @@ class Holds(Reservations):
     async def _known_hold(self, connection: AsyncConnection, hold_id: str, wallet: str, amount: int) -> int:
         known = (await connection.execute(sa.select(hold).where(hold.c.id == hold_id))).one()
         if (known.account_id, known.requested) != (wallet, amount):
-            raise IdempotencyKeyReused(f"the hold {hold_id} exists with other content; use a new id")
+            raise IdempotencyKeyReusedError(f"the hold {hold_id} exists with other content; use a new id")
         if known.state != "open":
-            raise AlreadyEnded(f"the hold {hold_id} is {known.state}; create a new one", state=known.state)
+            raise AlreadyEndedError(
+                f"the hold {hold_id} is {known.state}; create a new one", state=known.state
+            )
         return int(known.expires_at)
 
     async def extend_hold(self, hold_id: str, amount: int, ttl: int, now: int) -> int:
         """Raise a hold to `amount`, postpone its expiry, and return it. Neither is ever lowered.
 
-        Raises NotFound, AlreadyEnded, InsufficientCredits, InFlightBudgetExhausted.
+        Raises NotFoundError, AlreadyEndedError, InsufficientCreditsError, InFlightBudgetExhaustedError.
         """
         async with self.database.transaction() as connection:
             query = sa.select(hold).where(hold.c.id == hold_id).with_for_update()
             known = (await connection.execute(query)).one_or_none()
             if known is None:
-                raise NotFound(f"there is no hold {hold_id}; create it first")
+                raise NotFoundError(f"there is no hold {hold_id}; create it first")
             if known.state != "open":
-                raise AlreadyEnded(f"the hold {hold_id} is {known.state}; create a new one", state=known.state)
+                raise AlreadyEndedError(
+                    f"the hold {hold_id} is {known.state}; create a new one", state=known.state
+                )
             more = amount - known.amount
-            if more > 0 and (
-                await self._reserve(connection, known.account_id, account.c.held, more) is None
-            ):
+            if more > 0 and (await self._reserve(connection, known.account_id, account.c.held, more) is None):
                 raise await self._refuse(connection, known.account_id, more)
             expires_at = max(known.expires_at, now + ttl)
             values = {"amount": max(known.amount, amount), "expires_at": expires_at}
@@ -104,7 +112,7 @@ class Holds(Reservations):
         return int(expires_at)
 
     async def release_hold(self, hold_id: str) -> None:
-        """End a hold without a charge; ending an ended one changes nothing. Raises NotFound."""
+        """End a hold without a charge; ending an ended one changes nothing. Raises NotFoundError."""
         async with self.database.transaction() as connection:
             statement = sa.update(hold).where(hold.c.id == hold_id, hold.c.state == "open")
             released = await connection.execute(
@@ -114,7 +122,7 @@ class Holds(Reservations):
             if row is not None:
                 await self._add(connection, {row.account_id: {"held": -row.amount}})
             elif await connection.scalar(sa.select(hold.c.id).where(hold.c.id == hold_id)) is None:
-                raise NotFound(f"there is no hold {hold_id}")
+                raise NotFoundError(f"there is no hold {hold_id}")
 
     async def expire_holds(self, now: int) -> int:
         """End holds past their expiry and return how many. Replicas may do it at the same time."""
@@ -148,71 +156,70 @@ class Leases(Reservations):
     ) -> tuple[int, int, int]:
         """Set a slice aside; return what is granted, when it expires and what stays available.
 
-        Raises InsufficientCredits, InFlightBudgetExhausted, IdempotencyKeyReused, AlreadyEnded.
+        Raises InsufficientCreditsError, InFlightBudgetExhaustedError, IdempotencyKeyReusedError,
+        AlreadyEndedError.
         """
         wallet = wallet_of(organisation_id)
+        row = {
+            "id": lease_id,
+            "account_id": wallet,
+            "holder": holder,
+            "granted": 0,
+            "spent": 0,
+            "state": "open",
+            "expires_at": now + ttl,
+            "created_at": now,
+        }
         async with self.database.transaction() as connection:
-            known = await self._known_lease(connection, lease_id, wallet, holder)
-            if known is not None:
-                return known
+            # First, because it waits for whoever changes a lease of this id: accounts are locked last.
+            if not await self._insert_new(connection, lease, row):
+                return await self._known_lease(connection, lease_id, wallet, holder)
             # Locked, so that the slice is cut from what is there now; the guard holds all the same.
-            query = sa.select(AVAILABLE).where(account.c.id == wallet).with_for_update()
-            available = await connection.scalar(query)
-            granted = slice_of(available or 0, wanted, minimum)
-            if granted == 0:
-                raise await self._refuse(connection, wallet, minimum)
-            row = {
-                "id": lease_id,
-                "account_id": wallet,
-                "holder": holder,
-                "granted": granted,
-                "spent": 0,
-                "state": "open",
-                "expires_at": now + ttl,
-                "created_at": now,
-            }
-            insert = self._insert(lease).on_conflict_do_nothing()
-            if (await connection.execute(insert, row)).rowcount == 0:
-                known = await self._known_lease(connection, lease_id, wallet, holder)
-                if known is not None:
-                    return known
-            rest = await self._reserve(connection, wallet, account.c.leased, granted)
+            query = sa.select(AVAILABLE).where(account.c.id == wallet).with_for_update(key_share=True)
+            granted = slice_of(await connection.scalar(query) or 0, wanted, minimum)
+            rest = await self._reserve(connection, wallet, account.c.leased, granted) if granted else None
             if rest is None:
                 raise await self._refuse(connection, wallet, minimum)
+            await connection.execute(sa.update(lease).where(lease.c.id == lease_id).values(granted=granted))
         return granted, now + ttl, rest
 
     async def _known_lease(
         self, connection: AsyncConnection, lease_id: str, wallet: str, holder: str
-    ) -> tuple[int, int, int] | None:
-        known = (await connection.execute(sa.select(lease).where(lease.c.id == lease_id))).one_or_none()
-        if known is None:
-            return None
+    ) -> tuple[int, int, int]:
+        known = (await connection.execute(sa.select(lease).where(lease.c.id == lease_id))).one()
         if (known.account_id, known.holder) != (wallet, holder):
-            raise IdempotencyKeyReused(f"the lease {lease_id} exists with other content; use a new id")
+            raise IdempotencyKeyReusedError(f"the lease {lease_id} exists with other content; use a new id")
         if known.state != "open":
-            raise AlreadyEnded(f"the lease {lease_id} is closed; acquire a new one", state=known.state)
+            raise AlreadyEndedError(f"the lease {lease_id} is closed; acquire a new one", state=known.state)
         balance = await self._balance(connection, wallet) or Balance()
         return known.granted, known.expires_at, balance.available
 
     async def renew_leases(self, lease_ids: Sequence[str], ttl: int, now: int) -> list[str]:
         """Postpone the expiry of open leases and return which are open."""
+        renewed: list[str] = []
+        for first in range(0, len(lease_ids), SWEEP):
+            renewed += await self._renew(lease_ids[first : first + SWEEP], now + ttl)
+        return renewed
+
+    async def _renew(self, lease_ids: Sequence[str], expires_at: int) -> Sequence[str]:
         async with self.database.transaction() as connection:
             still_open = sa.select(lease.c.id).where(lease.c.id.in_(lease_ids), lease.c.state == "open")
             ids = (await connection.scalars(still_open.order_by(lease.c.id).with_for_update())).all()
-            renewed = sa.update(lease).where(lease.c.id.in_(ids)).values(expires_at=now + ttl)
-            await connection.execute(renewed)
-        return list(ids)
+            await connection.execute(
+                sa.update(lease).where(lease.c.id.in_(ids)).values(expires_at=expires_at)
+            )
+        return ids
 
     async def close_lease(self, lease_id: str) -> int:
-        """Return the unspent rest to the account; the same answer when closed before. Raises NotFound."""
+        """Return the unspent rest to the account; again the same answer. Raises NotFoundError."""
         async with self.database.transaction() as connection:
             query = sa.select(lease).where(lease.c.id == lease_id).with_for_update()
             known = (await connection.execute(query)).one_or_none()
             if known is None:
-                raise NotFound(f"there is no lease {lease_id}")
+                raise NotFoundError(f"there is no lease {lease_id}")
             if known.state == "open":
                 await self._close(connection, [known])
-        return max(0, known.granted - known.spent)
+        return max(0, int(known.granted - known.spent))
 
     async def expired_leases(self, holder: str, now: int) -> list[tuple[str, str]]:
         """Return (lease, holder) of open leases past their expiry, the longest expired first."""

@@ -34,12 +34,14 @@ class Settlements(Accounts):
             leases = await self._lock_leases(connection, charges)
             holds = await self._lock_holds(connection, charges)
             rows = [
-                event_row(charge, transaction_ids[charge.organisation_id], is_late(charge, leases, holds), now)
+                event_row(
+                    charge, transaction_ids[charge.organisation_id], is_late(charge, leases, holds), now
+                )
                 for charge in by_id.values()
             ]
             insert = self._insert(usage_event).on_conflict_do_nothing().returning(usage_event.c.id)
             booked = (await connection.scalars(insert, rows)).all()
-            fresh = [by_id[id] for id in booked]
+            fresh = [by_id[charge_id] for charge_id in booked]
             if fresh:
                 settlement = settle(fresh, leases, holds)
                 await self._end_reservations(connection, settlement)
@@ -69,14 +71,14 @@ class Settlements(Accounts):
         if settlement.spent:
             spend = sa.update(lease).where(lease.c.id == sa.bindparam("lease_id"))
             await connection.execute(
-                spend.values(spent=lease.c.spent + sa.bindparam("amount")),
-                [{"lease_id": id, "amount": amount} for id, amount in settlement.spent.items()],
+                spend.values(spent=lease.c.spent + sa.bindparam("more")),
+                [{"lease_id": lease_id, "more": amount} for lease_id, amount in settlement.spent.items()],
             )
         if settlement.captured:
             capture = sa.update(hold).where(hold.c.id == sa.bindparam("hold_id"))
             await connection.execute(
-                capture.values(state="captured", captured=sa.bindparam("amount")),
-                [{"hold_id": id, "amount": amount} for id, amount in settlement.captured.items()],
+                capture.values(state="captured", captured=sa.bindparam("part")),
+                [{"hold_id": hold_id, "part": amount} for hold_id, amount in settlement.captured.items()],
             )
 
     async def _book(
@@ -112,15 +114,15 @@ class Settlements(Accounts):
             revenue += change.posted
         sums[REVENUE] = {"posted": revenue}
         await connection.execute(sa.insert(ledger_transaction), transactions)
-        await self._book_entries(connection, entries)
         await self._add(connection, sums)
+        await self._book_entries(connection, entries)
 
     async def _open_missing(self, connection: AsyncConnection, charges: Sequence[Charge], now: int) -> None:
         """Usage is never dropped: who has no account yet gets one."""
         wallets = {wallet_of(charge.organisation_id): charge.organisation_id for charge in charges}
         known = await connection.scalars(sa.select(account.c.id).where(account.c.id.in_(wallets)))
         missing = wallets.keys() - set(known.all())
-        await self._open(connection, (wallets[id] for id in missing), now)
+        await self._open(connection, (wallets[wallet] for wallet in missing), now)
 
 
 def _fingerprint(charges: Sequence[Charge]) -> str:

@@ -47,7 +47,7 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
     """Return the row that keeps all fields of a charge; without a time of its own it happened `now`."""
     at = charge.at.ToMicroseconds() if charge.HasField("at") else now
     usage = charge.usage
-    row = {
+    row: dict[str, Any] = {
         "id": charge.charge_id,
         "organisation_id": charge.organisation_id,
         "transaction_id": transaction_id,
@@ -103,7 +103,9 @@ class UsageEvents(Accounts):
         if period.end is not None:
             conditions.append(usage_event.c.at < period.end)
         async with self.database.reading() as connection:
-            groups = await _sums(connection, conditions, GROUP_COLUMNS[group_by], after, limit) if group_by else []
+            groups = (
+                await _sums(connection, conditions, GROUP_COLUMNS[group_by], after, limit) if group_by else []
+            )
             total = await _sums(connection, conditions, None, None, 1)
         return groups, total[0]
 

@@ -1,20 +1,29 @@
 """Anthropic messages: bodies, answers and streams. The only module of this format others import."""
 
 from services.formats.anthropic_messages.errors import write_error
-from services.formats.anthropic_messages.facts import Facts, read_facts
-from services.formats.anthropic_messages.response import write_response
+from services.formats.anthropic_messages.facts import read_facts
+from services.formats.anthropic_messages.request import read_request, write_request
+from services.formats.anthropic_messages.response import read_response, read_response_facts, write_response
+from services.formats.anthropic_messages.stream_reader import RawReader, StreamReader
 from services.formats.anthropic_messages.stream_writer import (
     StreamWriter,
     close_raw_stream,
     write_stream_error,
 )
+from services.formats.facts import Facts
 
 __all__ = [
     "Facts",
+    "RawReader",
+    "StreamReader",
     "StreamWriter",
     "close_raw_stream",
     "read_facts",
+    "read_request",
+    "read_response",
+    "read_response_facts",
     "write_error",
+    "write_request",
     "write_response",
     "write_stream_error",
 ]

@@ -6,7 +6,7 @@ import msgspec
 
 from services.formats.documents import from_decode_error
 from services.formats.errors import invalid
-from services.formats.openai_chat.facts import Facts, check_messages, is_filled
+from services.formats.facts import Facts, check_messages, is_filled
 
 
 class _Metadata(msgspec.Struct):

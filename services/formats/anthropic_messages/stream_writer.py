@@ -57,7 +57,7 @@ class StreamWriter:
 
     def start(self) -> bytes:
         """Return `message_start`. Usage is not known yet and follows at the end."""
-        message = {
+        message: dict[str, Any] = {
             "id": self._response_id,
             "type": "message",
             "role": "assistant",

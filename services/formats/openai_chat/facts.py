@@ -8,10 +8,9 @@ import msgspec
 
 from services.formats.documents import from_decode_error
 from services.formats.errors import invalid
+from services.formats.facts import Facts, check_messages, is_filled
 
-_LIST = re.compile(rb"\s*\[")
 _JSON_SCHEMA = re.compile(rb'"json_schema"')
-_EMPTY_LIST = re.compile(rb"\s*\[\s*\]")
 
 
 class _StreamOptions(msgspec.Struct):
@@ -30,25 +29,6 @@ class _Body(msgspec.Struct):
     tools: msgspec.Raw = msgspec.Raw(b"")
     response_format: msgspec.Raw = msgspec.Raw(b"")
     user: str | None = None
-
-
-class Facts(msgspec.Struct, frozen=True):
-    """What a caller's body says about itself."""
-
-    model: str
-    stream: bool
-    include_usage: bool
-    """The caller wants a usage chunk at the end of the stream."""
-    max_tokens: int | None
-    """Output tokens per choice; None when the caller named no limit."""
-    n: int
-    """Choices asked for; each is paid."""
-    temperature: float | None
-    has_tools: bool
-    has_schema: bool
-    user: str
-    messages: msgspec.Raw
-    """The conversation, undecoded."""
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -81,16 +61,3 @@ def read_facts(body: bytes) -> Facts:
         user=read.user or "",
         messages=read.messages,
     )
-
-
-def check_messages(messages: msgspec.Raw) -> None:
-    """Raise FormatError unless `messages` is a list with something in it."""
-    if not _LIST.match(messages):
-        raise invalid("messages", "expected a list of messages" if messages else "send at least one message")
-    if _EMPTY_LIST.match(messages):
-        raise invalid("messages", "send at least one message")
-
-
-def is_filled(raw: msgspec.Raw) -> bool:
-    """Tell whether a raw value is a list with something in it."""
-    return bool(_LIST.match(raw)) and not _EMPTY_LIST.match(raw)

@@ -1,14 +1,144 @@
-"""A whole chat completion."""
+"""A whole chat completion, both ways."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from omnihub.common.v1.chat_pb2 import Finish, Message, Usage
 
-from services.formats.documents import write_object
-from services.formats.openai_chat.outcome import write_finish, write_usage
+from services.formats.answers import Answer, AnswerFacts
+from services.formats.documents import (
+    FORMAT,
+    Fields,
+    from_decode_error,
+    is_null,
+    merge,
+    read_object,
+    read_value,
+    starts_with,
+    take,
+    take_text,
+    text_of,
+    write_object,
+)
+from services.formats.errors import invalid
+from services.formats.openai_chat.messages import MessageWriter, read_message
+from services.formats.openai_chat.outcome import WireUsage, read_finish, read_usage, write_finish, write_usage
+from services.formats.receipts import Receipts
+
+# Marks in Message.extension_json: what an answer holds outside its message.
+_TOP, _CHOICE, _OTHERS, _USAGE = "@response", "@choice", "@choices", "@usage"
+_NAME = "openai_chat"
+_REASONING_FIELDS = ("reasoning_content", "reasoning")
+
+
+class _Function(msgspec.Struct):
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    function: _Function | None = None
+
+
+class _Message(msgspec.Struct):
+    content: Any = None
+    reasoning_content: str | None = None
+    reasoning: Any = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message | None = None
+    finish_reason: str | None = None
+
+
+class _Body(msgspec.Struct):
+    choices: list[_Choice]
+    id: str | None = None
+    model: str | None = None
+    usage: WireUsage | None = None
+
+
+_facts_decoder = msgspec.json.Decoder(_Body)
+
+
+def read_response_facts(body: bytes) -> AnswerFacts:
+    """Read what the platform needs from an answer that is passed on. Raises FormatError."""
+    try:
+        read = _facts_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise from_decode_error(error) from None
+    if not read.choices:
+        raise invalid("choices", "the answer has no choice")
+    return AnswerFacts(
+        finish=read_finish(read.choices[0].finish_reason or ""),
+        usage=read_usage(read.usage) if read.usage is not None else None,
+        response_id=read.id or "",
+        model=read.model or "",
+        output_chars=0 if read.usage is not None else sum(map(_chars, read.choices)),
+    )
+
+
+def _chars(choice: _Choice) -> int:
+    message = choice.message or _Message()
+    texts = [message.content, message.reasoning_content, message.reasoning]
+    calls = [call.function.arguments for call in message.tool_calls or () if call.function is not None]
+    return sum(len(text) for text in texts + calls if isinstance(text, str))
+
+
+def read_response(body: bytes) -> Answer:
+    """Read a chat completion. Raises FormatError naming the field that is wrong."""
+    fields = read_object(body)
+    choices = take(fields, "choices", list[msgspec.Raw], "")
+    if not choices:
+        raise invalid("choices", "the answer has no choice")
+    choice = read_value(choices[0], Fields, "choices[0]")
+    inner = take(choice, "message", Fields, "choices[0]")
+    if inner is None:
+        raise invalid("choices[0].message", "the answer has no message")
+    message = _read_answer(inner)
+    finish = read_finish(take(choice, "finish_reason", str, "choices[0]") or "")
+    usage = None
+    if not is_null(fields.get("usage", b"null")):
+        raw = fields.pop("usage")
+        usage = read_usage(read_value(raw, WireUsage, "usage"))
+        message.extension_json[_USAGE] = text_of(raw)
+    message.extension_json[FORMAT] = _NAME
+    answer = Answer(message, finish, usage, take_text(fields, "id", ""), take_text(fields, "model", ""))
+    for name in ("object", "created"):
+        fields.pop(name, None)
+    choice.pop("index", None)
+    for mark, rest in ((_TOP, fields), (_CHOICE, choice)):
+        if rest:
+            message.extension_json[mark] = write_object(rest).decode()
+    if len(choices) > 1:
+        message.extension_json[_OTHERS] = msgspec.json.encode(choices[1:]).decode()
+    return answer
+
+
+def _read_answer(fields: Fields) -> Message:
+    """Read the message of an answer: as in a request, with thoughts as parts."""
+    thoughts: dict[str, str] = {}
+    for name in _REASONING_FIELDS:
+        raw = fields.get(name)
+        if raw is not None and starts_with(raw, b'"') and not thoughts and len(raw) > 2:
+            thoughts[name] = take(fields, name, str, "choices[0].message") or ""
+    fields.setdefault("role", msgspec.Raw(b'"assistant"'))
+    message = read_message(msgspec.Raw(write_object(fields)), "choices[0].message")
+    message.role = "assistant"
+    for name, text in thoughts.items():
+        parts = list(message.parts)
+        del message.parts[:]
+        thought = message.parts.add()
+        thought.reasoning.text = text
+        thought.extension_json["@field"] = name
+        if message.content:
+            message.parts.add().text.text = message.content
+            message.content = ""
+        message.parts.extend(parts)
+    return message
 
 
 def write_response(
@@ -21,7 +151,10 @@ def write_response(
     extra: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Return the answer as a chat completion; `created` in seconds since 1970, `extra` rides as `omnihub`."""
-    choice = {"index": 0, "message": {}, "finish_reason": write_finish(finish)}
+    own = message.extension_json.get(FORMAT) == _NAME
+    written = MessageWriter(Receipts(), own=own).assistant(message, reasoning=True)
+    written.setdefault("refusal", None)
+    choice: dict[str, Any] = {"index": 0, "message": written, "finish_reason": write_finish(finish)}
     document: dict[str, Any] = {
         "id": response_id,
         "object": "chat.completion",
@@ -30,6 +163,20 @@ def write_response(
         "choices": [choice],
         "usage": write_usage(usage),
     }
+    if own:
+        _restore(document, choice, message.extension_json)
     if extra:
         document["omnihub"] = dict(extra)
     return write_object(document)
+
+
+def _restore(document: dict[str, Any], choice: dict[str, Any], marks: Mapping[str, str]) -> None:
+    """Put back what the answer held outside its message."""
+    for target, mark in ((choice, _CHOICE), (document, _TOP)):
+        if mark in marks:
+            rest = read_object(marks[mark].encode())
+            merge(target, {name: text_of(raw) for name, raw in rest.items()})
+    if _USAGE in marks:
+        document["usage"] = msgspec.Raw(marks[_USAGE].encode())
+    if _OTHERS in marks:
+        document["choices"] += msgspec.json.decode(marks[_OTHERS], type=list[msgspec.Raw])

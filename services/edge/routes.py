@@ -1,0 +1,148 @@
+"""What the public port leads to: public rpcs and REST bindings of the contracts, and the facade's table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import omnihub
+from google.api import annotations_pb2, http_pb2
+from google.protobuf import descriptor_pb2
+from omnihub.common.v1 import options_pb2
+
+# Written by tools/build_protos.py beside the generated package.
+DESCRIPTOR_FILE = Path(omnihub.__file__).parent.parent / "omnihub.binpb"
+# Names of clusters are the areas of the contracts, and this one.
+FACADE_CLUSTER = "facade"
+# REST is proto JSON in lowerCamelCase, but below this prefix it keeps the names of the contracts.
+SNAKE_CASE_PREFIX = "/v1/"
+
+_VARIABLE = re.compile(r"\{[a-z0-9_.]+(?:=([^}]*))?\}")
+_WILDCARDS = {"*": "[^/]+", "**": ".+"}
+
+
+@dataclass(frozen=True, slots=True)
+class PathMatch:
+    """A set of paths: one, or those that a regular expression matches from end to end."""
+
+    exact: str = ""
+    regex: str = ""
+
+    @property
+    def pattern(self) -> str:
+        """Return the regular expression, also of an exact path."""
+        return self.regex or re.escape(self.exact)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One REST form of an rpc."""
+
+    method: str
+    template: str
+
+    @property
+    def path(self) -> PathMatch:
+        """Return the paths the template stands for."""
+        return match_template(self.template)
+
+    @property
+    def snake_case(self) -> bool:
+        """Tell whether its JSON keeps the field names of the contract."""
+        return self.template.startswith(SNAKE_CASE_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class PublicRpc:
+    """One rpc the public port leads to."""
+
+    path: str
+    """`/omnihub.billing.v1.BillingService/ListUsage`."""
+    area: str
+    """`billing`: the service that owns it."""
+    streams: bool
+    bindings: tuple[Binding, ...]
+
+    @property
+    def service(self) -> str:
+        """Return `omnihub.billing.v1.BillingService`."""
+        return self.path[1:].partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class FacadeRoute:
+    """Methods and paths that the gateway serves as plain HTTP."""
+
+    methods: tuple[str, ...]
+    path: PathMatch
+
+
+# The one table that is not in the contracts. Foreign wire formats, and the two probes.
+FACADE: tuple[FacadeRoute, ...] = (
+    FacadeRoute(("POST",), PathMatch(exact="/v1/chat/completions")),
+    FacadeRoute(("POST",), PathMatch(exact="/v1/messages")),
+    FacadeRoute(("POST",), PathMatch(exact="/v1/embeddings")),
+    FacadeRoute(("GET",), PathMatch(exact="/v1/models")),
+    # The names of models contain slashes.
+    FacadeRoute(("GET",), PathMatch(regex="/v1/models/.+")),
+    FacadeRoute(("GET", "HEAD"), PathMatch(exact="/health")),
+    FacadeRoute(("GET", "HEAD"), PathMatch(exact="/ready")),
+)
+
+
+def match_template(template: str) -> PathMatch:
+    """Return the paths of a google.api.http template such as `/api/keys/{key_id}/rotate`."""
+    # `{name=projects/*}` matches what `projects/*` does, and `{key_id}` what `*` does.
+    plain = _VARIABLE.sub(lambda variable: variable.group(1) or "*", template)
+    if "*" not in plain:
+        return PathMatch(exact=plain)
+    pieces = re.split(r"(\*\*|\*)", plain)
+    return PathMatch(regex="".join(_WILDCARDS.get(piece) or re.escape(piece) for piece in pieces))
+
+
+def _bindings(rule: http_pb2.HttpRule) -> Iterator[Binding]:
+    kind = rule.WhichOneof("pattern")
+    if kind == "custom":
+        yield Binding(rule.custom.kind, rule.custom.path)
+    elif kind is not None:
+        yield Binding(kind.upper(), getattr(rule, kind))
+    for additional in rule.additional_bindings:
+        yield from _bindings(additional)
+
+
+def read_descriptors(file: Path = DESCRIPTOR_FILE) -> descriptor_pb2.FileDescriptorSet:
+    """Return the descriptor set of the contracts, without comments."""
+    try:
+        binary = file.read_bytes()
+    except OSError as error:
+        raise FileNotFoundError(f"{file} cannot be read ({error.strerror}): run `make protos`") from None
+    descriptors = descriptor_pb2.FileDescriptorSet.FromString(binary)
+    for proto in descriptors.file:
+        proto.ClearField("source_code_info")
+    return descriptors
+
+
+def public_rpcs(descriptors: descriptor_pb2.FileDescriptorSet) -> tuple[PublicRpc, ...]:
+    """Return the rpcs marked `public`, in the order of the contracts."""
+    return tuple(
+        PublicRpc(
+            path=f"/{proto.package}.{service.name}/{method.name}",
+            area=proto.package.split(".")[1],
+            streams=method.server_streaming,
+            bindings=tuple(_bindings(method.options.Extensions[annotations_pb2.http])),
+        )
+        for proto in descriptors.file
+        for service in proto.service
+        for method in service.method
+        if method.options.Extensions[options_pb2.public]
+    )
+
+
+@cache
+def contract() -> tuple[bytes, tuple[PublicRpc, ...]]:
+    """Return the descriptor set as Envoy takes it, and the public rpcs in it."""
+    descriptors = read_descriptors()
+    return descriptors.SerializeToString(), public_rpcs(descriptors)

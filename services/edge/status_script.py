@@ -1,0 +1,133 @@
+"""The script that gives errors of transcoded calls their status and body.
+
+gRPC has no 402, 410, 413 or 422 and its own error body, so our servers send status and body
+ready-made in trailers (services/common/rpc/server.py). Two more kinds of error have no such trailers: what
+gRPC itself says, and what the transcoder says of a request that does not fit the contract.
+"""
+
+from __future__ import annotations
+
+from services.common.rpc.errors import TABLE, Row
+from services.edge.replies import ERROR_BODY, HTTP_STATUS, REQUEST_ID
+
+# What a gRPC status without our trailers means; every other one is INTERNAL.
+BARE_CODES = {
+    1: "CANCELLED",
+    3: "MALFORMED_BODY",
+    4: "DEADLINE_EXCEEDED",
+    8: "BODY_TOO_LARGE",
+    12: "NOT_IMPLEMENTED",
+    14: "UNAVAILABLE",
+}
+
+_SCRIPT = r"""
+local ROWS = {@ROWS@}
+local BARE_CODES = {@BARE_CODES@}
+local KINDS = {
+  TYPE_STRING = 'a string', TYPE_BOOL = 'true or false', TYPE_BYTES = 'base64', TYPE_ENUM = 'a known name',
+  TYPE_DOUBLE = 'a number', TYPE_FLOAT = 'a number', TYPE_INT32 = 'a whole number',
+  TYPE_UINT32 = 'a whole number that is not negative', TYPE_INT64 = 'a whole number',
+  TYPE_UINT64 = 'a whole number that is not negative',
+}
+
+local function quote(text)
+  return '"' .. text:gsub('[%c"\\]', function(character)
+    return string.format('\\u%04x', character:byte())
+  end) .. '"'
+end
+
+local function decode(text)
+  return (text:gsub('%%(%x%x)', function(hex) return string.char(tonumber(hex, 16)) end))
+end
+
+local function body_of(row, message, field, description, request_id)
+  local details = '"recovery":' .. quote(row.recovery)
+  if field then
+    local violation = '{"field":' .. quote(field) .. ',"description":' .. quote(description) .. '}'
+    details = details .. ',"fields":[' .. violation .. ']'
+  end
+  return '{"error":{"code":' .. row.http .. ',"reason":' .. quote(row.reason)
+    .. ',"message":' .. quote(message) .. ',"details":{' .. details
+    .. '},"request_id":' .. quote(request_id or '') .. '}}'
+end
+
+-- Returns row, message, field and description of what the transcoder says about a request. Values are left
+-- out: they are the caller's.
+local function refusal(text)
+  local message = text:match('^:?%s*([^\n]*)'):gsub('[\128-\255]+', '?')
+  -- The one case in which the field's own name stands where the type should.
+  local parent, name = message:match('^([%w_%.%[%]]+): invalid value Starting an object .* type ([%w_]+)$')
+  if parent then
+    return ROWS.INVALID_ARGUMENT, parent .. '.' .. name .. ': must not be an object', parent .. '.' .. name,
+      'must not be an object'
+  end
+  local field, kind = message:match('^([%w_%.%[%]]+): invalid value .* for type ([%w_%./]+)$')
+  if field then
+    local object = kind:find('/') and 'an object or a list of them'
+    local description = 'must be ' .. (KINDS[kind] or object or 'of another type')
+    return ROWS.INVALID_ARGUMENT, field .. ': ' .. description, field, description
+  end
+  field = message:match('^Could not find field "([^"]*)"')
+  if field then
+    return ROWS.INVALID_ARGUMENT, field .. ': unknown query parameter', field, 'unknown query parameter'
+  end
+  field = message:match('of the field (%S+) is conflicting')
+  if field then
+    local description = 'must be the same in path and body'
+    return ROWS.INVALID_ARGUMENT, field .. ': ' .. description, field, description
+  end
+  return ROWS.MALFORMED_BODY, 'the request is not what this path takes: ' .. message
+end
+
+local function replace(handle, status, body)
+  local length = handle:body(true):setBytes(body)
+  -- Waiting for the body ends the life of what was read before.
+  local headers = handle:headers()
+  headers:replace(':status', status)
+  headers:replace('content-type', 'application/json')
+  headers:replace('content-length', tostring(length))
+end
+
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local status = headers:get('@HTTP_STATUS@')
+  local code = headers:get('grpc-status')
+  local request_id = headers:get('@REQUEST_ID@')
+  if status then
+    local body = headers:get('@ERROR_BODY@')
+    if body then
+      replace(handle, status, body)
+    end
+  elseif code and code ~= '0' then
+    local row = BARE_CODES[code] or ROWS.INTERNAL
+    local message = decode(headers:get('grpc-message') or '')
+    replace(handle, row.http, body_of(row, message, nil, nil, request_id))
+  elseif headers:get(':status') == '400' and headers:get('content-type') == 'text/plain' then
+    local text = handle:body(true)
+    local row, message, field, description = refusal(text:getBytes(0, text:length()))
+    replace(handle, row.http, body_of(row, message, field, description, request_id))
+  end
+end
+"""
+
+
+def _row(row: Row) -> str:
+    return f"{{http='{row.http}',reason=[==[{row.reason}]==],recovery=[==[{row.recovery}]==]}}"
+
+
+def status_script() -> str:
+    """Return the script, in Lua."""
+    reasons = {*BARE_CODES.values(), "INVALID_ARGUMENT", "INTERNAL"}
+    rows = ",".join(f"{reason}={_row(TABLE[reason])}" for reason in sorted(reasons))
+    codes = ",".join(f"['{code}']={_row(TABLE[reason])}" for code, reason in BARE_CODES.items())
+    names = {
+        "@ROWS@": rows,
+        "@BARE_CODES@": codes,
+        "@HTTP_STATUS@": HTTP_STATUS,
+        "@ERROR_BODY@": ERROR_BODY,
+        "@REQUEST_ID@": REQUEST_ID,
+    }
+    script = _SCRIPT
+    for name, value in names.items():
+        script = script.replace(name, value)
+    return script

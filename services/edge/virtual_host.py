@@ -1,0 +1,269 @@
+"""The routes of the public port, generated from the contracts and the facade's table.
+
+Order: the facade (the hot path), REST, native gRPC, then for each known path the answer to a wrong
+method, then 404. Exact paths come before patterns. Nothing is routed by prefix, so an rpc
+that is not public has no route.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from services.edge.replies import (
+    ENVOY_REQUEST_ID,
+    ERROR_BODY,
+    GRPC_CONTENT,
+    HTTP_STATUS,
+    REQUEST_ID,
+)
+from services.edge.routes import FACADE, FACADE_CLUSTER, FacadeRoute, PathMatch, PublicRpc
+from services.edge.settings import EdgeSettings
+
+Json = dict[str, Any]
+
+# Names of the filters in the chain; a route switches on those it needs.
+CORS = "envoy.filters.http.cors"
+GRPC_WEB = "grpc_web"
+BUFFER = "buffer"
+HIDE = "hide"
+STATUSES = "statuses"
+CAMEL_CASE = "transcode_camel_case"
+SNAKE_CASE = "transcode_snake_case"
+
+_TYPE = "type.googleapis.com/envoy"
+_LARGEST = 2**63 - 1
+# What gRPC adds to an answer and REST callers have no use for.
+_GRPC_HEADERS = (
+    "grpc-status",
+    "grpc-message",
+    "grpc-status-details-bin",
+    "grpc-encoding",
+    "grpc-accept-encoding",
+)
+_EXPOSED = (
+    "grpc-status",
+    "grpc-message",
+    "grpc-status-details-bin",
+    "retry-after",
+    REQUEST_ID,
+    "x-omnihub-decision-id",
+    "x-omnihub-model",
+    "x-omnihub-provider",
+    "x-omnihub-cost",
+    "x-omnihub-savings",
+    "x-omnihub-receipt",
+)
+# `*` stands for everything but authorization; older browsers take it as a name, hence the list.
+_ALLOWED = (
+    "authorization",
+    "x-api-key",
+    "content-type",
+    "x-grpc-web",
+    "x-user-agent",
+    "grpc-timeout",
+    "idempotency-key",
+    "traceparent",
+    "anthropic-version",
+    "anthropic-beta",
+    "x-omnihub-strict",
+    "x-omnihub-rescue",
+    "*",
+)
+
+
+def _header(key: str, value: str) -> Json:
+    return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def switch_on() -> Json:
+    """Return the route configuration that switches on a filter as the chain configures it."""
+    return {"@type": f"{_TYPE}.config.route.v3.FilterConfig", "config": {}}
+
+
+def _match(path: PathMatch, *headers: Json) -> Json:
+    place: Json = {"path": path.exact} if path.exact else {"safe_regex": {"regex": path.regex}}
+    return {**place, "headers": list(headers)} if headers else place
+
+
+def _method(*methods: str) -> Json:
+    if len(methods) == 1:
+        return {"name": ":method", "string_match": {"exact": methods[0]}}
+    return {"name": ":method", "string_match": {"safe_regex": {"regex": "|".join(methods)}}}
+
+
+def _forward(cluster: str) -> Json:
+    # A stream lasts as long as it lasts; a caller's grpc-timeout is honoured, whatever it is.
+    return {
+        "cluster": cluster,
+        "timeout": "0s",
+        "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
+    }
+
+
+def _answer(match: Json, status: int, text: str, headers: Mapping[str, str] | None = None) -> Json:
+    # What the text becomes is in services/edge/replies.py.
+    route: Json = {
+        "match": match,
+        "direct_response": {"status": status, "body": {"inline_string": text}},
+    }
+    if headers:
+        route["response_headers_to_add"] = [_header(key, value) for key, value in headers.items()]
+    return route
+
+
+def _preflight() -> Json:
+    """Return the route of CORS preflights; the CORS filter answers them, but only on forwarding routes."""
+    asked = {"name": "access-control-request-method", "present_match": True}
+    return {
+        "match": {"prefix": "/", "headers": [_method("OPTIONS"), asked]},
+        "route": _forward(FACADE_CLUSTER),
+    }
+
+
+def _cors_of_answers(origins: Sequence[str]) -> list[Json]:
+    """Return the headers that let a page read our direct responses, which the CORS filter leaves alone."""
+    asks = "'origin' in request.headers"
+    if "*" not in origins:
+        listed = json.dumps([origin.rstrip("/") for origin in origins]).replace('"', "'")
+        asks = f"{asks} && request.headers['origin'] in {listed}"
+    exposed = ", ".join(_EXPOSED)
+    # An empty header is not sent.
+    return [
+        _header("access-control-allow-origin", f"%CEL({asks} ? request.headers['origin'] : '')%"),
+        _header("access-control-expose-headers", f"%CEL({asks} ? '{exposed}' : '')%"),
+    ]
+
+
+def _facade(route: FacadeRoute, body_limit_bytes: int) -> list[Json]:
+    """Return the routes of one line of the table, by what the caller says of the body's length."""
+    forward = {
+        "route": _forward(FACADE_CLUSTER),
+        # The gateway relays foreign answers: what they say in our internal headers is not ours.
+        "response_headers_to_remove": [HTTP_STATUS, ERROR_BODY],
+    }
+    plain = {"match": _match(route.path, _method(*route.methods)), **forward}
+    if "POST" not in route.methods:
+        return [plain]
+    too_large = {"name": "content-length", "range_match": {"start": body_limit_bytes + 1, "end": _LARGEST}}
+    unknown = {"name": "content-length", "present_match": False}
+    limited = {
+        "@type": f"{_TYPE}.extensions.filters.http.buffer.v3.BufferPerRoute",
+        "buffer": {"max_request_bytes": body_limit_bytes},
+    }
+    return [
+        _answer(_match(route.path, _method(*route.methods), too_large), 413, ""),
+        # Without a length, only reading tells: these few are held back until they are complete.
+        {
+            "match": _match(route.path, _method(*route.methods), unknown),
+            **forward,
+            "typed_per_filter_config": {BUFFER: limited},
+        },
+        plain,
+    ]
+
+
+def _rest(rpc: PublicRpc) -> list[Json]:
+    routes = []
+    for binding in rpc.bindings:
+        transcoder = SNAKE_CASE if binding.snake_case else CAMEL_CASE
+        hide_grpc = {
+            "@type": f"{_TYPE}.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+            "mutations": {"response_mutations": [{"remove": name} for name in _GRPC_HEADERS]},
+        }
+        routes.append(
+            {
+                "match": _match(binding.path, _method(binding.method)),
+                "route": _forward(rpc.area),
+                "typed_per_filter_config": {
+                    HIDE: hide_grpc,
+                    STATUSES: switch_on(),
+                    transcoder: switch_on(),
+                },
+            }
+        )
+    return routes
+
+
+def _native(rpc: PublicRpc) -> Json:
+    content = {"name": "content-type", "string_match": {"prefix": GRPC_CONTENT}}
+    return {
+        "match": _match(PathMatch(exact=rpc.path), _method("POST"), content),
+        "route": _forward(rpc.area),
+        "typed_per_filter_config": {GRPC_WEB: switch_on(), HIDE: switch_on()},
+    }
+
+
+def _methods_by_path(rpcs: Iterable[PublicRpc], facade: Iterable[FacadeRoute]) -> dict[PathMatch, list[str]]:
+    methods: dict[PathMatch, list[str]] = {}
+    for line in facade:
+        methods.setdefault(line.path, []).extend(line.methods)
+    for rpc in rpcs:
+        for binding in rpc.bindings:
+            methods.setdefault(binding.path, []).append(binding.method)
+    return methods
+
+
+def _wrong_methods(rpcs: Sequence[PublicRpc], facade: Sequence[FacadeRoute]) -> list[Json]:
+    routes = []
+    for path, methods in _methods_by_path(rpcs, facade).items():
+        allow = ", ".join(sorted(methods))
+        routes.append(_answer(_match(path), 405, f"this path takes {allow}", {"allow": allow}))
+    for rpc in rpcs:
+        path = PathMatch(exact=rpc.path)
+        text = "this is a gRPC method: send application/grpc or application/grpc-web"
+        routes.append(_answer(_match(path, _method("POST")), 415, text))
+        routes.append(_answer(_match(path), 405, "gRPC methods take POST", {"allow": "POST"}))
+    return routes
+
+
+def _exact_first(routes: list[Json]) -> list[Json]:
+    return sorted(routes, key=lambda route: "safe_regex" in route["match"])
+
+
+def _cors(origins: Sequence[str]) -> Json:
+    anyone = {"safe_regex": {"regex": ".*"}}
+    return {
+        "@type": f"{_TYPE}.extensions.filters.http.cors.v3.CorsPolicy",
+        "allow_origin_string_match": [
+            anyone if origin == "*" else {"exact": origin.rstrip("/")} for origin in origins
+        ],
+        "allow_methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
+        "allow_headers": ", ".join(_ALLOWED),
+        "expose_headers": ", ".join(_EXPOSED),
+        "max_age": "7200",
+        "forward_not_matching_preflights": False,
+    }
+
+
+def virtual_host(
+    settings: EdgeSettings,
+    rpcs: Sequence[PublicRpc],
+    cors_origins: Sequence[str],
+    facade: Sequence[FacadeRoute] = FACADE,
+) -> Json:
+    """Return the one virtual host of the public port."""
+    served = [route for line in facade for route in _facade(line, settings.body_limit_bytes)]
+    rest = [route for rpc in rpcs for route in _rest(rpc)]
+    routes = [
+        *_exact_first([*served, *rest, *(_native(rpc) for rpc in rpcs)]),
+        *_exact_first(_wrong_methods(rpcs, facade)),
+        _answer({"prefix": "/"}, 404, "there is nothing at this path"),
+    ]
+    host: Json = {
+        "name": "public",
+        "domains": ["*"],
+        "routes": routes,
+        # The router service owns every other retry.
+        "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2},
+        "request_headers_to_add": [_header(REQUEST_ID, ENVOY_REQUEST_ID)],
+        "response_headers_to_add": [_header(REQUEST_ID, ENVOY_REQUEST_ID)],
+    }
+    if cors_origins:
+        host["typed_per_filter_config"] = {CORS: _cors(cors_origins)}
+        for route in routes:
+            if "direct_response" in route:
+                route.setdefault("response_headers_to_add", []).extend(_cors_of_answers(cors_origins))
+        routes.insert(0, _preflight())
+    return host

@@ -1,0 +1,73 @@
+"""What is read from an answer, whatever its format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import msgspec
+from omnihub.common.v1.chat_pb2 import Finish, Message, Usage
+from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
+
+Event = PartStart | PartDelta | PartStop
+
+
+class Answer(NamedTuple):
+    """A whole answer. `usage` is None when the provider did not report it."""
+
+    message: Message
+    finish: Finish
+    usage: Usage | None
+    response_id: str
+    model: str
+
+
+class AnswerFacts(NamedTuple):
+    """What the platform needs to know about an answer that is passed on as it is."""
+
+    finish: Finish
+    usage: Usage | None
+    response_id: str
+    model: str
+    output_chars: int
+    """Characters of text, thoughts and arguments, to estimate a usage that was not reported."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a stream has said about itself so far."""
+
+    model: str = ""
+    response_id: str = ""
+    finish: Finish | None = None
+    usage: Usage | None = None
+    error: msgspec.Raw | None = None
+    """The provider's own error, sent in place of the rest of the answer."""
+    output_chars: int = field(default=0)
+    closed: bool = False
+    """The provider said that nothing follows."""
+
+
+class RawReader(Protocol):
+    """Reads a stream that is passed on."""
+
+    progress: Progress
+    tail: list[bytes]
+
+    def read(self, event: bytes, data: bytes) -> tuple[bytes, str]:
+        """Return the frame to pass on and its text."""
+        ...
+
+
+class StreamReader(Protocol):
+    """Reads a stream into typed events."""
+
+    progress: Progress
+
+    def read(self, event: bytes, data: bytes) -> list[Event]:
+        """Return the events."""
+        ...
+
+    def finish(self) -> list[Event]:
+        """Return the ends of what is open."""
+        ...

@@ -1,0 +1,217 @@
+"""The chunks of a chat completion stream: facts for passing them on, or typed events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from omnihub.common.v1.chat_pb2 import Part, ToolCall
+from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
+
+from services.formats.answers import Event, Progress
+from services.formats.documents import from_decode_error
+from services.formats.openai_chat.outcome import WireUsage, read_finish, read_usage
+
+DONE = b"[DONE]"
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: Any = None
+    reasoning_content: str | None = None
+    reasoning: Any = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class Chunk(msgspec.Struct):
+    """One chunk, as far as the platform reads it."""
+
+    id: str | None = None
+    model: str | None = None
+    choices: list[_Choice] | None = None
+    usage: WireUsage | None = None
+    error: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decoder = msgspec.json.Decoder(Chunk)
+_NULL = b"null"
+
+
+def _read_chunk(data: bytes, progress: Progress) -> Chunk:
+    try:
+        chunk = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise from_decode_error(error) from None
+    if chunk.error and bytes(chunk.error) != _NULL:
+        progress.error = chunk.error
+    if chunk.model and not progress.model:
+        progress.model = chunk.model
+    if chunk.id and not progress.response_id:
+        progress.response_id = chunk.id
+    if chunk.usage is not None:
+        progress.usage = read_usage(chunk.usage)
+    return chunk
+
+
+class RawReader:
+    """Reads the facts of a stream that is passed on, and holds back what ends it."""
+
+    def __init__(self, include_usage: bool, choices: int = 1) -> None:
+        self._include_usage = include_usage
+        self._choices = choices
+        self._finishes: dict[int, str] = {}
+        self.progress = Progress()
+        self.tail: list[bytes] = []
+
+    def read(self, event: bytes, data: bytes) -> tuple[bytes, str]:
+        """Take one server-sent event; return the frame to pass on, perhaps none, and the text in it.
+
+        Raises FormatError when `data` is not a chunk.
+        """
+        if data == DONE:
+            self.progress.closed = True
+            return b"", ""
+        chunk = _read_chunk(data, self.progress)
+        if self.progress.error is not None:
+            return b"", ""
+        self._note_finishes(chunk)
+        text = self._text(chunk)
+        if not chunk.choices and chunk.usage is not None:
+            if self._include_usage:
+                self.tail.append(data)
+            return b"", ""
+        if self.tail or self.progress.finish is not None:
+            self.tail.append(data)
+            return b"", ""
+        return b"data: %b\n\n" % data.replace(b"\n", b" "), text
+
+    def _note_finishes(self, chunk: Chunk) -> None:
+        """Take down which choices are finished. The answer is, once all that were asked for are."""
+        for choice in chunk.choices or ():
+            if choice.finish_reason:
+                self._finishes.setdefault(choice.index, choice.finish_reason)
+        if self.progress.finish is None and self._finishes and len(self._finishes) >= self._choices:
+            self.progress.finish = read_finish(self._finishes[min(self._finishes)])
+
+    def _text(self, chunk: Chunk) -> str:
+        text = ""
+        for choice in chunk.choices or ():
+            delta = choice.delta
+            if delta is None:
+                continue
+            for piece in (delta.content, delta.reasoning_content, delta.reasoning, delta.refusal):
+                if isinstance(piece, str):
+                    self.progress.output_chars += len(piece)
+            for call in delta.tool_calls or ():
+                if call.function is not None:
+                    self.progress.output_chars += len(call.function.arguments or call.function.name or "")
+            if choice.index == 0 and isinstance(delta.content, str):
+                text += delta.content
+        return text
+
+
+class StreamReader:
+    """Turns chunks into typed events. Only the first choice is read."""
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self._next = 0
+        self._open: tuple[str, int] | None = None
+        """The kind and index of the text, thought or refusal being written."""
+        self._tools: dict[int, int] = {}
+
+    def read(self, event: bytes, data: bytes) -> list[Event]:
+        """Take one server-sent event. Raises FormatError when `data` is not a chunk."""
+        if data == DONE:
+            self.progress.closed = True
+            return []
+        chunk = _read_chunk(data, self.progress)
+        events: list[Event] = []
+        for choice in chunk.choices or ():
+            if choice.index != 0 or self.progress.error is not None:
+                continue
+            if choice.delta is not None:
+                self._delta(choice.delta, events)
+            if choice.finish_reason and self.progress.finish is None:
+                self.progress.finish = read_finish(choice.finish_reason)
+        return events
+
+    def finish(self) -> list[Event]:
+        """Return the ends of the parts that are still open."""
+        events: list[Event] = []
+        self._stop_text(events)
+        events.extend(PartStop(index=index) for index in self._tools.values())
+        self._tools = {}
+        return events
+
+    def _delta(self, delta: _Delta, events: list[Event]) -> None:
+        thought = delta.reasoning_content or delta.reasoning
+        if isinstance(thought, str) and thought:
+            events.append(PartDelta(index=self._part("reasoning", events), reasoning=thought))
+            self.progress.output_chars += len(thought)
+        for text in _texts(delta.content):
+            events.append(PartDelta(index=self._part("text", events), text=text))
+            self.progress.output_chars += len(text)
+        if delta.refusal:
+            events.append(PartDelta(index=self._part("refusal", events), refusal=delta.refusal))
+            self.progress.output_chars += len(delta.refusal)
+        for position, call in enumerate(delta.tool_calls or ()):
+            self._tool_call(call, position, events)
+
+    def _part(self, kind: str, events: list[Event]) -> int:
+        if self._open is not None and self._open[0] == kind:
+            return self._open[1]
+        self._stop_text(events)
+        part = Part()
+        getattr(part, kind).SetInParent()
+        events.append(PartStart(index=self._next, part=part))
+        self._open = (kind, self._next)
+        self._next += 1
+        return self._open[1]
+
+    def _stop_text(self, events: list[Event]) -> None:
+        if self._open is not None:
+            events.append(PartStop(index=self._open[1]))
+            self._open = None
+
+    def _tool_call(self, call: _ToolCall, position: int, events: list[Event]) -> None:
+        key = call.index if call.index is not None else position
+        function = call.function or _Function()
+        if key not in self._tools:
+            self._stop_text(events)
+            self._tools[key] = self._next
+            identifier = call.id or f"call_{key}"
+            part = ToolCall(id=identifier, name=function.name or "", id_synthesised=not call.id)
+            events.append(PartStart(index=self._next, part=Part(tool_call=part)))
+            self.progress.output_chars += len(part.name)
+            self._next += 1
+        if function.arguments:
+            events.append(PartDelta(index=self._tools[key], arguments_json=function.arguments))
+            self.progress.output_chars += len(function.arguments)
+
+
+def _texts(content: Any) -> list[str]:
+    """Return the text of a delta: a string, or with some back ends a list of parts."""
+    if isinstance(content, str):
+        return [content] if content else []
+    if not isinstance(content, list):
+        return []
+    texts = [piece.get("text") for piece in content if isinstance(piece, dict)]
+    return [text for text in texts if isinstance(text, str) and text]

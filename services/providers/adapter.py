@@ -1,0 +1,59 @@
+"""What every adapter is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from omnihub.common.v1.chat_pb2 import ChatInput, WireFormat
+from omnihub.provider.v1 import provider_service_pb2 as pb
+
+from services.formats import anthropic_messages, openai_chat
+from services.providers.domain.failure import UnsupportedError
+
+
+class Adapter(Protocol):
+    """One configured provider. Methods raise errors whose `reason` names a row of the error table."""
+
+    adapter: str
+    """Its name in the configuration."""
+    wire_formats: Sequence[WireFormat.ValueType]
+    features: Sequence[str]
+    synthetic: bool
+
+    async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
+        """Answer at once."""
+        ...
+
+    def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Answer as it comes; the last message is `end`."""
+        ...
+
+    async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        """Return vectors in the order of the inputs."""
+        ...
+
+    async def list_models(self) -> list[pb.ProviderModel]:
+        """Return the models the provider offers."""
+        ...
+
+    async def check_health(self) -> None:
+        """Raise when the provider cannot be reached or refuses the credential."""
+        ...
+
+
+_READERS = {
+    WireFormat.WIRE_FORMAT_OPENAI_CHAT: openai_chat.read_request,
+    WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES: anthropic_messages.read_request,
+}
+
+
+def conversation_of(attempt: pb.Attempt) -> ChatInput:
+    """Return the conversation, read from the raw body when there is one. Raises FormatError."""
+    if not attempt.raw_body:
+        return attempt.chat
+    reader = _READERS.get(attempt.wire_format)
+    if reader is None:
+        name = WireFormat.Name(attempt.wire_format)
+        raise UnsupportedError(attempt.provider, f"bodies of {name} cannot be translated", "wire_format")
+    return reader(attempt.raw_body)

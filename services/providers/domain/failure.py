@@ -1,0 +1,129 @@
+"""How an attempt can fail, as ProviderService's contract says it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["before_first_byte", "mid_stream"]
+BEFORE: Phase = "before_first_byte"
+MID_STREAM: Phase = "mid_stream"
+# Longer texts of a provider help nobody.
+_TEXT_LIMIT = 500
+# Asking the same provider again may help. A silent one is not asked again.
+_RETRYABLE = frozenset(
+    {
+        "PROVIDER_FAILED",
+        "PROVIDER_OVERLOADED",
+        "PROVIDER_PROTOCOL",
+        "PROVIDER_RATE_LIMITED",
+        "STREAM_TRUNCATED",
+    }
+)
+
+
+class ProviderError(Exception):
+    """One attempt failed. `reason` names a row of the error table."""
+
+    def __init__(
+        self, reason: str, message: str, metadata: dict[str, str], retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.metadata = metadata
+        self.retry_after_s = retry_after_s
+
+
+class UnknownProviderError(Exception):
+    """No provider of this name is configured."""
+
+    reason = "NOT_FOUND"
+
+    def __init__(self, provider: str, configured: Sequence[str]) -> None:
+        super().__init__(f"no provider is called {provider!r}; configured: {', '.join(sorted(configured))}")
+
+
+class UnsupportedError(Exception):
+    """A provider cannot do what was asked."""
+
+    reason = "PARAMETER_UNSUPPORTED"
+
+    def __init__(self, provider: str, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.metadata = {"provider": provider}
+        self.violations = (_Violation(field, message),) if field else ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Violation:
+    field: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """What a provider's own error says."""
+
+    reason: str
+    message: str
+    code: str = ""
+    param: str = ""
+    http_status: int = 0
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Makes the errors of one attempt: they name provider and model, and hold no secret."""
+
+    provider: str
+    model: str
+    secrets: tuple[str, ...] = ()
+
+    def of(
+        self,
+        reason: str,
+        message: str,
+        phase: Phase = BEFORE,
+        *,
+        http_status: int = 0,
+        code: str = "",
+        param: str = "",
+        retry_after_s: float | None = None,
+    ) -> ProviderError:
+        """Return the error for `reason`."""
+        metadata = {
+            "provider": self.provider,
+            "model": self.model,
+            "phase": phase,
+            "retryable": "true" if reason in _RETRYABLE else "false",
+        }
+        for name, value in (
+            ("http_status", str(http_status) if http_status else ""),
+            ("provider_code", self.clean(code)[:100]),
+            ("param", self.clean(param)[:100]),
+        ):
+            if value:
+                metadata[name] = value
+        return ProviderError(reason, f"{self.provider}: {self.clean(message)}", metadata, retry_after_s)
+
+    def rejected(self, rejection: Rejection, phase: Phase = BEFORE) -> ProviderError:
+        """Return the error for what the provider itself said."""
+        return self.of(
+            rejection.reason,
+            rejection.message,
+            phase,
+            http_status=rejection.http_status,
+            code=rejection.code,
+            param=rejection.param,
+            retry_after_s=rejection.retry_after_s,
+        )
+
+    def clean(self, text: str) -> str:
+        """Return a provider's text on one line, cut, without our credentials."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        text = " ".join(text.split())
+        return text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + "..."

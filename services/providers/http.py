@@ -1,0 +1,240 @@
+"""HTTP to providers: one session per process, driven directly, with limits on time and size."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import aiohttp
+from yarl import URL
+
+from services.providers.domain.failure import BEFORE, MID_STREAM, Failures, Phase, ProviderError
+
+BODY_LIMIT = 64 * 2**20
+FRAME_LIMIT = 16 * 2**20
+_ERROR_BODY_LIMIT = 64 * 2**10
+# Larger bodies go out in pieces, so that they do not hold up other requests.
+_ONE_PIECE = 512 * 2**10
+_DRAIN_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Limits of one attempt, in seconds."""
+
+    connect_s: float
+    first_token_s: float
+    idle_s: float
+    total_s: float
+
+
+class Upstream:
+    """The shared session. `start` and `stop` belong to the service's life."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+        self._client_timeouts: dict[float, aiohttp.ClientTimeout] = {}
+
+    async def start(self) -> None:
+        """Open the session."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept"),
+                auto_decompress=True,
+            )
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def check(self) -> None:
+        """Raise when requests would fail."""
+        if self._session is None:
+            raise RuntimeError("the session to providers is not open")
+
+    async def send(
+        self,
+        url: URL,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeouts: Timeouts,
+        failures: Failures,
+        stream: bool,
+    ) -> Exchange:
+        """Send a request (GET without a body) and return the exchange once the headers are here."""
+        if self._session is None:
+            raise failures.of("UNAVAILABLE", "the providers service has not been started or is stopping")
+        method = "GET" if body is None else "POST"
+        data = io.BytesIO(body) if body is not None and len(body) > _ONE_PIECE else body
+        started = asyncio.get_running_loop().time()
+        # A whole answer may take its time before the first header.
+        wait_s = min(timeouts.first_token_s, timeouts.total_s) if stream else timeouts.total_s
+        try:
+            async with asyncio.timeout_at(started + wait_s):
+                response = await self._session.request(
+                    method,
+                    url,
+                    data=data,
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=self._client_timeout(timeouts.connect_s),
+                )
+        except aiohttp.ConnectionTimeoutError:
+            raise failures.of("PROVIDER_TIMEOUT", f"no connection within {timeouts.connect_s:g} s") from None
+        except TimeoutError:
+            raise failures.of("PROVIDER_TIMEOUT", f"no answer within {wait_s:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _broken(error, failures) from None
+        return Exchange(response, timeouts, failures, started)
+
+    def _client_timeout(self, connect_s: float) -> aiohttp.ClientTimeout:
+        timeout = self._client_timeouts.get(connect_s)
+        if timeout is None:
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
+            self._client_timeouts[connect_s] = timeout
+        return timeout
+
+
+def _broken(error: Exception, failures: Failures, phase: Phase = BEFORE) -> ProviderError:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return failures.of("PROVIDER_FAILED", f"cannot connect: {error.strerror or error}", phase)
+    if isinstance(error, (aiohttp.ServerDisconnectedError, ConnectionError)):
+        return failures.of("PROVIDER_FAILED", "closed the connection without an answer", phase)
+    if isinstance(error, aiohttp.InvalidURL):
+        return failures.of("PROVIDER_FAILED", "its base_url is not a valid address", phase)
+    return failures.of("PROVIDER_PROTOCOL", f"broke HTTP: {type(error).__name__}", phase)
+
+
+class Exchange:
+    """One answer being read. Ends with `release` (keeps the connection) or `close` (does not)."""
+
+    def __init__(
+        self, response: aiohttp.ClientResponse, timeouts: Timeouts, failures: Failures, started: float
+    ) -> None:
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self.content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        self.phase: Phase = BEFORE
+        self.got_token = False
+        """Set by the reader once the first token has come; until then the first-token limit holds."""
+        self._response = response
+        self._timeouts = timeouts
+        self._failures = failures
+        self._loop = asyncio.get_running_loop()
+        self._started = started
+        self._deadline = started + timeouts.total_s
+        self._waiting = False
+        self._expired = ""
+        self._armed_for = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def read_body(self, limit: int = BODY_LIMIT) -> bytes:
+        """Return the whole body. Raises PROVIDER_PROTOCOL when it is too large."""
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await self._read(self._started + self._timeouts.total_s):
+            size += len(piece)
+            if size > limit:
+                raise self._failures.of(
+                    "PROVIDER_PROTOCOL",
+                    f"its answer exceeds {limit} bytes",
+                    self.phase,
+                    http_status=self.status,
+                )
+            pieces.append(piece)
+        self.release()
+        return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+
+    async def read_error(self) -> bytes:
+        """Return the start of an error's body."""
+        pieces: list[bytes] = []
+        size = 0
+        while size < _ERROR_BODY_LIMIT and (
+            piece := await self._read(self._loop.time() + self._timeouts.idle_s)
+        ):
+            size += len(piece)
+            pieces.append(piece)
+        return b"".join(pieces)[:_ERROR_BODY_LIMIT]
+
+    async def read_chunk(self) -> bytes:
+        """Return what has arrived, waiting for it within the limits; empty at the end of the stream."""
+        now = self._loop.time()
+        limit = (
+            now + self._timeouts.idle_s if self.got_token else self._started + self._timeouts.first_token_s
+        )
+        return await self._read(limit)
+
+    async def _read(self, deadline: float) -> bytes:
+        self._deadline = min(deadline, self._started + self._timeouts.total_s)
+        # What has all arrived needs no clock.
+        if self._deadline < self._armed_for and not self._response.content.is_eof():
+            self._arm(self._deadline)
+        self._waiting = True
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            if self._expired:
+                raise self._failures.of("PROVIDER_TIMEOUT", self._expired, self.phase) from None
+            if self.phase == MID_STREAM:
+                message = "the connection broke before the answer was complete"
+                raise self._failures.of("STREAM_TRUNCATED", message, MID_STREAM) from None
+            raise _broken(error, self._failures, self.phase) from None
+        finally:
+            self._waiting = False
+
+    def _arm(self, when: float) -> None:
+        self._disarm()
+        self._armed_for = when
+        self._timer = self._loop.call_at(when, self._tick)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        """Close the connection when it is the provider that is being waited for. Late ticks are re-armed."""
+        now = self._loop.time()
+        total = self._started + self._timeouts.total_s
+        if not self._waiting and now < total:
+            self._arm(min(now + self._timeouts.idle_s, total))
+        elif now < self._deadline and now < total:
+            self._arm(self._deadline)
+        else:
+            self._expired = self._describe(now >= total)
+            self._response.close()
+
+    def _describe(self, total: bool) -> str:
+        if total:
+            return f"no complete answer within {self._timeouts.total_s:g} s"
+        if not self.got_token:
+            return f"no first token within {self._timeouts.first_token_s:g} s"
+        return f"silent for {self._timeouts.idle_s:g} s"
+
+    async def finish(self) -> None:
+        """Wait briefly for the end of the body, so that the connection can be used again."""
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                while await self._response.content.readany():
+                    pass
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            self.close()
+        else:
+            self.release()
+
+    def release(self) -> None:
+        """Give the connection back."""
+        self._disarm()
+        self._response.release()
+
+    def close(self) -> None:
+        """Close the connection at once. Does nothing after `release`."""
+        self._disarm()
+        self._response.close()

@@ -1,0 +1,392 @@
+"""What all adapters over HTTP share: forward or translate, relay, and say how it ended."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, Usage, WireFormat
+from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, RawFrame
+from omnihub.provider.v1 import provider_service_pb2 as pb
+from yarl import URL
+
+from services.common import clock
+from services.formats.answers import Answer, AnswerFacts, Event, Progress, RawReader, StreamReader
+from services.formats.errors import FormatError
+from services.providers.adapter import conversation_of
+from services.providers.domain.classification import (
+    ErrorTable,
+    read_error,
+    read_error_object,
+    read_retry_after,
+)
+from services.providers.domain.estimate import estimate_usage
+from services.providers.domain.failure import MID_STREAM, Failures, ProviderError, UnsupportedError
+from services.providers.http import FRAME_LIMIT, Exchange, Timeouts, Upstream
+from services.providers.settings import ProviderSettings
+from services.providers.sse import FrameTooLargeError, SseParser
+
+_STREAM = "text/event-stream"
+_JSON = "application/json"
+_HTML = "text/html"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready to be sent."""
+
+    body: bytes
+    receipt: Sequence[ParameterReceipt]
+    raw: bool
+    """The answer goes back as it is, too."""
+
+
+class HttpAdapter(ABC):
+    """Base of the adapters over HTTP. A vendor's adapter says how its format and its errors look."""
+
+    adapter: str
+    wire_format: WireFormat.ValueType
+    features: Sequence[str]
+    synthetic = False
+    chat_path: str
+    models_path: str
+    errors: ErrorTable
+
+    def __init__(self, name: str, settings: ProviderSettings, upstream: Upstream) -> None:
+        self.name = name
+        self.settings = settings
+        self._upstream = upstream
+        self.wire_formats: Sequence[WireFormat.ValueType] = (self.wire_format,)
+        key = settings.api_key.get_secret_value() if settings.api_key is not None else ""
+        configured = [value.get_secret_value() for value in settings.headers.values()]
+        self._secrets = tuple(secret for secret in (key, *configured) if len(secret) >= 4)
+        self.headers = {
+            "Content-Type": _JSON,
+            "Accept-Encoding": "identity",
+            "User-Agent": "omnihub",
+            **self.credential(key),
+            **{header: value.get_secret_value() for header, value in settings.headers.items()},
+        }
+        self._chat_url = self.url(self.chat_path)
+
+    def url(self, path: str) -> URL:
+        """Return the address of an operation."""
+        return URL(self.settings.base_url.rstrip("/") + path, encoded=True)
+
+    @abstractmethod
+    def credential(self, key: str) -> dict[str, str]:
+        """Return the headers that carry the key and what the vendor always wants."""
+
+    @abstractmethod
+    def patch(self, attempt: pb.Attempt, stream: bool) -> tuple[bytes, list[ParameterReceipt]]:
+        """Return the caller's own body with only what must change changed."""
+
+    @abstractmethod
+    def write_request(
+        self, chat: ChatInput, attempt: pb.Attempt, stream: bool
+    ) -> tuple[bytes, list[ParameterReceipt]]:
+        """Return a typed conversation in the vendor's format."""
+
+    @abstractmethod
+    def read_facts(self, body: bytes) -> AnswerFacts:
+        """Return the facts of an answer that is passed on."""
+
+    @abstractmethod
+    def read_response(self, body: bytes) -> Answer:
+        """Return an answer in the normalised model."""
+
+    @abstractmethod
+    def raw_reader(self, attempt: pb.Attempt) -> RawReader:
+        """Return a reader for a stream that is passed on."""
+
+    @abstractmethod
+    def stream_reader(self) -> StreamReader:
+        """Return a reader for a stream that is translated."""
+
+    @abstractmethod
+    def read_models(self, body: bytes) -> list[pb.ProviderModel]:
+        """Return the models of a listing."""
+
+    def headers_of(self, attempt: pb.Attempt) -> Mapping[str, str]:
+        """Return the headers of one attempt."""
+        return self.headers
+
+    async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
+        """Answer at once."""
+        prepared = self._prepare(attempt, stream=False)
+        failures = self.failures(attempt.model)
+        body, headers = await self.ask(
+            self._chat_url, prepared.body, self.headers_of(attempt), self.timeouts(attempt.timeouts), failures
+        )
+        response = pb.ChatResponse(receipt=prepared.receipt, provider_request_id=_request_id(headers))
+        try:
+            if prepared.raw:
+                facts = self.read_facts(body)
+                response.raw_body = body
+                usage = facts.usage or estimate_usage(len(prepared.body), facts.output_chars)
+                _fill(response, facts, usage)
+            else:
+                answer = self.read_response(body)
+                response.message.CopyFrom(answer.message)
+                _fill(response, answer, answer.usage or estimate_usage(len(prepared.body), len(body)))
+        except FormatError as error:
+            raise failures.of("PROVIDER_PROTOCOL", f"its answer is wrong: {error.message}") from None
+        return response
+
+    async def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Answer as it comes; the last message is `end`."""
+        prepared = self._prepare(attempt, stream=True)
+        failures = self.failures(attempt.model)
+        timeouts = self.timeouts(attempt.timeouts)
+        exchange = await self._upstream.send(
+            self._chat_url, self.headers_of(attempt), prepared.body, timeouts, failures, stream=True
+        )
+        try:
+            await self._check_stream(exchange, failures)
+            start = pb.StreamStart(
+                receipt=prepared.receipt, provider_request_id=_request_id(exchange.headers)
+            )
+            if prepared.raw:
+                start.wire_format = self.wire_format
+                messages = self._relay(exchange, self.raw_reader(attempt), start, failures, prepared)
+            else:
+                messages = self._translate(exchange, self.stream_reader(), start, failures, prepared)
+            async with aclosing(messages):
+                async for message in messages:
+                    yield message
+            await exchange.finish()
+        finally:
+            exchange.close()
+
+    async def _relay(
+        self,
+        exchange: Exchange,
+        reader: RawReader,
+        start: pb.StreamStart,
+        failures: Failures,
+        prepared: Prepared,
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Pass frames on as they come, those of one network read together."""
+        progress = reader.progress
+        async for events, at_end in self._events(exchange, progress, failures):
+            frames: list[bytes] = []
+            texts: list[str] = []
+            for name, data in events:
+                try:
+                    frame, text = reader.read(name, data)
+                except FormatError as error:
+                    raise self._unreadable(error, at_end, progress, exchange, failures) from None
+                if progress.error is not None:
+                    break
+                frames.append(frame)
+                texts.append(text)
+            written = b"".join(frames)
+            if exchange.phase != MID_STREAM and (written or progress.finish is not None):
+                yield self._started(start, progress, exchange)
+            if written:
+                yield pb.StreamChatResponse(raw_frame=RawFrame(data=written, text="".join(texts)))
+            self._check_error(progress, exchange, failures)
+        yield self._ended(progress, failures, prepared, reader.tail)
+
+    async def _translate(
+        self,
+        exchange: Exchange,
+        reader: StreamReader,
+        start: pb.StreamStart,
+        failures: Failures,
+        prepared: Prepared,
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Turn the vendor's frames into typed events."""
+        progress = reader.progress
+        async for events, at_end in self._events(exchange, progress, failures):
+            for name, data in events:
+                try:
+                    typed = reader.read(name, data)
+                except FormatError as error:
+                    raise self._unreadable(error, at_end, progress, exchange, failures) from None
+                self._check_error(progress, exchange, failures)
+                if exchange.phase != MID_STREAM and (typed or progress.model or progress.finish is not None):
+                    yield self._started(start, progress, exchange)
+                for event in typed:
+                    yield _typed(event)
+        if progress.finish is not None:
+            for event in reader.finish():
+                yield _typed(event)
+        yield self._ended(progress, failures, prepared, ())
+
+    async def _events(
+        self, exchange: Exchange, progress: Progress, failures: Failures
+    ) -> AsyncGenerator[tuple[list[tuple[bytes, bytes]], bool], None]:
+        """Yield the events of each network read, until the provider says that nothing follows."""
+        parser = SseParser(FRAME_LIMIT)
+        while not progress.closed:
+            exchange.got_token = progress.output_chars > 0 or progress.finish is not None
+            try:
+                chunk = await exchange.read_chunk()
+                events = parser.feed(chunk) if chunk else parser.close()
+            except ProviderError:
+                if progress.finish is None:
+                    raise
+                return  # The answer is complete; only what would have come after it is missing.
+            except FrameTooLargeError:
+                message = f"a frame exceeds {FRAME_LIMIT} bytes"
+                raise failures.of("PROVIDER_PROTOCOL", message, exchange.phase) from None
+            if events:
+                yield events, not chunk
+            if not chunk:
+                return
+
+    def _started(
+        self, start: pb.StreamStart, progress: Progress, exchange: Exchange
+    ) -> pb.StreamChatResponse:
+        exchange.phase = MID_STREAM
+        start.model, start.response_id = progress.model, progress.response_id
+        return pb.StreamChatResponse(start=start)
+
+    def _ended(
+        self, progress: Progress, failures: Failures, prepared: Prepared, tail: Sequence[bytes]
+    ) -> pb.StreamChatResponse:
+        """Return the end. A stream without its finish is never a success."""
+        if progress.finish is None:
+            message = "the stream ended before the answer was complete"
+            raise failures.of("STREAM_TRUNCATED", message, MID_STREAM)
+        usage = progress.usage or estimate_usage(len(prepared.body), progress.output_chars)
+        return pb.StreamChatResponse(end=pb.StreamEnd(finish=progress.finish, usage=usage, raw_tail=tail))
+
+    def _check_error(self, progress: Progress, exchange: Exchange, failures: Failures) -> None:
+        """Raise the error that a provider sent in place of the rest of its answer."""
+        if progress.error is None:
+            return
+        decoded: Any = msgspec.json.decode(progress.error)
+        facts = read_error_object(decoded if isinstance(decoded, dict) else {"message": str(decoded)})
+        raise failures.rejected(self.errors.classify(0, facts), exchange.phase)
+
+    def _unreadable(
+        self, error: FormatError, at_end: bool, progress: Progress, exchange: Exchange, failures: Failures
+    ) -> Exception:
+        """Return the error for a frame that is none: cut off at the end, or wrong."""
+        if at_end and progress.finish is None:
+            message = "the stream ended in the middle of a frame"
+            return failures.of("STREAM_TRUNCATED", message, exchange.phase)
+        return failures.of(
+            "PROVIDER_PROTOCOL", f"sent a frame that is wrong: {error.message}", exchange.phase
+        )
+
+    async def ask(
+        self, url: URL, body: bytes | None, headers: Mapping[str, str], timeouts: Timeouts, failures: Failures
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """Send a request and return body and headers of a good answer."""
+        exchange = await self._upstream.send(url, headers, body, timeouts, failures, stream=False)
+        try:
+            if exchange.status != 200:
+                raise await self._refused(exchange, failures)
+            answer = await exchange.read_body()
+        finally:
+            exchange.close()
+        if answer[:1] != b"{" and answer.lstrip()[:1] != b"{":
+            what = exchange.content_type or "nothing"
+            raise failures.of(
+                "PROVIDER_PROTOCOL", f"answered with {what} instead of a JSON object", http_status=200
+            )
+        self._check_body(answer, failures)
+        return answer, exchange.headers
+
+    def _check_body(self, body: bytes, failures: Failures) -> None:
+        """Raise the error that came with status 200."""
+        if b'"error"' not in body[:4096]:
+            return
+        try:
+            error = _error_decoder.decode(body).error
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return  # The reader of the answer says what is wrong.
+        if error and bytes(error) != b"null":
+            raise failures.rejected(self.errors.classify(0, read_error(body)))
+
+    async def _check_stream(self, exchange: Exchange, failures: Failures) -> None:
+        """Raise unless a stream follows."""
+        if exchange.status != 200:
+            raise await self._refused(exchange, failures)
+        if exchange.content_type in {_JSON, _HTML}:
+            if exchange.content_type == _JSON:
+                self._check_body(await exchange.read_error(), failures)
+            message = f"answered with {exchange.content_type} instead of a stream"
+            raise failures.of("PROVIDER_PROTOCOL", message, http_status=200)
+
+    async def _refused(self, exchange: Exchange, failures: Failures) -> Exception:
+        facts = read_error(await exchange.read_error())
+        retry_after_s = read_retry_after(exchange.headers, clock.now())
+        return failures.rejected(self.errors.classify(exchange.status, facts, retry_after_s))
+
+    def _prepare(self, attempt: pb.Attempt, stream: bool) -> Prepared:
+        if attempt.raw_body and attempt.wire_format == self.wire_format:
+            body, receipt = self.patch(attempt, stream)
+            return Prepared(body, receipt, raw=True)
+        body, receipt = self.write_request(conversation_of(attempt), attempt, stream)
+        if attempt.strict:
+            for entry in receipt:
+                if entry.outcome == "dropped":
+                    message = f"{self.name} cannot take {entry.name}: {entry.detail}"
+                    raise UnsupportedError(self.name, message, entry.name)
+        return Prepared(body, receipt, raw=False)
+
+    def failures(self, model: str) -> Failures:
+        """Return the maker of this attempt's errors."""
+        return Failures(self.name, model, self._secrets)
+
+    def timeouts(self, wanted: pb.Timeouts) -> Timeouts:
+        """Return the limits of an attempt: the caller's, else the provider's own."""
+        own = self.settings.timeouts
+        return Timeouts(
+            wanted.connect_ms / 1000 or own.connect_s,
+            wanted.first_token_ms / 1000 or own.first_token_s,
+            wanted.idle_ms / 1000 or own.idle_s,
+            wanted.total_ms / 1000 or own.total_s,
+        )
+
+    @abstractmethod
+    async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        """Return vectors in the order of the inputs."""
+
+    async def list_models(self) -> list[pb.ProviderModel]:
+        """Return the models the provider offers."""
+        failures = self.failures("")
+        limits = self.timeouts(pb.Timeouts(total_ms=30_000))
+        body, _ = await self.ask(self.url(self.models_path), None, self.headers, limits, failures)
+        try:
+            return self.read_models(body)
+        except FormatError as error:
+            raise failures.of("PROVIDER_PROTOCOL", f"its list of models is wrong: {error.message}") from None
+
+    async def check_health(self) -> None:
+        """Raise when the provider cannot be reached or refuses the credential."""
+        await self.list_models()
+
+
+class _WithError(msgspec.Struct):
+    error: msgspec.Raw = msgspec.Raw(b"")
+
+
+_error_decoder = msgspec.json.Decoder(_WithError)
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    return headers.get("x-request-id") or headers.get("request-id") or ""
+
+
+def _fill(response: pb.ChatResponse, facts: AnswerFacts | Answer, usage: Usage) -> None:
+    response.finish.CopyFrom(facts.finish)
+    response.usage.CopyFrom(usage)
+    response.model = facts.model
+    response.response_id = facts.response_id
+
+
+def _typed(event: Event) -> pb.StreamChatResponse:
+    if isinstance(event, PartDelta):
+        return pb.StreamChatResponse(part_delta=event)
+    if isinstance(event, PartStart):
+        return pb.StreamChatResponse(part_start=event)
+    return pb.StreamChatResponse(part_stop=event)

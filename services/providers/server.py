@@ -1,0 +1,74 @@
+"""Serves omnihub.provider.v1.ProviderService: finds the adapter, passes the message on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+from omnihub.provider.v1 import provider_service_pb2 as pb
+
+from services.common.rpc.call import Call
+from services.providers.adapter import Adapter
+from services.providers.domain.failure import ProviderError, UnknownProviderError
+
+
+class ProviderServer:
+    """One attempt per call, at the provider it names."""
+
+    def __init__(self, adapters: Mapping[str, Adapter]) -> None:
+        self._adapters = adapters
+
+    def _adapter(self, provider: str) -> Adapter:
+        adapter = self._adapters.get(provider)
+        if adapter is None:
+            raise UnknownProviderError(provider, list(self._adapters))
+        return adapter
+
+    async def get_capabilities(
+        self, request: pb.GetCapabilitiesRequest, call: Call
+    ) -> pb.GetCapabilitiesResponse:
+        """Say what each provider can do."""
+        response = pb.GetCapabilitiesResponse()
+        for name, adapter in sorted(self._adapters.items()):
+            response.providers.add(
+                provider=name,
+                adapter=adapter.adapter,
+                wire_formats=adapter.wire_formats,
+                features=adapter.features,
+                synthetic=adapter.synthetic,
+            )
+        return response
+
+    async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
+        """List the models of one provider."""
+        return pb.ListModelsResponse(models=await self._adapter(request.provider).list_models())
+
+    async def check_health(self, request: pb.CheckHealthRequest, call: Call) -> pb.CheckHealthResponse:
+        """Check that a provider can be reached and takes the credential."""
+        adapter = self._adapter(request.provider)
+        started = time.monotonic()
+        detail = ""
+        try:
+            await adapter.check_health()
+        except ProviderError as error:
+            detail = f"{error.reason}: {error.message}"
+        latency_ms = round((time.monotonic() - started) * 1000)
+        return pb.CheckHealthResponse(healthy=not detail, detail=detail, latency_ms=latency_ms)
+
+    async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
+        """Ask once and wait for the whole answer."""
+        return await self._adapter(request.attempt.provider).chat(request.attempt)
+
+    async def stream_chat(
+        self, request: pb.StreamChatRequest, call: Call
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Ask once and pass the answer on as it comes."""
+        stream = self._adapter(request.attempt.provider).stream_chat(request.attempt)
+        async with aclosing(stream):
+            async for message in stream:
+                yield message
+
+    async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
+        """Turn texts into vectors."""
+        return await self._adapter(request.provider).embed(request)

@@ -1,0 +1,39 @@
+"""How providers are configured: `[providers.<name>]`, or `OMNIHUB_PROVIDERS__<NAME>__...`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from services.common.settings import Secret, Section
+
+
+class TimeoutSettings(Section):
+    """Limits of an attempt where its route names none."""
+
+    connect_s: float = Field(default=5, gt=0)
+    """Seconds to connect."""
+    first_token_s: float = Field(default=15, gt=0)
+    """Seconds until a stream's first token."""
+    idle_s: float = Field(default=15, gt=0)
+    """Seconds of silence in a stream."""
+    total_s: float = Field(default=600, gt=0)
+    """Seconds for the whole answer."""
+
+
+class ProviderSettings(Section):
+    """One provider. For the names the suite knows, a key is enough."""
+
+    adapter: str = ""
+    """The adapter that speaks to it; empty for the one its name suggests, else the OpenAI-shaped one."""
+    base_url: str = ""
+    """Where it is, with the version path its own SDK uses; empty for the known address."""
+    api_key: Secret | None = None
+    """Its credential: literally, `env:NAME` or `file:/path`. Self-hosted ones may need none."""
+    headers: dict[str, Secret] = {}
+    """Headers to send with every request; treated as secrets."""
+    vendor: str = ""
+    """Whose price list applies; empty for the known one."""
+    output_limit_parameter: str = ""
+    """What an OpenAI-shaped server calls the limit of output tokens, when the caller's body does not tell."""
+    timeouts: TimeoutSettings = TimeoutSettings()
+    """Limits of an attempt."""

@@ -1,0 +1,297 @@
+"""REST and SSE through a real Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from services.common.rpc.errors import RpcError, Violation
+from tests.support.edge import Backend
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+CHAT = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """Return a platform error after checking its form."""
+    assert response.headers["content-type"] == "application/json"
+    assert int(response.headers["content-length"]) == len(response.content)
+    body = response.json()
+    assert list(body) == ["error"]
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"code", "reason", "message", "details", "request_id"}
+    assert error["code"] == response.status_code
+    assert error["message"]
+    assert error["details"]["recovery"]
+    assert error["request_id"] == response.headers["x-omnihub-request-id"]
+    hidden = {"grpc-status", "grpc-message", "grpc-status-details-bin", "x-http-status", "x-omnihub-error"}
+    assert not hidden & set(response.headers)
+    return error
+
+
+async def test_v1_keeps_the_names_of_the_contract(client: httpx.AsyncClient, backend: Backend) -> None:
+    response = await client.post("/v1/chat", json={**CHAT, "max_tokens": 5, "latency_pref": "fast"})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["model_used"] == "wall/gpt-x"
+    assert "raw_body" not in response.json(), "unset optional fields stay absent"
+    assert response.json()["savings_estimate"] == "", "fields with their default value are there"
+    assert backend.requests[0].chat.max_tokens == 5
+    assert not [name for name in response.headers if name.startswith(("grpc-", "x-envoy"))]
+
+
+async def test_api_speaks_camel_case(client: httpx.AsyncClient, backend: Backend) -> None:
+    response = await client.get("/api/usage", params={"groupBy": "model", "pageSize": "5"})
+    assert response.status_code == 200
+    assert response.json()["nextPageToken"] == ""
+    assert response.json()["total"]["inputTokens"] == 5
+    assert backend.requests[0].group_by == "model"
+    snake = await client.get("/v1/usage", params={"group_by": "model"})
+    assert snake.json()["next_page_token"] == ""
+
+
+async def test_path_and_idempotency_key_arrive(client: httpx.AsyncClient, backend: Backend) -> None:
+    headers = {"idempotency-key": "once"}
+    response = await client.post("/api/keys/key_9/rotate", json={"overlapS": 60}, headers=headers)
+    assert response.status_code == 200
+    assert (backend.requests[0].key_id, backend.requests[0].overlap_s) == ("key_9", 60)
+    assert backend.calls[0].idempotency_key == "once"
+
+
+async def test_anonymous_methods_need_no_credential(client: httpx.AsyncClient) -> None:
+    response = await client.get("/.well-known/jwks.json", headers={"authorization": ""})
+    assert response.json()["keys"][0]["kty"] == "OKP"
+
+
+async def test_a_stream_arrives_as_events_while_it_is_made(
+    client: httpx.AsyncClient, backend: Backend
+) -> None:
+    async with client.stream("POST", "/v1/chat:stream", json=CHAT) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/event-stream"
+        lines = response.aiter_lines()
+        start = json.loads((await anext(lines)).removeprefix("data: "))
+        # The service has not made the rest yet: it waits for us.
+        assert not backend.go_on.is_set()
+        assert start["start"]["model_used"] == "wall/gpt-x"
+        assert start["start"]["request_id"] == response.headers["x-omnihub-request-id"]
+        backend.go_on.set()
+        rest = [json.loads(line.removeprefix("data: ")) async for line in lines if line]
+    assert rest[0]["part_delta"]["text"] == "hello"
+    assert "end" in rest[1]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat:stream", "/v1/chat"])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RpcError("INSUFFICIENT_CREDITS", 'no credits "left" \\ \u00e4\n'), 402),
+        (RpcError("MODEL_NOT_FOUND", "no such model", metadata={"model": "x"}), 404),
+        (RpcError("PRICE_UNKNOWN", "no price", violations=[Violation("chat.model", "has no price")]), 422),
+        (RpcError("RATE_LIMITED", "too many requests", retry_after_s=7), 429),
+        (RpcError("INVALID_ARGUMENT", "\u00e4" * 3000, violations=[Violation("a", "\u00fc" * 2000)]), 400),
+        (RpcError("INTERNAL", "internal error"), 500),
+    ],
+    ids=lambda value: str(getattr(value, "reason", value)),
+)
+async def test_errors_of_services_keep_status_and_body(
+    client: httpx.AsyncClient, backend: Backend, path: str, error: RpcError, status: int
+) -> None:
+    backend.error = error
+    response = await client.post(path, json=CHAT)
+    assert response.status_code == status
+    assert response.json() == error.to_body(backend.calls[0].request_id)
+    error_of(response)
+    if error.retry_after_s:
+        assert response.headers["retry-after"] == "7"
+
+
+async def test_no_or_wrong_credential(client: httpx.AsyncClient) -> None:
+    missing = await client.post("/v1/chat", json=CHAT, headers={"authorization": ""})
+    assert (missing.status_code, error_of(missing)["reason"]) == (401, "MISSING_CREDENTIAL")
+    wrong = await client.post("/v1/chat", json=CHAT, headers={"authorization": "Bearer omni_sk_no"})
+    assert (wrong.status_code, error_of(wrong)["reason"]) == (401, "INVALID_CREDENTIAL")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "field"),
+    [
+        (b'{"model": ', "MALFORMED_BODY", None),
+        (b"[1]", "MALFORMED_BODY", None),
+        (b'{"model": "\xff\xfe"}', "MALFORMED_BODY", None),
+        (b'{"temperature": "warm"}', "INVALID_ARGUMENT", "chat.temperature"),
+        (b'{"max_tokens": -1}', "INVALID_ARGUMENT", "chat.max_tokens"),
+        (b'{"messages": "hello"}', "INVALID_ARGUMENT", "chat.messages"),
+        (b'{"messages": [{"content": {"a": 1}}]}', "INVALID_ARGUMENT", "chat.messages[0].content"),
+        (b'{"max_cost": 0.5}', "INVALID_ARGUMENT", "chat.max_cost"),
+        (b'{"temperature": 9}', "INVALID_ARGUMENT", "chat.temperature"),
+    ],
+)
+async def test_bad_bodies_name_the_field(
+    client: httpx.AsyncClient, backend: Backend, body: bytes, reason: str, field: str | None
+) -> None:
+    response = await client.post("/v1/chat", content=body)
+    error = error_of(response)
+    assert (response.status_code, error["reason"]) == (400, reason)
+    assert [entry["field"] for entry in error["details"].get("fields", [])] == ([field] if field else [])
+    assert not backend.calls
+    assert "warm" not in response.text, "what the caller sent is not repeated"
+
+
+async def test_query_and_path_are_checked_too(client: httpx.AsyncClient, backend: Backend) -> None:
+    unknown = await client.get("/v1/usage?group_bye=model")
+    assert (unknown.status_code, error_of(unknown)["details"]["fields"][0]["field"]) == (400, "group_bye")
+    collision = await client.post("/api/keys/key_1/rotate", json={"key_id": "key_2"})
+    assert (collision.status_code, error_of(collision)["details"]["fields"][0]["field"]) == (400, "key_id")
+    assert not backend.calls
+    await client.post("/api/keys/key_1/rotate", json={"keyId": "key_2"})
+    assert backend.requests[0].key_id == "key_1", "the path counts"
+
+
+async def test_a_body_over_the_limit_is_refused(client: httpx.AsyncClient, backend: Backend) -> None:
+    response = await client.post("/v1/chat", json={"model": "x" * 70_000})
+    assert (response.status_code, error_of(response)["reason"]) == (413, "BODY_TOO_LARGE")
+    assert not backend.calls
+
+
+@pytest.mark.parametrize("path", ["/api/nothing", "/api/keys/a/b", "/metrics", "/", "/v1/router/nothing"])
+async def test_unknown_paths(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+    error = error_of(response) if not path.startswith("/v1/") else response.json()["error"]
+    assert response.status_code == 404
+    assert error.get("reason", error["code"]) in ("UNKNOWN_PATH", "unknown_url")
+
+
+async def test_wrong_methods_say_which_are_right(client: httpx.AsyncClient) -> None:
+    for method, path, allow in [
+        ("DELETE", "/api/keys", "GET, POST"),
+        ("GET", "/v1/chat", "POST"),
+        ("PUT", "/api/keys/key_1/rotate", "POST"),
+        ("OPTIONS", "/v1/usage", "GET"),
+    ]:
+        response = await client.request(method, path)
+        assert (response.status_code, error_of(response)["reason"]) == (405, "METHOD_NOT_ALLOWED")
+        assert response.headers["allow"] == allow
+
+
+async def test_what_grpc_itself_refuses_has_the_same_body(client: httpx.AsyncClient) -> None:
+    # Served by no one here: the gRPC server answers without our trailers.
+    response = await client.get("/api/models")
+    assert (response.status_code, error_of(response)["reason"]) == (501, "NOT_IMPLEMENTED")
+
+
+async def test_callers_cannot_speak_for_others_or_choose_the_request_id(
+    client: httpx.AsyncClient, backend: Backend
+) -> None:
+    headers = {
+        "x-omnihub-identity": "token",
+        "x-omnihub-request-id": "req_mine",
+        "x-request-id": "mine",
+        "x-envoy-original-path": "/elsewhere",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    }
+    response = await client.get("/v1/usage", headers=headers)
+    assert response.status_code == 200
+    call = backend.calls[0]
+    assert call.identity.organisation_id == "org_1"
+    assert call.request_id == response.headers["x-omnihub-request-id"]
+    assert call.request_id.startswith("req_")
+    assert "mine" not in call.request_id
+    assert call.traceparent == headers["traceparent"]
+    without = await client.get("/v1/usage", headers={**headers, "authorization": ""})
+    assert without.status_code == 401
+
+
+async def test_leaving_a_stream_cancels_the_handler(client: httpx.AsyncClient, backend: Backend) -> None:
+    async with client.stream("POST", "/v1/chat:stream", json=CHAT) as response:
+        await anext(response.aiter_lines())
+    async with asyncio.timeout(3):
+        await backend.cancelled.wait()
+
+
+async def test_leaving_a_call_cancels_the_handler(client: httpx.AsyncClient, backend: Backend) -> None:
+    call = asyncio.create_task(client.get("/api/balance"))
+    async with asyncio.timeout(3):
+        await backend.entered.wait()
+        call.cancel()
+        await backend.cancelled.wait()
+
+
+class TestFacade:
+    async def test_requests_arrive_as_they_are(self, client: httpx.AsyncClient, backend: Backend) -> None:
+        response = await client.post("/v1/chat/completions", content=b'{"a":  1}', headers={"x-custom": "1"})
+        assert response.json() == {"path": "/v1/chat/completions", "bytes": 9}
+        request = backend.http_requests[0]
+        assert request.headers["x-custom"] == "1"
+        assert request.headers["x-omnihub-request-id"] == response.headers["x-omnihub-request-id"]
+        listed = await client.get("/v1/models/wall%2Fgpt-x")
+        assert listed.json()["path"] == "/v1/models/wall%2Fgpt-x"
+        assert (await client.get("/v1/models/wall/gpt-x")).json()["path"] == "/v1/models/wall/gpt-x"
+
+    async def test_internal_headers_pass_in_neither_direction(
+        self, client: httpx.AsyncClient, backend: Backend
+    ) -> None:
+        sent = {"x-omnihub-identity": "token", "x-http-status": "200", "x-omnihub-error": "{}"}
+        response = await client.get("/v1/models", headers=sent)
+        assert not set(sent) & {name.lower() for name in backend.http_requests[0].headers}
+        assert not set(sent) & set(response.headers)
+        assert response.headers["x-omnihub-cost"] == "0.1"
+
+    async def test_events_arrive_as_they_are_made(self, client: httpx.AsyncClient, backend: Backend) -> None:
+        async with client.stream("POST", "/v1/chat/completions", json={"stream": True}) as response:
+            lines = response.aiter_lines()
+            assert await anext(lines) == 'data: {"n": 1}'
+            assert not backend.go_on.is_set()
+            backend.go_on.set()
+            assert [line async for line in lines if line] == ["data: [DONE]"]
+
+    async def test_leaving_a_stream_cancels_the_handler(
+        self, client: httpx.AsyncClient, backend: Backend
+    ) -> None:
+        async with client.stream("POST", "/v1/chat/completions", json={"stream": True}) as response:
+            await anext(response.aiter_lines())
+        async with asyncio.timeout(3):
+            await backend.cancelled.wait()
+
+    async def test_the_body_limit_holds_with_and_without_a_length(
+        self, client: httpx.AsyncClient, backend: Backend
+    ) -> None:
+        async def pieces(count: int) -> AsyncIterator[bytes]:
+            for _ in range(count):
+                yield b"x" * 10_000
+
+        for body in (b"x" * 200_001, pieces(21)):
+            response = await client.post("/v1/chat/completions", content=body)
+            assert response.status_code == 413
+            assert response.json()["error"]["code"] == "body_too_large"
+        assert backend.http_bodies == []
+        for allowed in (b"x" * 200_000, pieces(20)):
+            response = await client.post("/v1/chat/completions", content=allowed)
+            assert response.json()["bytes"] == 200_000
+
+    async def test_errors_have_the_shape_the_sdks_read(self, client: httpx.AsyncClient) -> None:
+        openai = await client.get("/v1/nothing?key=secret")
+        assert openai.status_code == 404
+        assert openai.json()["error"] == {
+            "message": "there is nothing at this path",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "unknown_url",
+        }
+        assert openai.headers["x-omnihub-request-id"].startswith("req_")
+        wrong = await client.get("/v1/chat/completions")
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+        assert wrong.json()["error"]["code"] == "method_not_allowed"
+        anthropic = await client.get("/v1/messages")
+        assert anthropic.status_code == 405
+        assert anthropic.json() == {
+            "type": "error",
+            "error": {"type": "invalid_request_error", "message": "this path takes POST"},
+            "request_id": anthropic.headers["x-omnihub-request-id"],
+        }

@@ -1,0 +1,174 @@
+"""A real HTTP server that answers as it is told and misbehaves on command.
+
+A script is a list of steps. Each fault that really happened is counted in `injected`, so that a
+test can show that it tested something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+from aiohttp import web
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A request as it arrived."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    connection: tuple[str, int]
+
+    def json(self) -> dict:
+        return msgspec.json.decode(self.body)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Status and headers."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True)
+class Send:
+    """Bytes of the body, written at once."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Silence until the client hangs up."""
+
+
+@dataclass(frozen=True)
+class Disconnect:
+    """The connection is cut."""
+
+
+@dataclass(frozen=True)
+class Endless:
+    """The same bytes, again and again, `gap_s` apart, until the client hangs up."""
+
+    data: bytes
+    gap_s: float = 0
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A pause that lasts until the test sets the event."""
+
+    event: asyncio.Event
+
+
+Step = Head | Send | Stall | Disconnect | Endless | Wait
+
+
+def sse(*documents: object, event: bool = False, done: bool = False) -> bytes:
+    """Return documents as server-sent events."""
+    frames = b""
+    for document in documents:
+        data = document if isinstance(document, bytes) else msgspec.json.encode(document)
+        if event:
+            frames += b"event: %b\n" % msgspec.json.decode(data)["type"].encode()
+        frames += b"data: %b\n\n" % data
+    return frames + (b"data: [DONE]\n\n" if done else b"")
+
+
+def stream(*pieces: bytes) -> list[Step]:
+    """Return the script of a stream sent in these pieces."""
+    return [Head(content_type="text/event-stream"), *map(Send, pieces)]
+
+
+def answer(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> list[Step]:
+    """Return the script of a JSON answer."""
+    body = document if isinstance(document, bytes) else msgspec.json.encode(document)
+    return [Head(status, headers or {}), Send(body)]
+
+
+class FaultServer:
+    """Answers every request by `script`, or by the script for its path."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.script: Sequence[Step] = answer({})
+        self.scripts: dict[str, Sequence[Step]] = {}
+        self.requests: list[Recorded] = []
+        self.injected: Counter[str] = Counter()
+        self.hung_up = asyncio.Event()
+        """The client closed the connection before it had the whole answer."""
+        self.reached = asyncio.Event()
+        """A fault has begun."""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        peer = request.transport.get_extra_info("peername")
+        body = await request.read()
+        self.requests.append(Recorded(request.method, request.path_qs, request.headers.copy(), body, peer))
+        response = web.StreamResponse()
+        try:
+            for step in self.scripts.get(request.path, self.script):
+                await self._run(step, request, response)
+        except (asyncio.CancelledError, ConnectionError):
+            self.hung_up.set()
+            raise
+        return response
+
+    async def _run(self, step: Step, request: web.Request, response: web.StreamResponse) -> None:
+        match step:
+            case Head():
+                response.set_status(step.status)
+                response.content_type = step.content_type
+                response.headers.update(step.headers)
+                if step.status != 200:
+                    self._count(f"status_{step.status}")
+                await response.prepare(request)
+            case Send():
+                await response.write(step.data)
+            case Wait():
+                await step.event.wait()
+            case Stall():
+                self._count("stall")
+                await asyncio.Event().wait()
+            case Disconnect():
+                self._count("disconnect")
+                request.transport.abort()
+            case Endless():
+                self._count("endless")
+                while True:
+                    await response.write(step.data)
+                    await asyncio.sleep(step.gap_s)
+
+    def _count(self, fault: str) -> None:
+        self.injected[fault] += 1
+        self.reached.set()
+
+
+@asynccontextmanager
+async def running_fault_server(
+    configure: Callable[[FaultServer], None] | None = None,
+) -> AsyncIterator[FaultServer]:
+    """Run a fault server on a free port of 127.0.0.1."""
+    server = FaultServer()
+    if configure is not None:
+        configure(server)
+    application = web.Application(client_max_size=2**27)
+    application.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield server
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,260 @@
+"""Written requests are legal by the vendors' own types, and say what they were made of."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
+from omnihub.common.v1.chat_pb2 import ChatInput, Message, Part, WireFormat
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+from pydantic import TypeAdapter
+
+from services.formats import anthropic_messages, openai_chat
+from services.formats.errors import FormatError
+
+OPENAI = WireFormat.WIRE_FORMAT_OPENAI_CHAT
+ANTHROPIC = WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+FULL_OPENAI: dict[str, Any] = {
+    "model": "m",
+    "messages": [
+        {"role": "system", "content": "Be kind."},
+        {"role": "developer", "content": [{"type": "text", "text": "Be short."}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "What is this?"},
+                {"type": "image_url", "image_url": {"url": PIXEL}},
+                {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
+                {
+                    "type": "file",
+                    "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERg=="},
+                },
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": "Let me look.",
+            "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1.0}'}},
+                {"id": "c2", "type": "function", "function": {"name": "look", "arguments": "{}"}},
+            ],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": "a cat"},
+        {"role": "tool", "tool_call_id": "c2", "content": [{"type": "text", "text": "a dog"}]},
+        {"role": "user", "content": "And now?"},
+    ],
+    "tools": [
+        {
+            "type": "function",
+            "function": {"name": "look", "description": "Looks", "parameters": {"type": "object"}},
+        },
+        {"type": "function", "function": {"name": "wait"}},
+    ],
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+    "max_completion_tokens": 3000,
+    "temperature": 1.5,
+    "top_p": 0.5,
+    "stop": ["END"],
+    "user": "u-1",
+    "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+}
+
+
+# Kept alive: blocks are checked by them when they are iterated.
+ANTHROPIC_REQUEST = TypeAdapter(MessageCreateParamsNonStreaming)
+OPENAI_REQUEST = TypeAdapter(CompletionCreateParamsNonStreaming)
+
+
+def check_anthropic(written: bytes) -> dict[str, Any]:
+    """Validate by the SDK's types, nested blocks too: they are checked only when they are iterated."""
+    value = ANTHROPIC_REQUEST.validate_python(json.loads(written))
+    for message in value["messages"]:
+        if not isinstance(message["content"], str):
+            list(message["content"])
+    if not isinstance(value.get("system", ""), str):
+        list(value["system"])
+    list(value.get("tools", ()))
+    return json.loads(written)
+
+
+def check_openai(written: bytes) -> dict[str, Any]:
+    value = OPENAI_REQUEST.validate_python(json.loads(written))
+    for message in value["messages"]:
+        if message.get("content") is not None and not isinstance(message["content"], str):
+            list(message["content"])
+        list(message.get("tool_calls") or ())
+    list(value.get("tools", ()))
+    return json.loads(written)
+
+
+def translate(body: dict[str, Any], **changes: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    chat = openai_chat.read_request(json.dumps({**body, **changes}).encode())
+    written, receipt = anthropic_messages.write_request(chat, "claude", False, source=OPENAI)
+    return check_anthropic(written), {entry.name: entry.outcome for entry in receipt}
+
+
+def test_openai_to_anthropic() -> None:
+    body, receipt = translate(FULL_OPENAI)
+    assert body["system"] == [{"type": "text", "text": "Be kind."}, {"type": "text", "text": "Be short."}]
+    roles = [message["role"] for message in body["messages"]]
+    assert roles == ["user", "assistant", "user"]
+    assert [block["type"] for block in body["messages"][0]["content"]] == [
+        "text",
+        "image",
+        "image",
+        "document",
+    ]
+    results = body["messages"][2]["content"]
+    assert [block["type"] for block in results] == ["tool_result", "tool_result", "text"]
+    assert results[0] == {"type": "tool_result", "tool_use_id": "c1", "content": "a cat"}
+    assert body["messages"][1]["content"][1]["input"] == {"at": 1.0}
+    assert body["tool_choice"] == {"type": "any", "disable_parallel_tool_use": True}
+    assert body["tools"][1]["input_schema"] == {"type": "object", "properties": {}}
+    assert body["stop_sequences"] == ["END"]
+    assert body["metadata"] == {"user_id": "u-1"}
+    assert body["output_config"]["format"] == {"type": "json_schema", "schema": {"type": "object"}}
+    assert receipt["temperature"] == "clamped"
+    assert "dropped" not in receipt.values()
+
+
+def test_there_and_back() -> None:
+    chat = openai_chat.read_request(json.dumps(FULL_OPENAI).encode())
+    written, _ = anthropic_messages.write_request(chat, "claude", False, source=OPENAI)
+    again = anthropic_messages.read_request(written)
+    body = check_openai(openai_chat.write_request(again, "gpt", False, source=ANTHROPIC)[0])
+    assert [message["role"] for message in body["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "tool",
+        "user",
+    ]
+    assert body["messages"][2]["tool_calls"][0]["function"]["arguments"] == '{"at": 1.0}'
+    assert body["messages"][3] == {"role": "tool", "tool_call_id": "c1", "content": "a cat"}
+    assert body["tool_choice"] == "required"
+    assert body["parallel_tool_calls"] is False
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "thinking", "outcome"),
+    [
+        ({"reasoning_effort": "low"}, {"type": "enabled", "budget_tokens": 2048}, "translated"),
+        ({"reasoning_effort": "high"}, {"type": "enabled", "budget_tokens": 2999}, "translated"),
+        ({"reasoning_effort": "none"}, {"type": "disabled"}, "translated"),
+        ({"reasoning_effort": "low", "max_completion_tokens": 100}, None, "dropped"),
+        ({"reasoning_effort": "low", "tool_choice": "required"}, None, "dropped"),
+        ({"reasoning_effort": "low", "messages": FULL_OPENAI["messages"]}, None, "dropped"),
+    ],
+)
+def test_effort_becomes_a_budget(changes: dict, thinking: dict | None, outcome: str) -> None:
+    plain = {**FULL_OPENAI, "messages": [{"role": "user", "content": "hi"}], "tool_choice": "auto"}
+    body, receipt = translate(plain, **changes)
+    assert body.get("thinking") == thinking
+    assert receipt["reasoning_effort"] == outcome
+    if thinking and thinking["type"] == "enabled":
+        assert "temperature" not in body
+        assert receipt["top_p"] in {"dropped", "forwarded"}
+
+
+def test_a_budget_becomes_effort() -> None:
+    body = {"model": "m", "max_tokens": 9000, "messages": [{"role": "user", "content": "hi"}]}
+    body["thinking"] = {"type": "enabled", "budget_tokens": 8192}
+    chat = anthropic_messages.read_request(json.dumps(body).encode())
+    written, receipt = openai_chat.write_request(chat, "m", False, source=ANTHROPIC)
+    assert check_openai(written)["reasoning_effort"] == "medium"
+    assert [entry.outcome for entry in receipt if entry.name == "thinking"] == ["translated"]
+
+
+def test_what_only_its_provider_can_read_is_dropped_and_named() -> None:
+    body = {
+        "model": "m",
+        "max_tokens": 9,
+        "messages": [
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": "s"},
+                    {"type": "server_tool_use", "id": "x", "name": "web_search", "input": {}},
+                    {"type": "text", "text": "ok", "cache_control": {"type": "ephemeral"}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "t",
+                        "is_error": True,
+                        "content": [
+                            {"type": "text", "text": "see"},
+                            {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}},
+                        ],
+                    }
+                ],
+            },
+        ],
+        "tools": [{"type": "web_search_20250305", "name": "web_search"}],
+        "top_k": 4,
+        "service_tier": "auto",
+    }
+    chat = anthropic_messages.read_request(json.dumps(body).encode())
+    written, receipt = openai_chat.write_request(chat, "m", False, source=ANTHROPIC)
+    sent = check_openai(written)
+    assert sent["messages"][0] == {"role": "assistant", "content": "ok"}
+    assert sent["messages"][1] == {"role": "tool", "tool_call_id": "t", "content": "see"}
+    assert sent["messages"][2]["content"][0]["type"] == "image_url"
+    outcomes = {entry.name: entry.outcome for entry in receipt}
+    dropped = {name for name, outcome in outcomes.items() if outcome == "dropped"}
+    assert dropped == {
+        "messages[0].parts[0]",
+        "messages[0].content[0]",
+        "tools[0]",
+        "top_k",
+        "service_tier",
+    } | ({"cache_control"} & dropped)
+    assert "cache_control" in dropped
+
+
+def test_a_vendor_parameter_in_a_foreign_body_reaches_its_vendor() -> None:
+    body, receipt = translate(FULL_OPENAI, thinking={"type": "adaptive"}, speed="fast")
+    assert body["thinking"] == {"type": "adaptive"}
+    assert receipt["speed"] == "forwarded"
+
+
+@pytest.mark.parametrize(
+    "content", [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}]
+)
+def test_content_without_a_word_in_the_other_format_is_refused(content: dict) -> None:
+    with pytest.raises(FormatError) as caught:
+        translate(FULL_OPENAI, messages=[{"role": "user", "content": [content]}])
+    assert (caught.value.reason, caught.value.field) == ("PARAMETER_UNSUPPORTED", "messages[0].content[0]")
+
+
+def test_arguments_that_are_no_object_are_flagged() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "[broken"}}
+    body, receipt = translate(FULL_OPENAI, messages=[{"role": "assistant", "tool_calls": [call]}])
+    assert body["messages"][0]["content"][0]["input"] == {"arguments": "[broken"}
+    assert receipt["messages[0].content[0].input"] == "translated"
+
+
+def test_typed_conversations() -> None:
+    image = Part()
+    image.image.url = "https://example.com/a.png"
+    chat = ChatInput(messages=[Message(role="user", content="hi"), Message(role="user", parts=[image])])
+    chat.extension_json["vendor_x"] = "[1]"
+    typed = WireFormat.WIRE_FORMAT_UNSPECIFIED
+    body = check_openai(openai_chat.write_request(chat, "m", False, source=typed, output_cap=7)[0])
+    assert body["max_completion_tokens"] == 7
+    assert body["vendor_x"] == [1]
+    written, receipt = anthropic_messages.write_request(chat, "m", False, source=typed, output_cap=7)
+    assert check_anthropic(written)["max_tokens"] == 7
+    assert [entry.name for entry in receipt if entry.outcome == "dropped"] == ["vendor_x"]
+    with pytest.raises(FormatError, match="tool_result"):
+        openai_chat.write_request(ChatInput(messages=[Message(role="tool", content="x")]), "m", False)

@@ -1,0 +1,71 @@
+"""A key is enough for a provider the suite knows; what is missing is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.common.rpc import Connector, Registry
+from services.common.service import Infrastructure
+from services.providers.adapters.known import complete, providers_from_environment
+from services.providers.app import build
+from services.providers.settings import ProviderSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter", "base_url", "limit"),
+    [
+        ("openai", "openai", "https://api.openai.com/v1", "max_completion_tokens"),
+        ("anthropic", "anthropic", "https://api.anthropic.com", "max_tokens"),
+        ("groq", "openai", "https://api.groq.com/openai/v1", "max_tokens"),
+        ("openrouter", "openai", "https://openrouter.ai/api/v1", "max_tokens"),
+        ("ollama", "openai", "http://127.0.0.1:11434/v1", "max_tokens"),
+        ("vllm", "openai", "http://127.0.0.1:8000/v1", "max_tokens"),
+        ("llamacpp", "openai", "http://127.0.0.1:8080/v1", "max_tokens"),
+    ],
+)
+def test_known_providers(name: str, adapter: str, base_url: str, limit: str) -> None:
+    completed = complete(name, ProviderSettings(api_key="k"))
+    assert (completed.adapter, completed.base_url, completed.output_limit_parameter) == (
+        adapter,
+        base_url,
+        limit,
+    )
+
+
+def test_what_is_configured_wins() -> None:
+    completed = complete("groq", ProviderSettings(base_url="http://127.0.0.1:1/v1", vendor="mine"))
+    assert (completed.base_url, completed.vendor, completed.adapter) == (
+        "http://127.0.0.1:1/v1",
+        "mine",
+        "openai",
+    )
+
+
+def test_vendors_own_variables() -> None:
+    environ = {"OPENAI_API_KEY": "a", "OPENAI_BASE_URL": "http://x/v1", "GROQ_API_KEY": "b", "PATH": "/"}
+    assert providers_from_environment(environ) == {
+        "local": {},
+        "openai": {"api_key": "a", "base_url": "http://x/v1"},
+        "groq": {"api_key": "b"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (ProviderSettings(), "providers.wall.base_url"),
+        (ProviderSettings(base_url="ftp://x"), "providers.wall.base_url"),
+        (ProviderSettings(base_url="http://x", adapter="telepathy"), "providers.wall.adapter"),
+    ],
+)
+def test_wrong_settings_are_named(settings: ProviderSettings, message: str) -> None:
+    infrastructure = Infrastructure(connector=Connector(Registry(), {}), data_dir=Path())
+    with pytest.raises(ValueError, match=message):
+        build({"wall": settings}, infrastructure)
+
+
+def test_secrets_stay_secret() -> None:
+    settings = ProviderSettings(api_key="sk-hidden", headers={"x-key": "hidden-too"})
+    assert "hidden" not in repr(settings)
