@@ -7,6 +7,7 @@ idle, a batch when busy.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -168,8 +169,10 @@ class Journal:
         """Let the connection go; the next commit opens a new one."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.invalidate()
-            connection.close()
+            # It is broken already; what it says about that must not end the thread.
+            with contextlib.suppress(sa.exc.SQLAlchemyError):
+                connection.invalidate()
+                connection.close()
 
     def _answer(self, waiting: Sequence[asyncio.Future[None]], written: bool) -> None:
         if self._loop is not None and not self._loop.is_closed():

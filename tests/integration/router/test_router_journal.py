@@ -49,12 +49,12 @@ class WatchedJournal(Journal):
         self.entered = threading.Event()
         self.failures: list[Exception] = []
 
-    def _commit(self, engine: sa.Engine, rows: Sequence[dict[str, Any]]) -> None:
+    def _commit(self, engine: sa.Engine, rows: Sequence[dict[str, Any]], settled: Sequence[str]) -> None:
         self.entered.set()
         self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
-        super()._commit(engine, rows)
+        super()._commit(engine, rows, settled)
         self.commits.append(len(rows))
 
 
@@ -180,18 +180,50 @@ async def test_stopping_writes_what_is_queued_and_refuses_more(
     assert len(await rows(database)) == 3
 
 
+async def test_marks_and_records_share_a_commit(database: Database, writer: WatchedJournal) -> None:
+    await writer.append(a_record(1))
+    writer.gate.clear()
+    writer.entered.clear()
+    blocked = writer.append(a_record(2))
+    await asyncio.to_thread(writer.entered.wait, 5)
+    both = writer.mark_settled(["att_1"]), writer.append(a_record(3))
+    writer.gate.set()
+    async with bounded():
+        await asyncio.gather(blocked, *both)
+    assert writer.commits == [1, 1, 1]
+    unsettled = await JournalStore(database).unsettled(10)
+    assert [charge.charge_id for charge in unsettled] == ["att_2", "att_3"]
+
+
+async def test_a_connection_that_dies_is_replaced(database: Database, writer: WatchedJournal) -> None:
+    await writer.append(a_record(1))
+    connection = writer._connection
+    assert connection is not None
+    if database.sqlite:
+        connection.connection.dbapi_connection.close()  # type: ignore[union-attr]
+    else:
+        async with database.transaction() as other:
+            backends = (
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            )
+            await other.exec_driver_sql(f"{backends} AND pid <> pg_backend_pid()")
+    async with bounded():
+        await writer.append(a_record(2))
+    assert await rows(database) == ["att_1", "att_2"]
+
+
 class World:
     """A settlement of one process over a journal."""
 
-    def __init__(self, database: Database, instance_id: str = "proc_1") -> None:
+    def __init__(self, database: Database, writer: Journal, instance_id: str = "proc_1") -> None:
         self.billing = FakeBilling()
         self.store = JournalStore(database)
-        self.settlement = Settlement(self.store, self.billing, instance_id, 60)
+        self.settlement = Settlement(self.store, writer, self.billing, instance_id, 60)
         self.leases = Leases(self.billing, instance_id, 10, 1000, self.settlement.settle_lease)
 
 
 async def test_charges_are_booked_once(database: Database, writer: WatchedJournal) -> None:
-    world = World(database)
+    world = World(database, writer)
     await asyncio.gather(*(writer.append(a_record(number)) for number in range(20)))
     await world.settlement.settle_own()
     await world.settlement.settle_own()
@@ -203,19 +235,19 @@ async def test_charges_are_booked_once(database: Database, writer: WatchedJourna
 async def test_a_crash_between_booking_and_marking_books_nothing_twice(
     database: Database, writer: WatchedJournal
 ) -> None:
-    world = World(database)
+    world = World(database, writer)
     await writer.append(a_record(1))
     world.billing.refusals["settle"] = [RpcError("UNAVAILABLE", "the answer was lost")]
     with pytest.raises(RpcError):
         await world.settlement.settle_own()
     await world.billing.settle(type("Request", (), {"charges": await world.store.unsettled(10)}), None)  # type: ignore[arg-type]
-    await World(database, "proc_2").settlement.replay()
+    await World(database, writer, "proc_2").settlement.replay()
     assert [charge.amount_nano_credits for charge in world.billing.charges.values()] == [5]
 
 
 async def test_replay_books_what_any_process_left(database: Database, writer: WatchedJournal) -> None:
     await asyncio.gather(*(writer.append(a_record(number)) for number in range(3)))
-    later = World(database, "proc_2")
+    later = World(database, writer, "proc_2")
     await later.settlement.settle_own()
     assert later.billing.charges == {}
     await later.settlement.replay()
@@ -223,7 +255,7 @@ async def test_replay_books_what_any_process_left(database: Database, writer: Wa
 
 
 async def test_more_charges_than_one_batch(database: Database, writer: WatchedJournal) -> None:
-    world = World(database)
+    world = World(database, writer)
     await asyncio.gather(*(writer.append(a_record(number)) for number in range(BATCH + 7)))
     await world.settlement.replay()
     assert len(world.billing.charges) == BATCH + 7
@@ -232,9 +264,10 @@ async def test_more_charges_than_one_batch(database: Database, writer: WatchedJo
 async def test_orphans_are_booked_by_others_once_they_are_old(
     database: Database, writer: WatchedJournal
 ) -> None:
-    await writer.append(a_record(1, at_ms=NOW_MS - 60_000))
-    await writer.append(a_record(2))
-    other = World(database, "proc_2")
+    now_ms = int(time.time() * 1000)
+    await writer.append(a_record(1, at_ms=now_ms - 60_000))
+    await writer.append(a_record(2, at_ms=now_ms))
+    other = World(database, writer, "proc_2")
     await other.settlement.settle_orphans()
     assert list(other.billing.charges) == ["att_1"]
 
@@ -242,7 +275,7 @@ async def test_orphans_are_booked_by_others_once_they_are_old(
 async def test_expired_leases_are_closed_after_their_charges(
     database: Database, writer: WatchedJournal
 ) -> None:
-    world = World(database, "proc_2")
+    world = World(database, writer, "proc_2")
     world.billing.leases = {"lease_1": 100}
     world.billing.expired = ["lease_1"]
     await writer.append(a_record(1))
@@ -254,7 +287,7 @@ async def test_expired_leases_are_closed_after_their_charges(
 async def test_a_lease_whose_charges_cannot_be_booked_stays_open(
     database: Database, writer: WatchedJournal
 ) -> None:
-    world = World(database, "proc_2")
+    world = World(database, writer, "proc_2")
     world.billing.leases = {"lease_1": 100}
     world.billing.expired = ["lease_1"]
     world.billing.refusals["settle"] = [RpcError("UNAVAILABLE", "starting")]
@@ -264,8 +297,10 @@ async def test_a_lease_whose_charges_cannot_be_booked_stays_open(
     assert world.billing.closed == {}
 
 
-async def test_the_reaper_leaves_alone_what_this_process_spends_from(database: Database) -> None:
-    world = World(database)
+async def test_the_reaper_leaves_alone_what_this_process_spends_from(
+    database: Database, writer: WatchedJournal
+) -> None:
+    world = World(database, writer)
     reservation = await world.leases.reserve("org_1", 10)
     world.billing.expired = [reservation.lease_id]
     await world.settlement.reap(world.leases)
@@ -290,7 +325,7 @@ async def test_old_records_go_but_never_unpaid_ones(database: Database, writer: 
     await writer.append(a_record(2, amount=None))
     await store.delete_before(NOW_MS)
     assert await rows(database) == ["att_1", "att_2"]
-    await store.mark_settled(["att_1"])
+    await writer.mark_settled(["att_1"])
     await store.delete_before(NOW_MS)
     assert await rows(database) == ["att_2"]
 
