@@ -1,5 +1,6 @@
 """Amounts: decimals in public messages, whole nano-credits inside, whole pico-credits per unit in prices."""
 
+import math
 from decimal import ROUND_CEILING, Context, Decimal, Inexact, InvalidOperation, Overflow
 
 NANO = 10**9
@@ -27,6 +28,19 @@ def parse_nano(amount: str) -> int:
     if scaled != int(scaled):
         raise ValueError(f"{amount[:40]!r} is finer than a nano-credit (nine decimals)")
     return int(scaled)
+
+
+def nano_of(amount: float) -> int:
+    """Return a JSON number of credits in whole nano-credits. Raises ValueError as `parse_nano` does.
+
+    The shortest decimal that means this number is the one its sender wrote.
+    """
+    return parse_nano(repr(float(amount)))
+
+
+def limit_nano(amount: float) -> int:
+    """Return a limit in credits as whole nano-credits, rounded down: a limit is never exceeded."""
+    return math.floor(Decimal(repr(float(amount))) * NANO)
 
 
 def format_nano(amount: int) -> str:

@@ -10,7 +10,7 @@ from omnihub.billing.v1.price_pb2 import Price
 
 from services.common.rpc import Call
 from services.common.telemetry import meter
-from services.credits.money import parse_nano
+from services.credits.money import limit_nano
 from services.credits.rating import bound, provider_cost_of, rate
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.estimate import LARGEST, input_bound
@@ -111,7 +111,7 @@ class Admission:
         price = self._price_of(request)
         more = 0 if price is None else bound(0, output_tokens, price)
         limit = request.asked.chat.max_cost
-        if limit and request.reservation.amount + more > parse_nano(limit):
+        if limit and request.reservation.amount + more > limit_nano(limit):
             return False
         return more == 0 or await self._leases.extend(request.reservation, more)
 

@@ -53,7 +53,7 @@ def lease(lease_id: str = "lease_1", wanted: int = NANO, minimum: int = 1, **fie
     )
 
 
-def grant(amount: str = "25.00", key: str = "key_1", organisation_id: str = "org_b") -> Any:
+def grant(amount: float = 25.0, key: str = "key_1", organisation_id: str = "org_b") -> Any:
     return pb.GrantCreditsRequest(organisation_id=organisation_id, amount=amount, idempotency_key=key)
 
 
@@ -161,20 +161,20 @@ async def test_what_does_not_exist_is_not_found(billing: BillingService, method:
             "charges[1].amount_nano_credits",
         ),
         ("settle", pb.SettleRequest(charges=[charge("", 1)]), "charges[0].charge_id"),
-        ("grant_credits", grant(amount="-1"), "amount"),
-        ("grant_credits", grant(amount="abc"), "amount"),
-        ("grant_credits", grant(amount="0"), "amount"),
-        ("grant_credits", grant(amount="999999999"), "amount"),
-        ("grant_credits", grant(amount="0.0000000001"), "amount"),
+        ("grant_credits", grant(amount=-1), "amount"),
+        ("grant_credits", grant(amount=float("nan")), "amount"),
+        ("grant_credits", grant(amount=0), "amount"),
+        ("grant_credits", grant(amount=999999999), "amount"),
+        ("grant_credits", grant(amount=0.0000000001), "amount"),
         ("grant_credits", grant(key=""), "idempotency_key"),
         (
             "grant_credits",
-            pb.GrantCreditsRequest(organisation_id="org_b", amount="1", idempotency_key="k", note="n" * 501),
+            pb.GrantCreditsRequest(organisation_id="org_b", amount=1, idempotency_key="k", note="n" * 501),
             "note",
         ),
         (
             "grant_credits",
-            pb.GrantCreditsRequest(organisation_id="org_b", amount="1", idempotency_key="k", note="\0"),
+            pb.GrantCreditsRequest(organisation_id="org_b", amount=1, idempotency_key="k", note="\0"),
             "note",
         ),
         ("list_usage", pb.ListUsageRequest(to="yesterday"), "to"),
@@ -204,7 +204,7 @@ async def test_ids_are_not_used_twice_for_different_things(billing: BillingServi
         billing.create_hold(hold(amount=5), CALL),
         billing.create_hold(hold(organisation_id="org_b"), CALL),
         billing.acquire_lease(lease(holder="process_2"), CALL),
-        billing.grant_credits(grant("26"), CALL),
+        billing.grant_credits(grant(26), CALL),
         billing.grant_credits(grant(organisation_id="org_a"), CALL),
     ):
         assert (await failure(call)).reason == "IDEMPOTENCY_KEY_REUSED"
@@ -223,7 +223,7 @@ async def test_an_ended_hold_stays_ended(billing: BillingService) -> None:
 async def test_credits_are_granted_once(billing: BillingService) -> None:
     for _ in range(2):
         assert (await billing.grant_credits(grant(), CALL)).balance == "25.5"
-    assert (await billing.grant_credits(grant("0.000000001", "key_2"), CALL)).balance == "25.500000001"
+    assert (await billing.grant_credits(grant(0.000000001, "key_2"), CALL)).balance == "25.500000001"
 
 
 async def test_usage_by_page_and_only_ones_own(billing: BillingService) -> None:

@@ -74,7 +74,7 @@ async def test_a_new_organisation_gets_its_account_soon_or_when_it_is_needed(
 
         await eventually(welcomed)
         directory.add("org_newer")
-        request = pb.GrantCreditsRequest(organisation_id="org_newer", amount="1", idempotency_key="k")
+        request = pb.GrantCreditsRequest(organisation_id="org_newer", amount=1, idempotency_key="k")
         assert (await billing.grant_credits(request, call_of())).balance == "2.5"
 
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 
 from services.billing.domain.errors import InvalidFieldError
-from services.credits.money import format_nano, parse_nano
+from services.credits.money import format_nano, nano_of
 
 LONGEST_NOTE = 500
 
@@ -30,7 +30,7 @@ class Grant:
 
 
 def requested_grant(
-    organisation_id: str, amount: str, key: str, note: str, actor: str, largest: int
+    organisation_id: str, amount: float, key: str, note: str, actor: str, largest: int
 ) -> Grant:
     """Return the grant an administrator asks for. Raises InvalidFieldError."""
     if len(note) > LONGEST_NOTE or "\0" in note:
@@ -38,7 +38,7 @@ def requested_grant(
     if not key:
         raise InvalidFieldError("idempotency_key", "is empty; send any string that is unique to this grant")
     try:
-        nano = parse_nano(amount)
+        nano = nano_of(amount)
     except ValueError as error:
         raise InvalidFieldError("amount", str(error)) from None
     if nano <= 0:

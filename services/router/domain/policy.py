@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from omnihub.common.v1.chat_pb2 import ChatInput
 
-from services.credits.money import parse_nano
+from services.credits.money import limit_nano
 from services.router.domain.catalogue import AUTO, Catalogue, Model, Target
 from services.router.domain.errors import NoCandidateError, PriceUnknownError
 
@@ -123,7 +123,7 @@ def _judge(candidate: Candidate, chat: ChatInput, catalogue: Catalogue, feature:
         reason = f"provider {provider.name} does not offer {feature}"
     elif candidate.estimate_nano is None:
         reason = "price unknown"
-    elif chat.max_cost and candidate.estimate_nano > parse_nano(chat.max_cost):
+    elif chat.max_cost and candidate.estimate_nano > limit_nano(chat.max_cost):
         reason = "may cost more than max_cost"
     return replace(candidate, excluded_because=reason) if reason else candidate
 

@@ -129,7 +129,7 @@ async def test_no_or_wrong_credential(client: httpx.AsyncClient) -> None:
         (b'{"max_tokens": -1}', "INVALID_ARGUMENT", "chat.max_tokens"),
         (b'{"messages": "hello"}', "INVALID_ARGUMENT", "chat.messages"),
         (b'{"messages": [{"content": {"a": 1}}]}', "INVALID_ARGUMENT", "chat.messages[0].content"),
-        (b'{"max_cost": 0.5}', "INVALID_ARGUMENT", "chat.max_cost"),
+        (b'{"max_cost": "much"}', "INVALID_ARGUMENT", "chat.max_cost"),
         (b'{"temperature": 9}', "INVALID_ARGUMENT", "chat.temperature"),
     ],
 )

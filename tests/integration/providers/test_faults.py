@@ -207,7 +207,8 @@ async def test_retry_after(
     if expected is None:
         assert error.retry_after_s is None
     else:
-        assert error.retry_after_s == pytest.approx(expected, abs=20)
+        # The date was written when the tests were collected.
+        assert error.retry_after_s == pytest.approx(expected, abs=120 if expected == 300 else 1)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

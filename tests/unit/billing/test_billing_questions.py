@@ -72,8 +72,8 @@ def test_groups_and_pages_have_limits() -> None:
         page_size(1001)
 
 
-@pytest.mark.parametrize("amount", ["0", "-1", "abc", "0.0000000001", "1000000.000000001", "1e30"])
-def test_amounts_that_cannot_be_granted_are_refused(amount: str) -> None:
+@pytest.mark.parametrize("amount", [0, -1, float("nan"), 0.0000000001, 1000000.000000001, 1e30])
+def test_amounts_that_cannot_be_granted_are_refused(amount: float) -> None:
     with pytest.raises(InvalidFieldError) as caught:
         requested_grant("org_a", amount, "key", "", "", 10**15)
     assert caught.value.violations[0].field == "amount"
@@ -81,14 +81,14 @@ def test_amounts_that_cannot_be_granted_are_refused(amount: str) -> None:
 
 def test_a_grant_needs_a_key() -> None:
     with pytest.raises(InvalidFieldError, match="idempotency_key"):
-        requested_grant("org_a", "1", "", "", "", 10**15)
+        requested_grant("org_a", 1, "", "", "", 10**15)
 
 
 def test_a_fingerprint_tells_contents_apart() -> None:
-    one = requested_grant("org_a", "1.0", "key", "note", "admin", 10**15)
-    same = requested_grant("org_a", "1.00", "key", "note", "other admin", 10**15)
+    one = requested_grant("org_a", 1.5, "key", "note", "admin", 10**15)
+    same = requested_grant("org_a", 1.50, "key", "note", "other admin", 10**15)
     assert one.fingerprint == same.fingerprint
-    for other in (("org_b", "1", "note"), ("org_a", "2", "note"), ("org_a", "1", "")):
+    for other in (("org_b", 1.5, "note"), ("org_a", 2, "note"), ("org_a", 1.5, "")):
         assert requested_grant(other[0], other[1], "key", other[2], "", 10**15).fingerprint != one.fingerprint
 
 

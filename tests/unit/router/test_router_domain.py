@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from omnihub.billing.v1.price_pb2 import Price
 from omnihub.common.v1.chat_pb2 import ChatInput, MediaPart, Message, Part, Tool, ToolResult
 
-from services.credits.money import format_nano
 from services.credits.rating import bound
 from services.router.domain.catalogue import Catalogue, Provider, Target
 from services.router.domain.errors import (
@@ -142,7 +141,7 @@ def test_a_model_may_be_called_auto() -> None:
     [
         (ChatInput(model="m"), (), "chat", PriceUnknownError, "set `price`"),
         (ChatInput(model="n"), (), "chat", NoCandidateError, "provider gone is not configured"),
-        (ChatInput(model="o", max_cost="0.000000001"), (), "chat", NoCandidateError, "max_cost"),
+        (ChatInput(model="o", max_cost=0.000000001), (), "chat", NoCandidateError, "max_cost"),
         (ChatInput(model="o"), (), "embed", NoCandidateError, "does not offer embed"),
         (ChatInput(), ("nothing",), "chat", NoCandidateError, "may use"),
     ],
@@ -170,7 +169,7 @@ def test_who_is_chosen_satisfies_the_filters(
     low, more = limits
 
     def chosen(limit: int) -> set[str]:
-        chat = ChatInput(max_cost=format_nano(limit), priority=priority)
+        chat = ChatInput(max_cost=limit / 1e9, priority=priority)
         try:
             found = choose(known, chat, prices)
         except (NoCandidateError, PriceUnknownError):

@@ -372,7 +372,7 @@ async def test_stream_keeps_to_max_cost() -> None:
     router = build(default_output_tokens=100)
     steps = [delta("h" * 100) for _ in range(20)]
     router.providers.streams["a/x"] = [events(start(), *steps, end())]
-    _, error = await router.stream(max_cost=format_nano(350 * OUTPUT_NANO))
+    _, error = await router.stream(max_cost=350 * OUTPUT_NANO / 1e9)
     assert error is not None
     assert error.reason == "OUT_OF_BUDGET"
 
