@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import gc
 import importlib.metadata
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ from services.settings import Settings, SettingsError, load
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
-    # Our child (Envoy) is started by exec: gRPC need not prepare for forks, nor complain about them.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # noqa: TID251 - gRPC reads nothing else
     options = _parser().parse_args(arguments)
     try:
         settings = load()
