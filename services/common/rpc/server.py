@@ -91,7 +91,8 @@ def check_constraints(request: Message) -> None:
     for violation in violations:
         elements = violation.proto.field.elements if violation.proto.field else ()
         path = ".".join(element.field_name for element in elements)
-        fields.append(Violation(path, violation.proto.message))
+        # An empty string stands for "not given", which is no choice to offer.
+        fields.append(Violation(path, violation.proto.message.replace("in list [, ", "one of [")))
     text = "; ".join(f"{v.field}: {v.description}" for v in fields)
     raise RpcError("INVALID_ARGUMENT", text, violations=fields)
 
