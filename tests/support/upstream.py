@@ -1,4 +1,4 @@
-"""A provider to test the whole suite against: OpenAI- and Anthropic-shaped, real HTTP, in a thread of its own.
+"""A provider to test the whole suite against: OpenAI- and Anthropic-shaped, over HTTP, in its own thread.
 
 The model's name says how it behaves, so that many tests can share one server:
 
