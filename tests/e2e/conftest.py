@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import httpx
 import openai
 import pytest
 
 from tests.support.deployment import CLAUDE_KEY, SHAPES, WALL_KEY, running_suite
+from tests.support.stubs import generated_stubs
 from tests.support.suite import KEY, Suite
 from tests.support.tenant import PASSWORD, PROMPT, Tenant, a_tenant
 from tests.support.upstream import ANSWER, Upstream, running_upstream
@@ -78,3 +80,9 @@ def tenant_client(suite: Suite, tenant: Tenant) -> Iterator[openai.OpenAI]:
     """The official client with the key of `tenant`."""
     with openai.OpenAI(base_url=suite.openai_url, api_key=tenant.key, max_retries=0, timeout=20) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """RouterService's stubs, generated as a user would."""
+    return generated_stubs(tmp_path_factory.mktemp("stubs"), "omnihub/router/v1/router_service.proto")

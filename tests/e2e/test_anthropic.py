@@ -68,13 +68,13 @@ def test_errors(claude: anthropic.Anthropic) -> None:
 
 @pytest.mark.parametrize("model", ["claude/cut", "wall/cut"])
 def test_a_cut_stream_is_an_error(claude: anthropic.Anthropic, model: str) -> None:
-    texts = []
-    with (
-        pytest.raises(anthropic.APIStatusError) as raised,
-        claude.messages.stream(model=model, max_tokens=50, messages=MESSAGES) as stream,
-    ):
-        for text in stream.text_stream:
-            texts.append(text)
+    texts: list[str] = []
+    with claude.messages.stream(model=model, max_tokens=50, messages=MESSAGES) as stream:
+        pieces = iter(stream.text_stream)
+        while len(texts) < 3:
+            texts.append(next(pieces))
+        with pytest.raises(anthropic.APIStatusError) as raised:
+            next(pieces)
     assert "".join(texts) == "Forty-two is the"
     body: Any = raised.value.body
     assert body["error"]["type"] == "api_error"
