@@ -160,7 +160,8 @@ def _tool_choice(
         else:
             receipts.dropped("parallel_tool_calls", "this provider cannot be kept from parallel calls")
     if not has_tools:
-        for name, given in (("tool_choice", mode), ("parallel_tool_calls", chat.parallel_tool_calls)):
+        parallel = chat.HasField("parallel_tool_calls")
+        for name, given in (("tool_choice", bool(mode)), ("parallel_tool_calls", parallel)):
             if given:
                 receipts.dropped(name, "there are no tools")
         return {} if was_called else None

@@ -63,8 +63,7 @@ class _Service(HttpAdapter):
 
     def failures(self, model: str) -> Failures:
         """Return the maker of this attempt's errors: refusals of signatures quote what was signed."""
-        signing = self._signer.secrets if self._signer is not None else ()
-        return Failures(self.name, model, (*self._secrets, *signing))
+        return Failures(self.name, model, self._secrets if self._signer is None else self._signer.secrets)
 
     async def sign(
         self, url: URL, headers: Mapping[str, str], body: bytes | None, failures: Failures
@@ -210,7 +209,8 @@ class BedrockAdapter:
     def __init__(self, name: str, settings: ProviderSettings, upstream: Upstream) -> None:
         signer = None
         if settings.api_key is None:
-            signer = Signer(key_source(name, settings), settings.region)
+            headers = [value.get_secret_value() for value in settings.headers.values()]
+            signer = Signer(key_source(name, settings), settings.region, headers)
         self._converse = _Converse(name, settings, upstream, signer)
         self._titan = _Titan(name, settings, upstream, signer)
         # Models are listed by the service that manages them, which is on a host of its own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -104,20 +104,21 @@ def key_source(name: str, settings: ProviderSettings) -> KeySource:
 class Signer:
     """Signs requests with the keys of one source, by the clock of the provider."""
 
-    def __init__(self, source: KeySource, region: str) -> None:
+    def __init__(self, source: KeySource, region: str, secrets: Sequence[str] = ()) -> None:
         self._source = source
         self._region = region
+        self._known = tuple(secrets)
         self.skew = timedelta()
         """What must be added to our clock to get the provider's."""
-        self.secrets: tuple[str, ...] = ()
-        """Of the last key, to keep them out of messages."""
+        self.secrets = list(secrets)
+        """What no message may hold: those that are known, and those of the last key."""
 
     async def sign(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes, now: datetime
     ) -> dict[str, str]:
         """Return the headers with the signature. Raises NoCredentialError."""
         key = await self._source.key()
-        self.secrets = tuple(part for part in (key.secret_key, key.token) if part)
+        self.secrets[:] = [*self._known, *(part for part in (key.secret_key, key.token) if part)]
         at = now + self.skew
         if len(body) > _LARGE_BODY:
             return await asyncio.to_thread(sign, key, self._region, method, url, headers, body, at)
