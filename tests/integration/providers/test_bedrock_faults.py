@@ -108,10 +108,10 @@ STATUSES = [
     case(413, "", "too large", "CONTEXT_LENGTH_EXCEEDED", 37),
     case(400, "ValidationException", "messages: bad", "PROVIDER_REJECTED"),
     case(400, "ValidationException", "blocked by our content filters", "CONTENT_FILTERED", 35),
-    case(400, QUOTA, "your account's quota", "PROVIDER_BILLING"),
+    case(400, QUOTA, "your quota", "PROVIDER_BILLING", 22),
     case(408, "ModelTimeoutException", "too slow", "PROVIDER_TIMEOUT"),
     case(424, "ModelErrorException", "the model failed", "PROVIDER_FAILED", 24, 25),
-    case(429, "ThrottlingException", "slow down", "PROVIDER_RATE_LIMITED", 21),
+    case(429, "ThrottlingException", "slow down", "PROVIDER_RATE_LIMITED", 21, 22),
     case(429, "ModelNotReadyException", "loading", "PROVIDER_OVERLOADED", 24),
     case(500, "InternalServerException", "oops", "PROVIDER_FAILED", 24, 25),
     case(503, "ServiceUnavailableException", "busy", "PROVIDER_OVERLOADED", 24, 25),
@@ -281,7 +281,7 @@ async def test_a_stream_without_its_finish_is_an_error(
     assert len(server.requests) == 1
 
 
-@cell(30)
+@cell(15, 30)
 @pytest.mark.parametrize("rest", [b"", event_stream.frames(wire_bedrock.METADATA)[:-3], "exception", "stall"])
 async def test_after_its_finish_only_the_usage_is_missing(
     server: FaultServer, client: ProviderService, rest: bytes | str
@@ -344,7 +344,7 @@ async def test_a_malformed_chunk_of_titan(server: FaultServer, client: ProviderS
     assert len(server.requests) == 3
 
 
-@cell(32, 39)
+@cell(32, 34, 39)
 @pytest.mark.parametrize(
     "body",
     [

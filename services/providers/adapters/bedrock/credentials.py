@@ -118,7 +118,7 @@ class Signer:
     ) -> dict[str, str]:
         """Return the headers with the signature. Raises NoCredentialError."""
         key = await self._source.key()
-        self.secrets[:] = [*self._known, *(part for part in (key.secret_key, key.token) if part)]
+        self.secrets[:] = [*self._known, key.secret_key, *([key.token] if key.token else [])]
         at = now + self.skew
         if len(body) > _LARGE_BODY:
             return await asyncio.to_thread(sign, key, self._region, method, url, headers, body, at)
