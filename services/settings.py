@@ -99,7 +99,7 @@ class Settings(Section):
     """Where the embedded databases and files live."""
     grpc_listen: str = "127.0.0.1:9090"
     """Internal gRPC listener, for peers and the edge."""
-    http_listen: str = "127.0.0.1:9091"
+    http_listen: str = Field("127.0.0.1:9091", pattern=r"^\S+:\d{1,5}$")
     """Internal HTTP listener: facade, /health, /ready and /metrics."""
     database_url: str = Field("", pattern=r"^(postgresql://.*)?$")
     """`postgresql://...`; empty: SQLite files in data_dir."""
