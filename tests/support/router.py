@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from services.common.rpc import Call, Connector, Identity, Registry, RpcError
 from services.router.admission import Admission
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
+from services.router.health import Health
 from services.router.journal import JournalError
 from services.router.latency import Latencies
 from services.router.leases import Leases
@@ -106,7 +108,9 @@ class Router:
             ],
         )
         peer = connector.connect(ProviderService, "providers")
-        execution = Execution(peer, self.admission, self.settings.retry_after_limit_s)
+        self.now = 0.0
+        health = Health(self.settings.breaker, lambda: self.now or time.monotonic())
+        execution = Execution(peer, self.admission, health, self.settings.retry_after_limit_s)
         registry.add(RouterService, RouterServer(self.admission, execution, None))  # type: ignore[arg-type]
         self.client: Any = connector.connect(RouterService, "router")
         self.settled: list[str] = []
