@@ -20,13 +20,16 @@ from services.formats.documents import (
     is_null,
     read_object,
     read_value,
+    splice,
     write_object,
 )
 from services.formats.errors import FormatError, invalid
 from services.formats.receipts import Receipts
 from services.providers.domain.classification import ErrorTable
 from services.providers.domain.estimate import estimate_usage
+from services.providers.http import Upstream
 from services.providers.http_adapter import HttpAdapter
+from services.providers.settings import ProviderSettings
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _TRUE = msgspec.Raw(b"true")
@@ -80,6 +83,11 @@ class OpenAIAdapter(HttpAdapter):
     models_path = "/models"
     errors = _ERRORS
 
+    def __init__(self, name: str, settings: ProviderSettings, upstream: Upstream) -> None:
+        super().__init__(name, settings, upstream)
+        if settings.prefill in ("last_message", "continue_final_message"):
+            self.features = (*self.features, "prefill")
+
     def credential(self, key: str) -> dict[str, str]:
         """Return the bearer token."""
         return {"Authorization": f"Bearer {key}"} if key else {}
@@ -105,7 +113,7 @@ class OpenAIAdapter(HttpAdapter):
         self, chat: ChatInput, attempt: pb.Attempt, stream: bool
     ) -> tuple[bytes, list[ParameterReceipt]]:
         """Return a typed conversation as a chat completion body."""
-        return openai_chat.write_request(
+        body, receipt = openai_chat.write_request(
             chat,
             attempt.model,
             stream,
@@ -113,6 +121,9 @@ class OpenAIAdapter(HttpAdapter):
             output_cap=attempt.output_cap,
             limit_name=self.settings.output_limit_parameter,
         )
+        if attempt.prefill_text and self.settings.prefill == "continue_final_message":
+            body = splice(splice(body, "continue_final_message", True), "add_generation_prompt", False)
+        return body, receipt
 
     def read_facts(self, body: bytes) -> AnswerFacts:
         """Return the facts of a chat completion."""
