@@ -132,8 +132,8 @@ class FaultServer:
             for step in script:
                 await self._run(step, request, response)
         except (asyncio.CancelledError, ConnectionError):
-            self.hung_up.set()
             self.hang_ups.append(asyncio.get_running_loop().time())
+            self.hung_up.set()
             raise
         return response
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -150,14 +150,22 @@ class Router:
         return sum(lease.spent for lease in self.leases._open.values())
 
 
-def build(*targets: str, retries: int = 0, available: int = 10**12, **settings: Any) -> Router:
+def build(
+    *targets: str,
+    retries: int = 0,
+    available: int = 10**12,
+    features: Sequence[str] = ("chat", "stream", "embed"),
+    hold_back: int = 0,
+    **settings: Any,
+) -> Router:
     """Return a router whose model `m` is routed to `targets`, each with the same price."""
     names = targets or ("a/x",)
     billing = FakeBilling(available)
     for name in names:
         billing.price(name, INPUT_NANO * 1000, OUTPUT_NANO * 1000)
-    providers = FakeProviders(*dict.fromkeys(name.partition("/")[0] for name in names))
-    return Router({"m": RouteSettings(route=list(names), retries=retries)}, providers, billing, **settings)
+    providers = FakeProviders(*dict.fromkeys(name.partition("/")[0] for name in names), features=features)
+    route = RouteSettings(route=list(names), retries=retries, hold_back=hold_back)
+    return Router({"m": route}, providers, billing, **settings)
 
 
 def a_call(identity: Identity = IDENTITY, timeout_s: float | None = None) -> Call:
