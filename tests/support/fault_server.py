@@ -22,6 +22,7 @@ class Recorded:
 
     method: str
     path: str
+    """As it was sent: encoded, with the query."""
     headers: Mapping[str, str]
     body: bytes
     connection: tuple[str, int]
@@ -109,9 +110,11 @@ class FaultServer:
     def __init__(self) -> None:
         self.url = ""
         self.script: Sequence[Step] = answer({})
-        self.respond: Callable[[Recorded], Sequence[Step]] | None = None
+        self.choose: Callable[[Recorded], Sequence[Step]] | None = None
         """Makes the script for each request, in place of the others."""
         self.scripts: dict[str, Sequence[Step]] = {}
+        self.respond: Callable[[bytes], object] | None = None
+        """Instead of a script: the JSON answer to a body."""
         self.requests: list[Recorded] = []
         self.injected: Counter[str] = Counter()
         self.hung_up = asyncio.Event()
@@ -124,11 +127,15 @@ class FaultServer:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         peer = request.transport.get_extra_info("peername")
         body = await request.read()
-        recorded = Recorded(request.method, request.path_qs, request.headers.copy(), body, peer)
+        recorded = Recorded(request.method, request.raw_path, request.headers.copy(), body, peer)
         self.requests.append(recorded)
         response = web.StreamResponse()
+        script = self.scripts.get(request.path, self.script)
         try:
-            script = self.respond(recorded) if self.respond else self.scripts.get(request.path, self.script)
+            if self.respond is not None:
+                script = answer(self.respond(body))
+            elif self.choose is not None:
+                script = self.choose(recorded)
             for step in script:
                 await self._run(step, request, response)
         except (asyncio.CancelledError, ConnectionError):

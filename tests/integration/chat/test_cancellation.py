@@ -1,4 +1,4 @@
-"""Callers who leave: the provider's connection closes at once, nobody else is asked, what came is paid once."""
+"""Callers who leave: the connection upstream closes at once, nobody else is asked, what came is paid once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def respond(request: Recorded) -> list[Step]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def upstream() -> AsyncIterator[FaultServer]:
     def configure(server: FaultServer) -> None:
-        server.respond = respond
+        server.choose = respond
 
     async with running_fault_server(configure) as server:
         yield server

@@ -42,7 +42,7 @@ def provider_settings(role: str, form: str, url: str, prefill: str) -> ProviderS
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def upstream() -> AsyncIterator[FaultServer]:
     def configure(server: FaultServer) -> None:
-        server.respond = upstreams.respond
+        server.choose = upstreams.respond
 
     async with running_fault_server(configure) as server:
         yield server
