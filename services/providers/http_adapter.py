@@ -17,6 +17,7 @@ from yarl import URL
 from services.common import clock
 from services.formats.answers import Answer, AnswerFacts, Event, Progress, RawReader, StreamReader
 from services.formats.errors import FormatError
+from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of
 from services.providers.domain.classification import (
     ErrorFacts,
@@ -26,9 +27,10 @@ from services.providers.domain.classification import (
     read_retry_after,
 )
 from services.providers.domain.estimate import estimate_usage
-from services.providers.domain.failure import MID_STREAM, Failures, ProviderError, UnsupportedError
+from services.providers.domain.failure import MID_STREAM, Failures, ProviderError
 from services.providers.frames import FrameError, FrameParser, FrameTooLargeError
 from services.providers.http import FRAME_LIMIT, Exchange, Timeouts, Upstream
+from services.providers.receipts import account, refuse_drops
 from services.providers.settings import ProviderSettings
 from services.providers.sse import SseParser
 
@@ -358,12 +360,10 @@ class HttpAdapter(ABC):
             body, receipt = self.patch(attempt, stream)
         else:
             body, receipt = self.write_request(conversation_of(attempt), attempt, stream)
+            receipt = account(attempt, receipt)
         if attempt.strict:
-            for entry in receipt:
-                if entry.outcome == "dropped":
-                    message = f"{self.name} cannot take {entry.name}: {entry.detail}"
-                    raise UnsupportedError(self.name, message, entry.name)
-        return Prepared(body, receipt, raw)
+            refuse_drops(self.name, receipt)
+        return Prepared(body, receipt[:MOST_RECEIPTS], raw)
 
     def failures(self, model: str) -> Failures:
         """Return the maker of this attempt's errors."""

@@ -102,12 +102,13 @@ class OpenAIAdapter(HttpAdapter):
             _ask_for_usage(fields, receipts)
         elif "stream" in fields:
             fields["stream"] = _FALSE
-            fields.pop("stream_options", None)
+            if fields.pop("stream_options", None) is not None:
+                receipts.dropped("stream_options", "there is no stream")
         if attempt.output_cap and all(is_null(fields.get(name, b"null")) for name in _LIMITS):
             name = self.settings.output_limit_parameter
             fields[name] = msgspec.Raw(str(attempt.output_cap).encode())
             receipts.added(name, str(attempt.output_cap))
-        return write_object(fields), receipts.all()
+        return write_object(fields), receipts.rest(fields)
 
     def write_request(
         self, chat: ChatInput, attempt: pb.Attempt, stream: bool
