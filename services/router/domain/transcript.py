@@ -51,7 +51,7 @@ class Transcript:
         if event.HasField("raw_frame"):
             frame = self._frame = event.raw_frame
             text = frame.text
-            size = frame.output_chars or FRAME_BYTES
+            size = frame.output_chars or (0 if text else FRAME_BYTES)
             if text:
                 self._text.write(text)
                 # A character beyond ASCII is more than one byte, and often more than one token.
