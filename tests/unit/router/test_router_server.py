@@ -661,10 +661,11 @@ async def test_models_are_listed_in_pages_with_one_question_for_prices() -> None
 async def test_everything_a_stream_writes_is_metered() -> None:
     """Thoughts and arguments are output too, though they are no text."""
     router = build(default_output_tokens=100)
-    router.billing.refusals["acquire_lease"] = []
-    hidden = provider.StreamChatResponse(raw_frame={"data": b"data: {}\n\n", "output_chars": 4000})
+    hidden = provider.StreamChatResponse(
+        raw_frame={"data": b"data: {}\n\n", "output_chars": 4000, "beyond_text": True}
+    )
     router.providers.streams["a/x"] = [events(start(OPENAI), hidden, failed("STREAM_TRUNCATED"))]
-    messages, error = await router.stream(RAW)
+    messages, error = await router.stream(raw_body=RAW)
     assert error is not None
     assert messages[-1].error.outcome.usage.output_total == 1000
 
@@ -674,8 +675,10 @@ async def test_an_estimate_knows_media_and_is_never_more_than_what_was_reserved(
     body = b'{"model":"m","max_tokens":10,"messages":[{"role":"user","content":[{"type":"image_url",'
     body += b'"image_url":{"url":"data:image/png;base64,' + image + b'"}}]}]}'
     router = build()
-    router.providers.streams["a/x"] = [events(start(OPENAI), frame("one word"), failed("STREAM_TRUNCATED"))]
-    messages, error = await router.stream(body)
+    router.providers.streams["a/x"] = [
+        events(start(OPENAI), frame(b"data: {}\n\n", "one word"), failed("STREAM_TRUNCATED"))
+    ]
+    messages, error = await router.stream(raw_body=body)
     assert error is not None
     outcome = messages[-1].error.outcome
     assert outcome.usage.input_total < len(image) // 8
