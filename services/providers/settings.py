@@ -35,5 +35,7 @@ class ProviderSettings(Section):
     """Whose price list applies; empty for the known one."""
     output_limit_parameter: str = ""
     """What an OpenAI-shaped server calls the limit of output tokens, when the caller's body does not tell."""
+    usage_field: str = ""
+    """The object in a chunk in which an OpenAI-shaped server reports usage, when it is not at the top."""
     timeouts: TimeoutSettings = TimeoutSettings()
     """Limits of an attempt."""

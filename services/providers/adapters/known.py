@@ -22,6 +22,9 @@ class Known:
     key_variable: str = ""
     url_variable: str = ""
     output_limit_parameter: str = _COMMON_LIMIT
+    other_key_variables: tuple[str, ...] = ()
+    """Read when the first is not set."""
+    usage_field: str = ""
 
 
 KNOWN: Mapping[str, Known] = {
@@ -36,9 +39,17 @@ KNOWN: Mapping[str, Known] = {
     "anthropic": Known(
         "anthropic", "https://api.anthropic.com", "anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"
     ),
-    "groq": Known("openai", "https://api.groq.com/openai/v1", "groq", "GROQ_API_KEY"),
+    "groq": Known("openai", "https://api.groq.com/openai/v1", "groq", "GROQ_API_KEY", usage_field="x_groq"),
     "openrouter": Known("openai", "https://openrouter.ai/api/v1", "openrouter", "OPENROUTER_API_KEY"),
-    "ollama": Known("openai", "http://127.0.0.1:11434/v1"),
+    "huggingface": Known("openai", "https://router.huggingface.co/v1", "huggingface", "HF_TOKEN"),
+    "gemini": Known(
+        "gemini",
+        "https://generativelanguage.googleapis.com",
+        "google",
+        "GEMINI_API_KEY",
+        other_key_variables=("GOOGLE_API_KEY",),
+    ),
+    "ollama": Known("ollama", "http://127.0.0.1:11434"),
     "vllm": Known("openai", "http://127.0.0.1:8000/v1"),
     "llamacpp": Known("openai", "http://127.0.0.1:8080/v1"),
     LOCAL: Known(LOCAL),
@@ -53,7 +64,8 @@ def providers_from_environment(environ: Mapping[str, str]) -> dict[str, dict[str
     """
     found: dict[str, dict[str, str]] = {LOCAL: {}}
     for name, known in KNOWN.items():
-        key = environ.get(known.key_variable, "") if known.key_variable else ""
+        variables = (known.key_variable, *known.other_key_variables)
+        key = next((environ[variable] for variable in variables if environ.get(variable)), "")
         if not key:
             continue
         found[name] = {"api_key": key}
@@ -71,6 +83,7 @@ def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
             "base_url": settings.base_url or known.base_url,
             "vendor": settings.vendor or known.vendor,
             "output_limit_parameter": settings.output_limit_parameter or known.output_limit_parameter,
+            "usage_field": settings.usage_field or known.usage_field,
         }
     )
     if completed.adapter != LOCAL and not completed.base_url.startswith(("http://", "https://")):
