@@ -50,11 +50,11 @@ def generation_of(model: str) -> int:
     return int(found[1]) if found else 0
 
 
-def read_system(raw: msgspec.Raw) -> Message:
+def read_system(raw: msgspec.Raw, ids: CallIds) -> Message:
     """Read the top-level `systemInstruction`."""
     fields = read_value(raw, Fields, "systemInstruction")
     message = Message(role="system")
-    _fill(message, fields, "systemInstruction", CallIds(""))
+    _fill(message, fields, "systemInstruction", ids)
     return message
 
 

@@ -47,12 +47,12 @@ def read_request(body: bytes) -> ChatInput:
     """Read a generateContent body. Raises FormatError naming the field that is wrong."""
     fields = read_object(body)
     chat = ChatInput()
+    ids = CallIds(_REQUEST_CALLS)
     if not is_null(fields.get("systemInstruction", b"null")):
-        chat.messages.append(read_system(fields.pop("systemInstruction")))
+        chat.messages.append(read_system(fields.pop("systemInstruction"), ids))
     contents = take(fields, "contents", list[msgspec.Raw], "")
     if not contents:
         raise invalid("contents", "send at least one content")
-    ids = CallIds(_REQUEST_CALLS)
     for index, raw in enumerate(contents):
         chat.messages.append(read_content(raw, f"contents[{index}]", ids))
     _read_config(fields, chat)
@@ -79,7 +79,10 @@ def _read_config(fields: Fields, chat: ChatInput) -> None:
             setattr(chat, field, int(whole))
         else:  # It travels on as it is: the provider's range is wider than ours.
             config[name] = msgspec.Raw(msgspec.json.encode(whole))
-    chat.stop.extend(take(config, "stopSequences", list[str], path) or ())
+    stop = take(config, "stopSequences", list[str], path)
+    chat.stop.extend(stop or ())
+    if stop == []:
+        config["stopSequences"] = msgspec.Raw(b"[]")
     if not is_null(config.get("responseJsonSchema", b"null")):
         chat.response_schema_json = text_of(config.pop("responseJsonSchema"))
     chat.reasoning_effort = effort_of(config.get("thinkingConfig"))

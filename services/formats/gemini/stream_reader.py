@@ -97,7 +97,7 @@ class StreamReader:
             delta.arguments_json = part.tool_call.arguments_json or "{}"
             part.tool_call.arguments_json = ""
             self.progress.output_chars += len(part.tool_call.name) + len(delta.arguments_json)
-        elif kind == "text":
+        elif kind == "text" and text:
             delta.text = text
             part.text.text = ""
         events.append(PartStart(index=self._next, part=part))
