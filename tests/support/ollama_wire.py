@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+import msgspec
 
 TEXT = "Grüße, Welt 🌍"
 DONE = {
@@ -48,7 +49,7 @@ TOOL_LINES = [line(content="I look. ", tool_calls=CALLS[:1]), line(tool_calls=CA
 
 def lines(*documents: Any) -> bytes:
     """Return documents one a line."""
-    return b"".join(json.dumps(document, ensure_ascii=False).encode() + b"\n" for document in documents)
+    return b"".join(msgspec.json.encode(document) + b"\n" for document in documents)
 
 
 def stream(documents: list[dict[str, Any]] | None = None) -> bytes:
