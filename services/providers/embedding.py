@@ -7,7 +7,7 @@ from omnihub.provider.v1 import provider_service_pb2 as pb
 from services.formats.documents import is_null, read_object, read_value
 from services.formats.errors import invalid
 
-_LARGEST = 4096
+_LIMIT = 2**32
 
 
 def embedding_inputs(request: pb.EmbedRequest) -> tuple[list[str], int | None]:
@@ -21,6 +21,6 @@ def embedding_inputs(request: pb.EmbedRequest) -> tuple[list[str], int | None]:
     size = None
     if not is_null(fields.get("dimensions", b"null")):
         size = read_value(fields["dimensions"], int, "dimensions")
-        if not 1 <= size <= _LARGEST:
-            raise invalid("dimensions", f"expected a whole number from 1 to {_LARGEST}")
+        if not 0 < size < _LIMIT:
+            raise invalid("dimensions", "expected a positive whole number")
     return [read] if isinstance(read, str) else read, size

@@ -122,14 +122,19 @@ class GrpcServer:
         self._names.append(name)
 
     async def start(self) -> int:
-        """Listen and return the port."""
+        """Listen and return the port. Raises OSError when the address cannot be had."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)
-        if self._credentials is None:
-            port = self._server.add_insecure_port(self._listen)
-        else:
-            port = self._server.add_secure_port(self._listen, self._credentials)
+        try:
+            if self._credentials is None:
+                port = self._server.add_insecure_port(self._listen)
+            else:
+                port = self._server.add_secure_port(self._listen, self._credentials)
+        except RuntimeError:
+            raise OSError(
+                f"no gRPC listener on {self._listen}: it is in use or no address; set OMNIHUB_GRPC_LISTEN"
+            ) from None
         await self._server.start()
         return int(port)
 
@@ -145,8 +150,10 @@ class GrpcServer:
         """Refuse new calls, let running ones finish within `grace_s` seconds, then cancel them."""
         await self._server.stop(grace_s)
 
-    async def _enter(self, method: Method, context: Any) -> Call:
+    async def _enter(self, method: Method, context: Any, event: RequestEvent) -> Call:
         headers = dict(context.invocation_metadata() or ())
+        # Before anything can fail: also a refusal is found in the log by its id.
+        event.request_id = _request_id(headers)
         identity = ANONYMOUS
         if self._gate is not None:
             if token := headers.get(IDENTITY):
@@ -156,7 +163,7 @@ class GrpcServer:
             check_access(method, identity)
         remaining = context.time_remaining()
         return Call(
-            _request_id(headers),
+            event.request_id,
             identity,
             traceparent=headers.get(TRACEPARENT, ""),
             idempotency_key=headers.get(IDEMPOTENCY_KEY, ""),
@@ -166,7 +173,7 @@ class GrpcServer:
         async def serve(request: Message, context: Any) -> Message:
             event = RequestEvent("rpc", method.path)
             try:
-                call = await self._enter(method, context)
+                call = await self._enter(method, context, event)
                 event.identify(call.request_id, call.identity, call.traceparent)
                 check_constraints(request)
                 response = expected(await handler(request, call), method.response, "the response")
@@ -187,7 +194,7 @@ class GrpcServer:
         async def serve(request: Message, context: Any) -> None:
             event = RequestEvent("rpc", method.path)
             try:
-                call = await self._enter(method, context)
+                call = await self._enter(method, context, event)
                 event.identify(call.request_id, call.identity, call.traceparent)
                 check_constraints(request)
                 stream = handler(request, call)

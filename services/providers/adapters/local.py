@@ -12,6 +12,7 @@ from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Message, Part, ToolRes
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
+from services.formats.errors import invalid
 from services.providers.adapter import conversation_of
 from services.providers.domain.estimate import estimate_usage
 from services.providers.embedding import embedding_inputs
@@ -20,6 +21,7 @@ from services.providers.settings import ProviderSettings
 
 MODELS = {"echo": "Rule-based chat (not a model)", "hash": "Hashed n-gram embeddings (not a model)"}
 DIMENSIONS = 256
+_LARGEST = 4096
 _NOTICE = "This is OmniHub's offline provider, not a language model."
 _WORD = re.compile(r"\S+\s*")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -68,6 +70,8 @@ class LocalAdapter:
         """Return hashed n-gram vectors: they tell alike spelling, not alike meaning."""
         inputs, dimensions = embedding_inputs(request)
         size = dimensions or DIMENSIONS
+        if size > _LARGEST:
+            raise invalid("dimensions", f"expected a whole number from 1 to {_LARGEST}")
         response = pb.EmbedResponse(model=request.model)
         for text in inputs:
             response.embeddings.add(values=_embed(text, size))
