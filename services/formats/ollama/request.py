@@ -56,8 +56,10 @@ def _write_tools(fields: dict[str, Any], chat: ChatInput, receipts: Receipts) ->
         receipts.dropped("tool_choice", "this provider cannot be made to call a tool")
     elif mode:
         receipts.translated("tool_choice", "without tools" if mode == "none" else "the model chooses")
-    if chat.HasField("parallel_tool_calls"):
-        receipts.dropped("parallel_tool_calls", "this provider has no such parameter")
+    if chat.parallel_tool_calls:
+        receipts.translated("parallel_tool_calls", "the model chooses")
+    elif chat.HasField("parallel_tool_calls"):
+        receipts.dropped("parallel_tool_calls", "this provider may always call several tools")
     tools: list[Any] = []
     for index, tool in enumerate(chat.tools):
         if tool.raw_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from services.providers.settings import ProviderSettings
 
@@ -29,6 +30,7 @@ class Known:
     other_key_variables: tuple[str, ...] = ()
     """Read when the first is not set."""
     usage_field: str = ""
+    prefill: Literal["no", "last_message", "continue_final_message"] = "no"
 
 
 KNOWN: Mapping[str, Known] = {
@@ -43,8 +45,17 @@ KNOWN: Mapping[str, Known] = {
     "anthropic": Known(
         "anthropic", "https://api.anthropic.com", "anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"
     ),
-    "groq": Known("openai", "https://api.groq.com/openai/v1", "groq", "GROQ_API_KEY", usage_field="x_groq"),
-    "openrouter": Known("openai", "https://openrouter.ai/api/v1", "openrouter", "OPENROUTER_API_KEY"),
+    "groq": Known(
+        "openai",
+        "https://api.groq.com/openai/v1",
+        "groq",
+        "GROQ_API_KEY",
+        prefill="last_message",
+        usage_field="x_groq",
+    ),
+    "openrouter": Known(
+        "openai", "https://openrouter.ai/api/v1", "openrouter", "OPENROUTER_API_KEY", prefill="last_message"
+    ),
     "huggingface": Known("openai", "https://router.huggingface.co/v1", "huggingface", "HF_TOKEN"),
     "gemini": Known(
         "gemini",
@@ -53,9 +64,9 @@ KNOWN: Mapping[str, Known] = {
         "GEMINI_API_KEY",
         other_key_variables=("GOOGLE_API_KEY",),
     ),
-    "ollama": Known("ollama", "http://127.0.0.1:11434"),
-    "vllm": Known("openai", "http://127.0.0.1:8000/v1"),
-    "llamacpp": Known("openai", "http://127.0.0.1:8080/v1"),
+    "ollama": Known("ollama", "http://127.0.0.1:11434", prefill="last_message"),
+    "vllm": Known("openai", "http://127.0.0.1:8000/v1", prefill="continue_final_message"),
+    "llamacpp": Known("openai", "http://127.0.0.1:8080/v1", prefill="last_message"),
     BEDROCK: Known(BEDROCK, "https://bedrock-runtime.{region}.amazonaws.com", "aws"),
     LOCAL: Known(LOCAL),
 }
@@ -121,6 +132,7 @@ def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
             "vendor": settings.vendor or known.vendor,
             "output_limit_parameter": settings.output_limit_parameter or known.output_limit_parameter,
             "usage_field": settings.usage_field or known.usage_field,
+            "prefill": settings.prefill or known.prefill,
         }
     )
     if completed.adapter != LOCAL and not completed.base_url.startswith(("http://", "https://")):

@@ -39,7 +39,16 @@ class OllamaAdapter(HttpAdapter):
     """Chat as newline-delimited JSON. No caller speaks this format, so every body is translated."""
 
     adapter = "ollama"
-    features: Sequence[str] = ("chat", "stream", "embed", "tools", "vision", "json_schema", "reasoning")
+    features: Sequence[str] = (
+        "chat",
+        "stream",
+        "embed",
+        "tools",
+        "vision",
+        "json_schema",
+        "reasoning",
+        "prefill",
+    )
     chat_path = "/api/chat"
     models_path = "/api/tags"
     errors = _ERRORS

@@ -9,11 +9,13 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from omnihub.common.v1.chat_pb2 import WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
 from omnihub.provider.v1.provider_service_api import ProviderService
 
 from services.common.rpc import Call, RpcError
 from services.formats import anthropic_messages, openai_chat
+from tests.integration.providers import test_receipts
 from tests.support import gemini_wire, ollama_wire
 from tests.support.adapters import WIRES, openai_shaped, typed
 from tests.support.fault_server import FaultServer, answer, running_fault_server
@@ -306,3 +308,31 @@ async def test_a_models_name_cannot_leave_its_place(server: FaultServer, client:
         attempt.model = model
         await chat(client, attempt)
         assert server.requests[-1].path == f"/v1beta/models/{path}:generateContent"
+
+
+@pytest.mark.parametrize("adapter", BOTH)
+@pytest.mark.parametrize("form", ["openai", "anthropic"])
+async def test_every_parameter_of_the_schemas_has_a_receipt(
+    server: FaultServer, client: ProviderService, adapter: str, form: str
+) -> None:
+    names, values = {
+        "openai": (test_receipts.OPENAI_FIELDS, test_receipts.OPENAI_VALUES),
+        "anthropic": (test_receipts.ANTHROPIC_FIELDS, test_receipts.ANTHROPIC_VALUES),
+    }[form]
+    body = {name: values.get(name, {"any": "thing"}) for name in names}
+    server.script = answer(WIRES[adapter].answer)
+    asked = openai_shaped(adapter, body)
+    if form == "anthropic":
+        asked.wire_format = WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES
+    receipt = (await chat(client, asked)).receipt
+    told = {entry.name.partition("[")[0].partition(".")[0] for entry in receipt}
+    assert set(body) <= told
+
+
+async def test_an_answer_that_broke_off_is_continued(server: FaultServer, client: ProviderService) -> None:
+    server.script = answer(ollama_wire.ANSWER)
+    await chat(client, typed("ollama", prefill_text="Grüße"))
+    assert server.requests[0].json()["messages"][-1] == {"role": "assistant", "content": "Grüße"}
+    capabilities = await client.get_capabilities(pb.GetCapabilitiesRequest(), Call.internal(5))
+    able = {each.provider for each in capabilities.providers if "prefill" in each.features}
+    assert able & set(BOTH) == {"ollama"}
