@@ -327,10 +327,10 @@ class HttpAdapter(ABC):
             raise failures.of(
                 "PROVIDER_PROTOCOL", f"answered with {what} instead of a JSON object", http_status=200
             )
-        self._check_body(answer, failures)
+        self.check_body(answer, failures)
         return answer, exchange.headers
 
-    def _check_body(self, body: bytes, failures: Failures) -> None:
+    def check_body(self, body: bytes, failures: Failures) -> None:
         """Raise the error that came with status 200."""
         if b'"error"' not in body[:4096]:
             return
@@ -347,7 +347,7 @@ class HttpAdapter(ABC):
             raise await self._refused(exchange, failures)
         if exchange.content_type in {_JSON, _HTML}:
             if exchange.content_type == _JSON:
-                self._check_body(await exchange.read_error(), failures)
+                self.check_body(await exchange.read_error(), failures)
             message = f"answered with {exchange.content_type} instead of a stream"
             raise failures.of("PROVIDER_PROTOCOL", message, http_status=200)
 
