@@ -194,6 +194,7 @@ class HttpAdapter(ABC):
     ) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Pass frames on as they come, those of one network read together."""
         progress = reader.progress
+        counted = 0
         async for events, at_end in self._events(exchange, progress, failures):
             frames: list[bytes] = []
             texts: list[str] = []
@@ -212,7 +213,9 @@ class HttpAdapter(ABC):
             if exchange.phase != MID_STREAM and (written or progress.finish is not None):
                 yield self._started(start, progress, exchange)
             if written:
-                yield pb.StreamChatResponse(raw_frame=_frame(written, "".join(texts), progress))
+                passed_on = _frame(written, "".join(texts), progress, progress.output_chars - counted)
+                counted = progress.output_chars
+                yield pb.StreamChatResponse(raw_frame=passed_on)
             if wrong is not None:
                 raise self._unreadable(wrong, at_end, progress, exchange, failures)
             self._check_error(progress, exchange, failures)
@@ -417,8 +420,8 @@ def _fill(response: pb.ChatResponse, facts: AnswerFacts | Answer, usage: Usage) 
     response.response_id = facts.response_id
 
 
-def _frame(data: bytes, text: str, progress: Progress) -> RawFrame:
-    frame = RawFrame(data=data, text=text)
+def _frame(data: bytes, text: str, progress: Progress, output_chars: int) -> RawFrame:
+    frame = RawFrame(data=data, text=text, output_chars=output_chars)
     # Most frames are text of a format without numbered parts: what is not so is set only where it is not so.
     if progress.thought:
         frame.thought = True

@@ -71,7 +71,7 @@ class BreakerSettings(Section):
 class RouterSettings(Section):
     """Settings of the router."""
 
-    baseline_model: str = ""
+    baseline_model: str = Field("", pattern=r"^([^/]+/.+)?$")
     """`provider/model` that savings are measured against; empty: no savings are shown."""
     unknown_price: Literal["refuse", "free"] = "refuse"
     """What to do with a model that has no price."""
