@@ -21,14 +21,9 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
     adapters: dict[str, Adapter] = {}
     for name, given in {LOCAL: ProviderSettings(), **settings}.items():
         try:
-            completed = complete(name, given)
+            adapters[name] = _adapter(name, given, upstream)
         except ValueError as error:
             raise StartupError(str(error)) from None
-        make = ADAPTERS.get(completed.adapter)
-        if make is None:
-            known = ", ".join(sorted(ADAPTERS))
-            raise StartupError(f"providers.{name}.adapter: {completed.adapter!r} is none of {known}")
-        adapters[name] = make(name, completed, upstream)
     return Service(
         name="providers",
         interfaces=[(ProviderService, ProviderServer(adapters))],
@@ -36,3 +31,13 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
         stop=upstream.stop,
         check=upstream.check,
     )
+
+
+def _adapter(name: str, settings: ProviderSettings, upstream: Upstream) -> Adapter:
+    """Make one adapter. Raises ValueError naming the setting that is wrong."""
+    completed = complete(name, settings)
+    make = ADAPTERS.get(completed.adapter)
+    if make is None:
+        known = ", ".join(sorted(ADAPTERS))
+        raise ValueError(f"providers.{name}.adapter: {completed.adapter!r} is none of {known}")
+    return make(name, completed, upstream)
