@@ -29,6 +29,8 @@ class Facts(msgspec.Struct, frozen=True):
     user: str
     messages: msgspec.Raw
     """The conversation, undecoded."""
+    stateful: bool = False
+    """The provider knows more of the conversation than the body holds."""
 
 
 def check_messages(messages: msgspec.Raw) -> None:
