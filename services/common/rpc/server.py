@@ -145,8 +145,10 @@ class GrpcServer:
         """Refuse new calls, let running ones finish within `grace_s` seconds, then cancel them."""
         await self._server.stop(grace_s)
 
-    async def _enter(self, method: Method, context: Any) -> Call:
+    async def _enter(self, method: Method, context: Any, event: RequestEvent) -> Call:
         headers = dict(context.invocation_metadata() or ())
+        # Before anything can fail: also a refusal is found in the log by its id.
+        event.request_id = _request_id(headers)
         identity = ANONYMOUS
         if self._gate is not None:
             if token := headers.get(IDENTITY):
@@ -156,7 +158,7 @@ class GrpcServer:
             check_access(method, identity)
         remaining = context.time_remaining()
         return Call(
-            _request_id(headers),
+            event.request_id,
             identity,
             traceparent=headers.get(TRACEPARENT, ""),
             idempotency_key=headers.get(IDEMPOTENCY_KEY, ""),
@@ -166,7 +168,7 @@ class GrpcServer:
         async def serve(request: Message, context: Any) -> Message:
             event = RequestEvent("rpc", method.path)
             try:
-                call = await self._enter(method, context)
+                call = await self._enter(method, context, event)
                 event.identify(call.request_id, call.identity, call.traceparent)
                 check_constraints(request)
                 response = expected(await handler(request, call), method.response, "the response")
@@ -187,7 +189,7 @@ class GrpcServer:
         async def serve(request: Message, context: Any) -> None:
             event = RequestEvent("rpc", method.path)
             try:
-                call = await self._enter(method, context)
+                call = await self._enter(method, context, event)
                 event.identify(call.request_id, call.identity, call.traceparent)
                 check_constraints(request)
                 stream = handler(request, call)
