@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and POST /v1/messages."""
+"""POST /v1/chat/completions, POST /v1/responses and POST /v1/messages."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ class ChatEndpoint:
                 answer.response_id or outcome.request_id,
                 outcome.model_used,
                 int(time.time()),
+                **self._surface.echo(body),
             )
         await exchange.respond(200, document, outcome_headers(answer.outcome))
 
@@ -101,7 +102,8 @@ class ChatEndpoint:
                 elif message.HasField("start"):
                     await exchange.start(200, [*EVENT_STREAM, *start_headers(message.start)])
                     if not message.start.wire_format:
-                        writer = self._writer(message.start, facts, exchange)
+                        writer = self._writer(message.start, facts, exchange, body)
+                        exchange.write_stream_error = writer.error
                         await exchange.write(writer.start(), more=True)
                 elif message.HasField("end"):
                     note(event, message.end.outcome)
@@ -115,12 +117,13 @@ class ChatEndpoint:
         if not exchange.finished:
             raise RpcError("STREAM_TRUNCATED", "the answer ended without saying how")
 
-    def _writer(self, start: pb.StreamStart, facts: Facts, exchange: Exchange) -> Any:
+    def _writer(self, start: pb.StreamStart, facts: Facts, exchange: Exchange, body: bytes) -> Any:
         return self._surface.stream_writer(
             start.model_used,
             start.response_id or exchange.request_id,
             int(start.started_at.seconds),
             facts.include_usage,
+            **self._surface.echo(body),
         )
 
     def _last(self, end: pb.StreamEnd, writer: Any) -> bytes:

@@ -17,7 +17,7 @@ from yarl import URL
 from services.common import clock
 from services.formats.answers import Answer, AnswerFacts, Event, Progress, RawReader, StreamReader
 from services.formats.errors import FormatError
-from services.providers.adapter import conversation_of
+from services.providers.adapter import conversation_of, receipts_of
 from services.providers.domain.classification import (
     ErrorTable,
     read_error,
@@ -326,6 +326,7 @@ class HttpAdapter(ABC):
             body, receipt = self.patch(attempt, stream)
             return Prepared(body, receipt, raw=True)
         body, receipt = self.write_request(conversation_of(attempt), attempt, stream)
+        receipt.extend(receipts_of(attempt))
         if attempt.strict:
             for entry in receipt:
                 if entry.outcome == "dropped":

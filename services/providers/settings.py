@@ -35,5 +35,7 @@ class ProviderSettings(Section):
     """Whose price list applies; empty for the known one."""
     output_limit_parameter: str = ""
     """What an OpenAI-shaped server calls the limit of output tokens, when the caller's body does not tell."""
+    responses: bool | None = None
+    """An OpenAI-shaped server has `/responses`, too; others are asked for a chat. Unset: as known."""
     timeouts: TimeoutSettings = TimeoutSettings()
     """Limits of an attempt."""

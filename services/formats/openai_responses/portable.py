@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import msgspec
@@ -78,19 +78,13 @@ def _check_references(message: Message) -> None:
 
 def _expose(message: Message) -> None:
     """Put fields that only this format's items have where writers account for them."""
-    for extension in (message.extension_json, *(part.extension_json for part in message.parts)):
-        if OWN_FIELDS in extension:
-            own = read_object(extension[OWN_FIELDS].encode())
-            known = _REASONING_FIELDS if bytes(own.get("type", b"")) == b'"reasoning"' else ENVELOPE
-            _keep_unknown(own.items(), known, extension)
-
-
-def _keep_unknown(
-    fields: Iterable[tuple[str, msgspec.Raw]], known: frozenset[str], extension: MutableMapping[str, str]
-) -> None:
-    for name, raw in fields:
-        if name not in known:
-            extension[name] = text_of(raw)
+    extensions = [message.extension_json, *(part.extension_json for part in message.parts)]
+    for own in [extension[OWN_FIELDS] for extension in extensions if OWN_FIELDS in extension]:
+        fields = read_object(own.encode())
+        known = _REASONING_FIELDS if bytes(fields.get("type", b"")) == b'"reasoning"' else ENVELOPE
+        for name, raw in fields.items():
+            if name not in known:
+                message.extension_json[name] = text_of(raw)
 
 
 def _read_text(extension: MutableMapping[str, str]) -> None:

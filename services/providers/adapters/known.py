@@ -22,6 +22,8 @@ class Known:
     key_variable: str = ""
     url_variable: str = ""
     output_limit_parameter: str = _COMMON_LIMIT
+    responses: bool = False
+    """It has `/responses` with state, besides chat completions."""
 
 
 KNOWN: Mapping[str, Known] = {
@@ -32,6 +34,7 @@ KNOWN: Mapping[str, Known] = {
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",
         output_limit_parameter="max_completion_tokens",
+        responses=True,
     ),
     "anthropic": Known(
         "anthropic", "https://api.anthropic.com", "anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"
@@ -70,6 +73,7 @@ def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
             "adapter": settings.adapter or known.adapter,
             "base_url": settings.base_url or known.base_url,
             "vendor": settings.vendor or known.vendor,
+            "responses": known.responses if settings.responses is None else settings.responses,
             "output_limit_parameter": settings.output_limit_parameter or known.output_limit_parameter,
         }
     )

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from services.providers.adapter import Adapter
 from services.providers.adapters.anthropic import AnthropicAdapter
 from services.providers.adapters.local import LocalAdapter
-from services.providers.adapters.openai import OpenAIAdapter
+from services.providers.adapters.openai_responses import openai_adapter
 from services.providers.http import Upstream
 from services.providers.settings import ProviderSettings
 
 ADAPTERS: Mapping[str, Callable[[str, ProviderSettings, Upstream], Adapter]] = {
     "anthropic": AnthropicAdapter,
     "local": LocalAdapter,
-    "openai": OpenAIAdapter,
+    "openai": openai_adapter,
 }
