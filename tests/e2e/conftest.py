@@ -21,18 +21,16 @@ LIMITS = {
     "OMNIHUB_EDGE__JSON_BODY_LIMIT_BYTES": "500000",
     "OMNIHUB_GATEWAY__BODY_LIMIT_BYTES": "900000",
 }
-# One worker of pytest-xdist owns a shape, so that each is started once.
-BOTH_SHAPES = [pytest.param(shape, marks=pytest.mark.xdist_group(f"e2e-{shape}")) for shape in SHAPES]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def upstream() -> Iterator[Upstream]:
     """The provider behind every model."""
     with running_upstream() as running:
         yield running
 
 
-@pytest.fixture(scope="session", params=BOTH_SHAPES)
+@pytest.fixture(scope="package", params=SHAPES)
 def suite(
     request: pytest.FixtureRequest, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Suite]:

@@ -70,8 +70,12 @@ def running_suite(
     shape: str = "one",
     environment: Mapping[str, str] | None = None,
     registration: str = "open",
+    start: bool = True,
 ) -> Iterator[Suite]:
-    """Run the suite in one process or in many, with CONFIG; stopped at the end, if it still runs."""
+    """Run the suite in one process or in many, with CONFIG; stopped at the end, if it still runs.
+
+    Without `start`, only its files are made.
+    """
     with refusing_port() as dead_port:
         config = CONFIG.format(
             upstream=upstream.url, claude_key=CLAUDE_KEY, dead_port=dead_port, registration=registration
@@ -79,7 +83,8 @@ def running_suite(
         variables = {"WALL_KEY": WALL_KEY, **(environment or {})}
         suite = Suite(folder, config, variables, SHAPES[shape])
         try:
-            suite.start()
+            if start:
+                suite.start()
             yield suite
         finally:
             suite.stop()
