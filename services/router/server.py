@@ -227,7 +227,17 @@ def _asked(request: pb.ChatRequest | pb.StreamChatRequest, feature: str) -> Aske
         raise _invalid("wire_format", f"expected one of {', '.join(map(WireFormat.Name, _FACTS))}")
     facts = read_facts(raw_body)
     wire_format = WireFormat.ValueType(request.wire_format)
-    return Asked(chat, feature, raw_body, wire_format, request.options, facts.max_tokens or 0, facts.n)
+    return Asked(
+        chat,
+        feature,
+        raw_body,
+        wire_format,
+        request.options,
+        facts.max_tokens or 0,
+        facts.n,
+        facts.stateful,
+        facts.vendor_bound,
+    )
 
 
 def _asked_to_embed(request: pb.EmbedRequest) -> Asked:

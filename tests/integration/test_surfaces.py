@@ -1,4 +1,4 @@
-"""What only some surfaces have, and what all must do when a provider fails, as the vendors' clients see it."""
+"""What only some surfaces have, and what all do when a provider fails, as the vendors' clients see it."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ async def test_what_the_vendor_remembers_is_paid_for_in_advance(
         await gpt.responses.create(
             model="by-openai", input="hi", max_output_tokens=9, previous_response_id="resp_0"
         )
-    assert caught.value.status_code == 402
+    assert caught.value.code in ("insufficient_credits", "in_flight_budget_exhausted")
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -249,7 +249,7 @@ async def test_tokens_are_counted_for_nothing(
     response = await claude.messages.with_raw_response.count_tokens(
         model=model, messages=SAID, tools=[{"name": "f", "input_schema": {"type": "object"}}]
     )
-    counted = response.parse().input_tokens
+    counted = (await response.parse()).input_tokens
     estimated = model == "by-plain"
     assert (counted == 42) != estimated
     assert 0 < counted < 100
@@ -266,6 +266,7 @@ async def test_counting_goes_on_to_the_next_provider(
         {"type": "error", "error": {"type": "overloaded_error", "message": "m"}}, status=529
     )
     counted = await claude.messages.with_raw_response.count_tokens(model="stateful", messages=SAID)
+    await counted.parse()
     assert counted.headers["x-omnihub-provider"] == "openai"
     assert server.injected["status_529"] == 1
     with pytest.raises(anthropic.APIStatusError) as caught:

@@ -41,6 +41,8 @@ class _Body(msgspec.Struct):
     previous_response_id: msgspec.Raw = _NOTHING
     conversation: msgspec.Raw = _NOTHING
     prompt: msgspec.Raw = _NOTHING
+    store: bool | None = None
+    background: bool | None = None
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -54,9 +56,8 @@ def read_facts(body: bytes) -> Facts:
         raise from_decode_error(error) from None
     if not read.model:
         raise invalid("model", "name the model, for example one of GET /v1/models")
-    stateful = any(
-        raw and not is_null(raw) for raw in (read.previous_response_id, read.conversation, read.prompt)
-    )
+    state = (read.previous_response_id, read.conversation, read.prompt)
+    stateful = any(raw and not is_null(raw) for raw in state) or b'"item_reference"' in bytes(read.input)
     _check_input(read.input, stateful)
     if read.max_output_tokens is not None and not 0 < read.max_output_tokens < 2**32:
         raise invalid("max_output_tokens", "expected a positive whole number")
@@ -72,6 +73,7 @@ def read_facts(body: bytes) -> Facts:
         user=read.user or "",
         messages=read.input,
         stateful=stateful,
+        vendor_bound=stateful or bool(read.store) or bool(read.background),
     )
 
 

@@ -82,6 +82,7 @@ class OpenAIWithResponsesAdapter(OpenAIAdapter):
     def __init__(self, name: str, settings: ProviderSettings, upstream: Upstream) -> None:
         super().__init__(name, settings, upstream)
         self.wire_formats = (self.wire_format, _RESPONSES)
+        self.features = (*self.features, "responses")
         self._responses = ResponsesAdapter(name, settings, upstream)
 
     async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
