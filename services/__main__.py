@@ -75,7 +75,11 @@ async def _run(settings: Settings, targets: Sequence[str]) -> int:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stopping.set)
-    process = Process(settings, targets)
+    try:
+        process = Process(settings, targets)
+    except OSError as error:
+        sys.stderr.write(f"cannot start: internal_tls: {error}\n")
+        return 1
     starting = asyncio.create_task(process.start())
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)

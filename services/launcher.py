@@ -18,6 +18,7 @@ from omnihub.auth.v1.auth_service_api import AuthService
 from services.common.authenticator import Authenticator
 from services.common.ids import new_id
 from services.common.rpc import Connector, Registry
+from services.common.rpc.local import cancelled_handlers_ended
 from services.common.rpc.server import GrpcServer
 from services.common.service import Infrastructure, Service
 from services.listener import HttpListener
@@ -233,10 +234,12 @@ class Process:
             await self._http.stop()
         if self._grpc is not None:
             await self._grpc.stop(self._settings.drain_timeout_s)
-        while self._started:
-            await self._stop_service(self._started.pop())
         if self._authenticator is not None:
+            # Before the auth service, whose changes it follows.
             await self._authenticator.stop()
+        while self._started:
+            await cancelled_handlers_ended()
+            await self._stop_service(self._started.pop())
         await self._connector.close()
 
     async def _stop_service(self, service: Service) -> None:

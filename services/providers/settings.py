@@ -29,6 +29,14 @@ class ProviderSettings(Section):
     """Where it is, with the version path its own SDK uses; empty for the known address."""
     api_key: Secret | None = None
     """Its credential: literally, `env:NAME` or `file:/path`. Self-hosted ones may need none."""
+    region: str = Field(default="", pattern=r"^[a-z0-9-]*$")
+    """Where a regional provider is asked, such as us-east-1."""
+    access_key_id: Secret | None = None
+    """For a provider whose requests are signed: the key's id. Without it, the machine's own credential."""
+    secret_access_key: Secret | None = None
+    """For a provider whose requests are signed: the key."""
+    session_token: Secret | None = None
+    """For a provider whose requests are signed: the token of a temporary key."""
     headers: dict[str, Secret] = {}
     """Headers to send with every request; treated as secrets."""
     vendor: str = ""

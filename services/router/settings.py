@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from services.common.settings import Section
+from services.credits.money import parse_nano
+
+
+def _check_amount(amount: str) -> str:
+    if parse_nano(amount) <= 0:
+        raise ValueError("must be greater than 0")
+    return amount
+
+
+# Credits, as a decimal.
+Amount = Annotated[str, AfterValidator(_check_amount)]
 
 
 class TimeoutSettings(Section):
@@ -51,9 +62,9 @@ class RouterSettings(Section):
     """What to do with a model that has no price."""
     default_output_tokens: int = Field(4096, ge=1)
     """Output tokens to reserve credits for when the caller names no limit."""
-    lease_minimum: str = "0.05"
+    lease_minimum: Amount = "0.05"
     """Smallest lease, in credits."""
-    lease_maximum: str = "5"
+    lease_maximum: Amount = "5"
     """Largest lease, in credits, unless one request needs more."""
     settle_interval_s: float = Field(1, gt=0, le=60)
     """How often charges go from the journal to billing."""

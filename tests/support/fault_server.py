@@ -22,6 +22,7 @@ class Recorded:
 
     method: str
     path: str
+    """As it was sent: encoded, with the query."""
     headers: Mapping[str, str]
     body: bytes
     connection: tuple[str, int]
@@ -103,6 +104,8 @@ class FaultServer:
         self.url = ""
         self.script: Sequence[Step] = answer({})
         self.scripts: dict[str, Sequence[Step]] = {}
+        self.respond: Callable[[bytes], object] | None = None
+        """Instead of a script: the JSON answer to a body."""
         self.requests: list[Recorded] = []
         self.injected: Counter[str] = Counter()
         self.hung_up = asyncio.Event()
@@ -113,10 +116,11 @@ class FaultServer:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         peer = request.transport.get_extra_info("peername")
         body = await request.read()
-        self.requests.append(Recorded(request.method, request.path_qs, request.headers.copy(), body, peer))
+        self.requests.append(Recorded(request.method, request.raw_path, request.headers.copy(), body, peer))
         response = web.StreamResponse()
         try:
-            for step in self.scripts.get(request.path, self.script):
+            script = self.scripts.get(request.path, self.script)
+            for step in answer(self.respond(body)) if self.respond is not None else script:
                 await self._run(step, request, response)
         except (asyncio.CancelledError, ConnectionError):
             self.hung_up.set()

@@ -122,14 +122,19 @@ class GrpcServer:
         self._names.append(name)
 
     async def start(self) -> int:
-        """Listen and return the port."""
+        """Listen and return the port. Raises OSError when the address cannot be had."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)
-        if self._credentials is None:
-            port = self._server.add_insecure_port(self._listen)
-        else:
-            port = self._server.add_secure_port(self._listen, self._credentials)
+        try:
+            if self._credentials is None:
+                port = self._server.add_insecure_port(self._listen)
+            else:
+                port = self._server.add_secure_port(self._listen, self._credentials)
+        except RuntimeError:
+            raise OSError(
+                f"no gRPC listener on {self._listen}: it is in use or no address; set OMNIHUB_GRPC_LISTEN"
+            ) from None
         await self._server.start()
         return int(port)
 

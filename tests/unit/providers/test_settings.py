@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.common.rpc import Connector, Registry
-from services.common.service import Infrastructure
+from services.common.service import Infrastructure, StartupError
 from services.providers.adapters.known import complete, providers_from_environment
 from services.providers.app import build
 from services.providers.settings import ProviderSettings
@@ -62,7 +62,7 @@ def test_vendors_own_variables() -> None:
 )
 def test_wrong_settings_are_named(settings: ProviderSettings, message: str) -> None:
     infrastructure = Infrastructure(connector=Connector(Registry(), {}), data_dir=Path())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(StartupError, match=message):
         build({"wall": settings}, infrastructure)
 
 
