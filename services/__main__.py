@@ -48,8 +48,13 @@ def _parser() -> argparse.ArgumentParser:
 def _config(settings: Settings, options: argparse.Namespace) -> int:
     if options.action == "print":
         sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
-    else:
-        sys.stdout.write("the settings are valid\n")
+        return 0
+    try:
+        asyncio.run(Process(settings, resolve_targets(["all"])).verify())
+    except (OSError, StartupError) as error:
+        sys.stderr.write(f"the settings cannot be used:\n{error}\n")
+        return 2
+    sys.stdout.write("the settings are valid\n")
     return 0
 
 

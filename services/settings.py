@@ -104,7 +104,7 @@ class Settings(Section):
     database_url: str = Field("", pattern=r"^(postgresql://.*)?$")
     """`postgresql://...`; empty: SQLite files in data_dir."""
     public_url: str = ""
-    """How callers reach the platform, for links in answers."""
+    """How callers reach the platform. Accepted already; read once answers contain links."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web clients, such as `https://app.example.com`."""
     bootstrap_api_key: Secret | None = None

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from services.common.service import Infrastructure, Service, StartupError
+from services.common.service import Infrastructure, Service
 from services.edge.config import bootstrap
 from services.edge.envoy import EdgeError, Envoy, admin_socket
 from services.edge.settings import EdgeSettings
@@ -40,12 +40,6 @@ def build(
     )
     envoy = Envoy(settings, configuration, socket=socket, data_dir=data_dir, port=port)
 
-    async def start() -> None:
-        try:
-            await envoy.start()
-        except EdgeError as error:
-            raise StartupError(str(error)) from None
-
     async def check() -> None:
         envoy.check()
 
@@ -57,4 +51,4 @@ def build(
 
     # On the internal listener: the edge itself has no route to it.
     routes = [Route("/metrics/edge", metrics)]
-    return Service(name="edge", routes=routes, start=start, stop=envoy.stop, check=check)
+    return Service(name="edge", routes=routes, start=envoy.start, stop=envoy.stop, check=check)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, runtime_checkable
 
-from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, WireFormat
+from omnihub.common.v1.chat_pb2 import ChatInput, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.formats import anthropic_messages, openai_chat, openai_responses
+from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import UnsupportedError
 
 
@@ -59,7 +60,32 @@ _READERS = {
 
 
 def conversation_of(attempt: pb.Attempt) -> ChatInput:
-    """Return the conversation, read from the raw body when there is one. Raises FormatError."""
+    """Return the conversation, read from the raw body when there is one. Raises FormatError.
+
+    It ends with the text that the model is to go on from, when the attempt has one.
+    """
+    chat = _read(attempt)
+    return _with_prefill(chat, attempt.prefill_text) if attempt.prefill_text else chat
+
+
+def _with_prefill(chat: ChatInput, text: str) -> ChatInput:
+    prefilled = ChatInput()
+    prefilled.CopyFrom(chat)
+    last = prefilled.messages[-1] if prefilled.messages else None
+    if last is None or last.role != "assistant":
+        last = prefilled.messages.add(role="assistant")
+    # The caller's own beginning of the answer stays the beginning.
+    if last.parts:
+        last.parts.add().text.text = text
+    else:
+        last.content += text
+    if prefilled.HasField("max_tokens"):
+        written = estimate_usage(0, len(text)).output_total
+        prefilled.max_tokens = max(1, prefilled.max_tokens - written)
+    return prefilled
+
+
+def _read(attempt: pb.Attempt) -> ChatInput:
     if not attempt.raw_body:
         return attempt.chat
     reader = _READERS.get(attempt.wire_format)
@@ -67,10 +93,3 @@ def conversation_of(attempt: pb.Attempt) -> ChatInput:
         name = WireFormat.Name(attempt.wire_format)
         raise UnsupportedError(attempt.provider, f"bodies of {name} cannot be translated", "wire_format")
     return reader(attempt.raw_body)
-
-
-def receipts_of(attempt: pb.Attempt) -> Sequence[ParameterReceipt]:
-    """Return what becomes of a raw body's defaults when it is translated."""
-    if attempt.raw_body and attempt.wire_format == WireFormat.WIRE_FORMAT_OPENAI_RESPONSES:
-        return [openai_responses.store_receipt()]
-    return ()

@@ -17,7 +17,8 @@ from yarl import URL
 from services.common import clock
 from services.formats.answers import Answer, AnswerFacts, Event, Progress, RawReader, StreamReader
 from services.formats.errors import FormatError
-from services.providers.adapter import conversation_of, receipts_of
+from services.formats.receipts import MOST as MOST_RECEIPTS
+from services.providers.adapter import conversation_of
 from services.providers.domain.classification import (
     ErrorFacts,
     ErrorTable,
@@ -26,9 +27,10 @@ from services.providers.domain.classification import (
     read_retry_after,
 )
 from services.providers.domain.estimate import estimate_usage
-from services.providers.domain.failure import MID_STREAM, Failures, ProviderError, UnsupportedError
+from services.providers.domain.failure import MID_STREAM, Failures, ProviderError
 from services.providers.frames import FrameError, FrameParser, FrameTooLargeError
 from services.providers.http import FRAME_LIMIT, Exchange, Timeouts, Upstream
+from services.providers.receipts import account, refuse_drops
 from services.providers.settings import ProviderSettings
 from services.providers.sse import SseParser
 
@@ -195,11 +197,13 @@ class HttpAdapter(ABC):
         async for events, at_end in self._events(exchange, progress, failures):
             frames: list[bytes] = []
             texts: list[str] = []
+            wrong: FormatError | None = None
             for name, data in events:
                 try:
                     frame, text = reader.read(name, data)
                 except FormatError as error:
-                    raise self._unreadable(error, at_end, progress, exchange, failures) from None
+                    wrong = error
+                    break  # What came before it in the same read is good.
                 if progress.error is not None:
                     break
                 frames.append(frame)
@@ -208,7 +212,9 @@ class HttpAdapter(ABC):
             if exchange.phase != MID_STREAM and (written or progress.finish is not None):
                 yield self._started(start, progress, exchange)
             if written:
-                yield pb.StreamChatResponse(raw_frame=RawFrame(data=written, text="".join(texts)))
+                yield pb.StreamChatResponse(raw_frame=_frame(written, "".join(texts), progress))
+            if wrong is not None:
+                raise self._unreadable(wrong, at_end, progress, exchange, failures)
             self._check_error(progress, exchange, failures)
         yield self._ended(progress, failures, prepared, reader.tail)
 
@@ -348,17 +354,16 @@ class HttpAdapter(ABC):
         return failures.rejected(self.errors.classify(exchange.status, facts, retry_after_s))
 
     def _prepare(self, attempt: pb.Attempt, stream: bool) -> Prepared:
-        if attempt.raw_body and attempt.wire_format in self.wire_formats:
+        raw = bool(attempt.raw_body) and attempt.wire_format in self.wire_formats
+        raw = raw and not attempt.typed and not attempt.prefill_text
+        if raw:
             body, receipt = self.patch(attempt, stream)
-            return Prepared(body, receipt, raw=True)
-        body, receipt = self.write_request(conversation_of(attempt), attempt, stream)
-        receipt.extend(receipts_of(attempt))
+        else:
+            body, receipt = self.write_request(conversation_of(attempt), attempt, stream)
+            receipt = account(attempt, receipt)
         if attempt.strict:
-            for entry in receipt:
-                if entry.outcome == "dropped":
-                    message = f"{self.name} cannot take {entry.name}: {entry.detail}"
-                    raise UnsupportedError(self.name, message, entry.name)
-        return Prepared(body, receipt, raw=False)
+            refuse_drops(self.name, receipt)
+        return Prepared(body, receipt[:MOST_RECEIPTS], raw)
 
     def failures(self, model: str) -> Failures:
         """Return the maker of this attempt's errors."""
@@ -410,6 +415,19 @@ def _fill(response: pb.ChatResponse, facts: AnswerFacts | Answer, usage: Usage) 
     response.usage.CopyFrom(usage)
     response.model = facts.model
     response.response_id = facts.response_id
+
+
+def _frame(data: bytes, text: str, progress: Progress) -> RawFrame:
+    frame = RawFrame(data=data, text=text)
+    # Most frames are text of a format without numbered parts: what is not so is set only where it is not so.
+    if progress.thought:
+        frame.thought = True
+    if progress.beyond_text:
+        frame.beyond_text = True
+    if progress.parts:
+        frame.parts = progress.parts
+        frame.open_part = progress.open_part
+    return frame
 
 
 def _typed(event: Event) -> pb.StreamChatResponse:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from services.common.settings import Secret, Section
@@ -45,5 +47,8 @@ class ProviderSettings(Section):
     """What an OpenAI-shaped server calls the limit of output tokens, when the caller's body does not tell."""
     responses: bool | None = None
     """An OpenAI-shaped server has `/responses`, too; others are asked for a chat. Unset: as known."""
+    prefill: Literal["", "no", "last_message", "continue_final_message"] = ""
+    """How an OpenAI-shaped server goes on with an answer: it continues a last message of the assistant, wants
+    vLLM's parameter for that, or cannot. Empty for what is known of the provider."""
     timeouts: TimeoutSettings = TimeoutSettings()
     """Limits of an attempt."""

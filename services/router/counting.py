@@ -8,9 +8,9 @@ from omnihub.router.v1 import router_service_pb2 as pb
 
 from services.common.rpc import Call, RpcError
 from services.router.admission import Admission
+from services.router.attempts import timeouts_of
 from services.router.domain.errors import NoCandidateError
 from services.router.domain.policy import eligible
-from services.router.execution import timeouts_of
 
 # The request itself is at fault: another provider would say the same.
 _FINAL = frozenset({"INVALID_ARGUMENT", "MALFORMED_BODY", "PARAMETER_UNSUPPORTED", "PROVIDER_REJECTED"})

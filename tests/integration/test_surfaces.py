@@ -45,6 +45,7 @@ async def stack(server: FaultServer, tmp_path: Path) -> AsyncIterator[Stack]:
         "anthropic": settings("anthropic", server.url),
     }
     routes = {f"by-{name}": RouteSettings(route=[f"{name}/m"], retries=0) for name in PROVIDERS}
+    routes["rescued"] = RouteSettings(route=["plain/m", "anthropic/m"], retries=0)
     routes["stateful"] = RouteSettings(route=["anthropic/m", "openai/m"], retries=0)
     async with running_stack(tmp_path, configured, [f"{name}/m" for name in PROVIDERS], **routes) as running:
         yield running
@@ -168,6 +169,21 @@ async def test_an_answer_that_is_too_long_is_incomplete(
     assert end.response.model_extra["omnihub"]["state"] == "complete"
 
 
+async def test_a_response_goes_on_with_another_provider(server: FaultServer, gpt: openai.AsyncOpenAI) -> None:
+    more = [wire.ANTHROPIC_EVENTS[0], *wire.ANTHROPIC_EVENTS[6:7], *wire.ANTHROPIC_EVENTS[8:10]]
+    end = [*wire.ANTHROPIC_EVENTS[-2:]]
+    server.scripts = {
+        "/v1/chat/completions": stream(sse(*wire.OPENAI_TEXT[:2])),
+        "/v1/messages": stream(sse(*more, *end, event=True)),
+    }
+    async with gpt.responses.stream(model="rescued", input="hi") as events:
+        types = [event.type async for event in events]
+        final = await events.get_final_response()
+    assert final.output_text == "Grüße, Welt 🌍"
+    assert types.count("response.output_item.added") == types.count("response.output_item.done") == 1
+    assert [request.path for request in server.requests] == ["/v1/chat/completions", "/v1/messages"]
+
+
 @pytest.mark.parametrize("provider", ["plain", "anthropic"])
 async def test_state_is_refused_by_name(gpt: openai.AsyncOpenAI, provider: str) -> None:
     with pytest.raises(openai.BadRequestError, match="keeps no state") as caught:
@@ -289,7 +305,7 @@ async def test_bad_counts_are_refused_by_name(stack: Stack, claude: anthropic.As
 async def test_models_are_listed_for_both_clients(
     stack: Stack, gpt: openai.AsyncOpenAI, claude: anthropic.AsyncAnthropic
 ) -> None:
-    names = {"by-openai", "by-plain", "by-anthropic", "stateful"}
+    names = {"by-openai", "by-plain", "by-anthropic", "rescued", "stateful"}
     assert {model.id async for model in gpt.models.list()} == names
     assert {model.id async for model in claude.models.list()} == names
     found = await claude.models.retrieve("by-plain")

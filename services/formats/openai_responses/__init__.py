@@ -3,7 +3,7 @@
 from services.formats.facts import Facts
 from services.formats.openai_chat.errors import write_error
 from services.formats.openai_responses.facts import read_echo, read_facts
-from services.formats.openai_responses.portable import read_portable, store_receipt
+from services.formats.openai_responses.portable import default_receipts, read_portable
 from services.formats.openai_responses.reasoning import SEAL
 from services.formats.openai_responses.request import read_request, write_request
 from services.formats.openai_responses.response import (
@@ -27,13 +27,13 @@ __all__ = [
     "StreamReader",
     "StreamWriter",
     "close_raw_stream",
+    "default_receipts",
     "read_echo",
     "read_facts",
     "read_portable",
     "read_request",
     "read_response",
     "read_response_facts",
-    "store_receipt",
     "write_error",
     "write_request",
     "write_response",

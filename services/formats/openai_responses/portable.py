@@ -25,6 +25,9 @@ from services.formats.openai_responses.request import read_request
 _STATE = ("previous_response_id", "conversation", "prompt")
 _ADVICE = "send the whole conversation in `input`, or choose a model of a provider that offers responses"
 _REASONING_FIELDS = ENVELOPE | {"summary", "content", "encrypted_content"}
+_DEFAULTS = frozenset(
+    {b"{}", b'{"format":{"type":"text"}}', b'{"effort":null}', b'{"effort":null,"summary":null}'}
+)
 _SEALED = "reasoning.encrypted_content"
 
 
@@ -60,11 +63,23 @@ def _taken(extension: MutableMapping[str, str], name: str) -> str:
     return text
 
 
-def store_receipt() -> ParameterReceipt:
-    """Return what becomes of `store`, which this format takes as true when it goes unsaid."""
-    return ParameterReceipt(
-        name="store", outcome="translated", detail="false: this provider keeps no responses"
-    )
+def default_receipts(body: bytes) -> list[ParameterReceipt]:
+    """Return what becomes of parameters that ask for no more than every provider does.
+
+    `store` is among them also when it goes unsaid, for this format then takes it as true.
+    """
+    fields = read_object(body)
+    told = {"store": "false: this provider keeps no responses"}
+    if "background" in fields:
+        told["background"] = "answered at once"
+    if bytes(fields.get("truncation", b"")) == b'"disabled"':
+        told["truncation"] = "nothing is cut off"
+    if "include" in fields and _only_sealed(text_of(fields["include"])):
+        told["include"] = "thoughts come with what they need to go back"
+    for name in ("text", "reasoning"):
+        if name in fields and bytes(fields[name]).replace(b" ", b"") in _DEFAULTS:
+            told[name] = "it asks for what comes anyway"
+    return [ParameterReceipt(name=name, outcome="translated", detail=told[name]) for name in told]
 
 
 def _check_references(message: Message) -> None:
@@ -116,11 +131,15 @@ def _read_rest(extension: MutableMapping[str, str]) -> None:
     if reasoning != "null":
         for name, raw in read_object(reasoning.encode()).items():
             extension[f"reasoning.{name}"] = text_of(raw)
-    include = extension.get("include", "null")
-    if include != "null":
-        wanted = read_value(raw_of(include), list[str], "include")
-        if set(wanted) <= {_SEALED}:  # Thoughts always come with what they need to go back.
-            del extension["include"]
+    if _only_sealed(extension.get("include", "null")):
+        _taken(extension, "include")
+
+
+def _only_sealed(include: str) -> bool:
+    """Tell whether only thoughts are wanted, which always come."""
+    if include.strip() == "null":
+        return False
+    return set(read_value(raw_of(include), list[str], "include")) <= {_SEALED}
 
 
 def _drop_empty(extension: MutableMapping[str, str]) -> None:

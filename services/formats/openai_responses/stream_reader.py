@@ -16,6 +16,9 @@ from services.formats.openai_responses.response import Body
 _NOTHING = msgspec.Raw(b"")
 _TEXT = "response.output_text.delta"
 _BEGINNING = frozenset({"response.created", "response.in_progress", "response.queued"})
+_THOUGHTS = frozenset({"response.reasoning_summary_text.delta", "response.reasoning_text.delta"})
+# Only these begin what another model could go on with.
+_PLAIN = frozenset({"message", "reasoning"})
 _COMPLETE = frozenset({"response.completed", "response.incomplete", "response.cancelled"})
 
 
@@ -102,6 +105,7 @@ class RawReader(_Reader):
         if self.progress.error is not None or self.tail:
             return b"", ""
         frame = b"event: %b\ndata: %b\n\n" % (read.type.encode(), data.replace(b"\n", b" "))
+        self._weigh(read)
         if read.type in _BEGINNING:
             self._beginning.append(frame)
             return b"", ""
@@ -111,6 +115,18 @@ class RawReader(_Reader):
         frames = b"".join(self._beginning) + frame
         self._beginning = []
         return frames, text if read.type == _TEXT else ""
+
+    def _weigh(self, read: _Event) -> None:
+        """Note what has come beside text."""
+        progress = self.progress
+        if read.type in _THOUGHTS:
+            progress.thought = True
+        elif read.type == "response.refusal.delta":
+            progress.beyond_text = True
+        elif read.type in ("response.output_item.added", "response.output_item.done"):
+            item = _item_of(read)
+            progress.beyond_text = progress.beyond_text or item.type not in _PLAIN
+            progress.thought = progress.thought or bool(item.encrypted_content)
 
 
 class StreamReader(_Reader):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from services.providers.settings import ProviderSettings
 
@@ -28,6 +29,7 @@ class Known:
     output_limit_parameter: str = _COMMON_LIMIT
     responses: bool = False
     """It has `/responses` with state, besides chat completions."""
+    prefill: Literal["no", "last_message", "continue_final_message"] = "no"
 
 
 KNOWN: Mapping[str, Known] = {
@@ -43,11 +45,13 @@ KNOWN: Mapping[str, Known] = {
     "anthropic": Known(
         "anthropic", "https://api.anthropic.com", "anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"
     ),
-    "groq": Known("openai", "https://api.groq.com/openai/v1", "groq", "GROQ_API_KEY"),
-    "openrouter": Known("openai", "https://openrouter.ai/api/v1", "openrouter", "OPENROUTER_API_KEY"),
-    "ollama": Known("openai", "http://127.0.0.1:11434/v1"),
-    "vllm": Known("openai", "http://127.0.0.1:8000/v1"),
-    "llamacpp": Known("openai", "http://127.0.0.1:8080/v1"),
+    "groq": Known("openai", "https://api.groq.com/openai/v1", "groq", "GROQ_API_KEY", prefill="last_message"),
+    "openrouter": Known(
+        "openai", "https://openrouter.ai/api/v1", "openrouter", "OPENROUTER_API_KEY", prefill="last_message"
+    ),
+    "ollama": Known("openai", "http://127.0.0.1:11434/v1", prefill="last_message"),
+    "vllm": Known("openai", "http://127.0.0.1:8000/v1", prefill="continue_final_message"),
+    "llamacpp": Known("openai", "http://127.0.0.1:8080/v1", prefill="last_message"),
     BEDROCK: Known(BEDROCK, "https://bedrock-runtime.{region}.amazonaws.com", "aws"),
     LOCAL: Known(LOCAL),
 }
@@ -112,6 +116,7 @@ def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
             "vendor": settings.vendor or known.vendor,
             "responses": known.responses if settings.responses is None else settings.responses,
             "output_limit_parameter": settings.output_limit_parameter or known.output_limit_parameter,
+            "prefill": settings.prefill or known.prefill,
         }
     )
     if completed.adapter != LOCAL and not completed.base_url.startswith(("http://", "https://")):

@@ -8,19 +8,32 @@ import math
 import re
 from collections.abc import AsyncGenerator, Sequence
 
-from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Message, Part, ToolResult, Usage, WireFormat
+from omnihub.common.v1.chat_pb2 import (
+    ChatInput,
+    Finish,
+    Message,
+    ParameterReceipt,
+    Part,
+    ToolResult,
+    Usage,
+    WireFormat,
+)
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.formats.documents import read_object, read_value
 from services.formats.errors import invalid
+from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of
 from services.providers.domain.estimate import estimate_usage
 from services.providers.http import Upstream
+from services.providers.receipts import receipt_of, refuse_drops
 from services.providers.settings import ProviderSettings
 
 MODELS = {"echo": "Rule-based chat (not a model)", "hash": "Hashed n-gram embeddings (not a model)"}
 DIMENSIONS = 256
+# Parameters that mean something to rules.
+_TAKEN = frozenset({"model", "max_tokens", "max_completion_tokens", "stop", "stop_sequences"})
 _NOTICE = "This is OmniHub's offline provider, not a language model."
 _WORD = re.compile(r"\S+\s*")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -39,6 +52,7 @@ class LocalAdapter:
 
     async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
         """Answer at once."""
+        receipt = self._receipt(attempt)
         text, finish, usage = _answer(conversation_of(attempt), attempt)
         part = Part()
         part.text.text = text
@@ -48,13 +62,21 @@ class LocalAdapter:
             usage=usage,
             model=attempt.model,
             response_id=_response_id(attempt),
+            receipt=receipt,
         )
+
+    def _receipt(self, attempt: pb.Attempt) -> list[ParameterReceipt]:
+        receipt = receipt_of(attempt, _TAKEN)
+        if attempt.strict:
+            refuse_drops(self._name, receipt)
+        return receipt[:MOST_RECEIPTS]
 
     async def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Answer word by word."""
+        receipt = self._receipt(attempt)
         text, finish, usage = _answer(conversation_of(attempt), attempt)
         yield pb.StreamChatResponse(
-            start=pb.StreamStart(model=attempt.model, response_id=_response_id(attempt))
+            start=pb.StreamStart(model=attempt.model, response_id=_response_id(attempt), receipt=receipt)
         )
         part = Part()
         part.text.SetInParent()

@@ -49,7 +49,7 @@ class ResponsesAdapter(OpenAIAdapter):
             receipts.added("max_output_tokens", str(attempt.output_cap))
         if openai_responses.SEAL in attempt.raw_body:
             _drop_sealed(fields, receipts)
-        return write_object(fields), receipts.all()
+        return write_object(fields), receipts.rest(fields)
 
     def write_request(
         self, chat: ChatInput, attempt: pb.Attempt, stream: bool
@@ -105,7 +105,9 @@ def openai_adapter(name: str, settings: ProviderSettings, upstream: Upstream) ->
 
 
 def _is_response(attempt: pb.Attempt) -> bool:
-    return bool(attempt.raw_body) and attempt.wire_format == _RESPONSES
+    """Tell whether a body is to be passed on; one that has to be read goes to the chat completions."""
+    raw = bool(attempt.raw_body) and attempt.wire_format == _RESPONSES
+    return raw and not attempt.typed and not attempt.prefill_text
 
 
 def _drop_sealed(fields: Fields, receipts: Receipts) -> None:

@@ -126,12 +126,12 @@ async def test_no_or_wrong_credential(client: httpx.AsyncClient) -> None:
         (b'{"model": ', "MALFORMED_BODY", None),
         (b"[1]", "MALFORMED_BODY", None),
         (b'{"model": "\xff\xfe"}', "MALFORMED_BODY", None),
-        (b'{"temperature": "warm"}', "INVALID_ARGUMENT", "chat.temperature"),
-        (b'{"max_tokens": -1}', "INVALID_ARGUMENT", "chat.max_tokens"),
-        (b'{"messages": "hello"}', "INVALID_ARGUMENT", "chat.messages"),
-        (b'{"messages": [{"content": {"a": 1}}]}', "INVALID_ARGUMENT", "chat.messages[0].content"),
-        (b'{"max_cost": "much"}', "INVALID_ARGUMENT", "chat.max_cost"),
-        (b'{"temperature": 9}', "INVALID_ARGUMENT", "chat.temperature"),
+        (b'{"temperature": "warm"}', "INVALID_ARGUMENT", "temperature"),
+        (b'{"max_tokens": -1}', "INVALID_ARGUMENT", "max_tokens"),
+        (b'{"messages": "hello"}', "INVALID_ARGUMENT", "messages"),
+        (b'{"messages": [{"content": {"a": 1}}]}', "INVALID_ARGUMENT", "messages[0].content"),
+        (b'{"max_cost": "much"}', "INVALID_ARGUMENT", "max_cost"),
+        (b'{"temperature": 9}', "INVALID_ARGUMENT", "temperature"),
     ],
 )
 async def test_bad_bodies_name_the_field(
