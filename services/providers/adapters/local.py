@@ -21,17 +21,18 @@ from omnihub.common.v1.chat_pb2 import (
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
-from services.formats.documents import read_object, read_value
 from services.formats.errors import invalid
 from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of
 from services.providers.domain.estimate import estimate_usage
+from services.providers.embedding import embedding_inputs
 from services.providers.http import Upstream
 from services.providers.receipts import receipt_of, refuse_drops
 from services.providers.settings import ProviderSettings
 
 MODELS = {"echo": "Rule-based chat (not a model)", "hash": "Hashed n-gram embeddings (not a model)"}
 DIMENSIONS = 256
+_LARGEST = 4096
 # Parameters that mean something to rules.
 _TAKEN = frozenset({"model", "max_tokens", "max_completion_tokens", "stop", "stop_sequences"})
 _NOTICE = "This is OmniHub's offline provider, not a language model."
@@ -89,9 +90,10 @@ class LocalAdapter:
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Return hashed n-gram vectors: they tell alike spelling, not alike meaning."""
-        inputs, size = list(request.inputs), request.dimensions or DIMENSIONS
-        if request.raw_body:
-            inputs, size = _embed_inputs(request.raw_body)
+        inputs, dimensions = embedding_inputs(request)
+        size = dimensions or DIMENSIONS
+        if size > _LARGEST:
+            raise invalid("dimensions", f"expected a whole number from 1 to {_LARGEST}")
         response = pb.EmbedResponse(model=request.model)
         for text in inputs:
             response.embeddings.add(values=_embed(text, size))
@@ -149,18 +151,6 @@ def _answer(chat: ChatInput, attempt: pb.Attempt) -> tuple[str, Finish, Usage]:
     usage.input_total = sum(_count(_text_of(message)) for message in chat.messages)
     usage.output_total = _count(text)
     return text, finish, usage
-
-
-def _embed_inputs(body: bytes) -> tuple[list[str], int]:
-    """Read an OpenAI-shaped embeddings body."""
-    fields = read_object(body)
-    if "input" not in fields:
-        raise invalid("input", "send a text or a list of texts")
-    read: str | list[str] = read_value(fields["input"], str | list[str], "input")  # type: ignore[arg-type]
-    size = read_value(fields["dimensions"], int, "dimensions") if "dimensions" in fields else DIMENSIONS
-    if not 1 <= size <= 4096:
-        raise invalid("dimensions", "expected a whole number from 1 to 4096")
-    return [read] if isinstance(read, str) else read, size
 
 
 def _embed(text: str, size: int) -> list[float]:

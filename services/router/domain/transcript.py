@@ -9,7 +9,7 @@ from omnihub.provider.v1.provider_service_pb2 import StreamChatResponse
 
 from services.router.domain.seam import Position
 
-# One token at least for a frame that carries no text, such as a piece of a tool call.
+# One token at least for a frame that carries nothing of its own.
 FRAME_BYTES = 4
 _RESUMABLE_PARTS = frozenset({"text", "reasoning"})
 _RESUMABLE_DELTAS = frozenset({"text", "reasoning", "signature", "citations_json"})
@@ -51,11 +51,11 @@ class Transcript:
         if event.HasField("raw_frame"):
             frame = self._frame = event.raw_frame
             text = frame.text
+            size = frame.output_chars or (0 if text else FRAME_BYTES)
             if text:
                 self._text.write(text)
-                size = len(text.encode())
-            else:
-                size = FRAME_BYTES
+                # A character beyond ASCII is more than one byte, and often more than one token.
+                size = max(size, len(text.encode()))
         elif event.HasField("part_delta"):
             size = self._delta(event.part_delta)
         elif event.HasField("part_start"):
