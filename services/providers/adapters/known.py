@@ -27,6 +27,8 @@ class Known:
     key_variable: str = ""
     url_variable: str = ""
     output_limit_parameter: str = _COMMON_LIMIT
+    responses: bool = False
+    """It has `/responses` with state, besides chat completions."""
     other_key_variables: tuple[str, ...] = ()
     """Read when the first is not set."""
     usage_field: str = ""
@@ -41,6 +43,7 @@ KNOWN: Mapping[str, Known] = {
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",
         output_limit_parameter="max_completion_tokens",
+        responses=True,
     ),
     "anthropic": Known(
         "anthropic", "https://api.anthropic.com", "anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"
@@ -130,6 +133,7 @@ def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
             "adapter": adapter,
             "base_url": base_url.replace("{region}", settings.region),
             "vendor": settings.vendor or known.vendor,
+            "responses": known.responses if settings.responses is None else settings.responses,
             "output_limit_parameter": settings.output_limit_parameter or known.output_limit_parameter,
             "usage_field": settings.usage_field or known.usage_field,
             "prefill": settings.prefill or known.prefill,
