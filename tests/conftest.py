@@ -12,7 +12,8 @@ import pytest
 
 from tests.support import postgresql
 
-# The same examples in every run, so that a red run is a change's fault; HYPOTHESIS_PROFILE=explore looks further.
+# The same examples in every run, so that a red run is a change's fault. To look further:
+# HYPOTHESIS_PROFILE=explore.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
