@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from services.common.settings import Secret, Section
@@ -31,6 +33,14 @@ class ProviderSettings(Section):
     """Its credential: literally, `env:NAME` or `file:/path`. Self-hosted ones may need none."""
     headers: dict[str, Secret] = {}
     """Headers to send with every request; treated as secrets."""
+    address: str = ""
+    """Of a plugin: `host:port` where its ProviderService listens."""
+    remote_provider: str = ""
+    """Of a plugin: which of its providers this is; empty when it serves only one, or one of this name."""
+    tls: bool = False
+    """Of a plugin: speak TLS."""
+    ca_file: Path | None = None
+    """Of a plugin: PEM certificates of the authority that signed its own; else those of the machine."""
     vendor: str = ""
     """Whose price list applies; empty for the known one."""
     output_limit_parameter: str = ""

@@ -8,20 +8,45 @@ import math
 import re
 from collections.abc import AsyncGenerator, Sequence
 
-from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Message, Part, ToolResult, Usage, WireFormat
+from omnihub.common.v1.chat_pb2 import (
+    ChatInput,
+    Finish,
+    Message,
+    ParameterReceipt,
+    Part,
+    ToolResult,
+    Usage,
+    WireFormat,
+)
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
-from services.formats.documents import read_object, read_value
-from services.formats.errors import invalid
-from services.providers.adapter import conversation_of
+from services.formats.documents import MARK
+from services.formats.receipts import Receipts
+from services.providers.adapter import conversation_of, embedding_inputs_of
 from services.providers.domain.estimate import estimate_usage
+from services.providers.domain.failure import Failures, UnsupportedError
 from services.providers.http import Upstream
 from services.providers.settings import ProviderSettings
 
 MODELS = {"echo": "Rule-based chat (not a model)", "hash": "Hashed n-gram embeddings (not a model)"}
 DIMENSIONS = 256
 _NOTICE = "This is OmniHub's offline provider, not a language model."
+_HEEDED = ("max_tokens", "stop")
+_IGNORED = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "seed",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "response_schema_json",
+        "reasoning_effort",
+        "top_k",
+        "user",
+    }
+)
 _WORD = re.compile(r"\S+\s*")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
@@ -39,7 +64,10 @@ class LocalAdapter:
 
     async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
         """Answer at once."""
-        text, finish, usage = _answer(conversation_of(attempt), attempt)
+        self._check_model(attempt.model)
+        conversation = conversation_of(attempt)
+        receipt = self._receipt(conversation, attempt)
+        text, finish, usage = _answer(conversation, attempt)
         part = Part()
         part.text.text = text
         return pb.ChatResponse(
@@ -48,14 +76,17 @@ class LocalAdapter:
             usage=usage,
             model=attempt.model,
             response_id=_response_id(attempt),
+            receipt=receipt,
         )
 
     async def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Answer word by word."""
-        text, finish, usage = _answer(conversation_of(attempt), attempt)
-        yield pb.StreamChatResponse(
-            start=pb.StreamStart(model=attempt.model, response_id=_response_id(attempt))
-        )
+        self._check_model(attempt.model)
+        conversation = conversation_of(attempt)
+        receipt = self._receipt(conversation, attempt)
+        text, finish, usage = _answer(conversation, attempt)
+        start = pb.StreamStart(model=attempt.model, response_id=_response_id(attempt), receipt=receipt)
+        yield pb.StreamChatResponse(start=start)
         part = Part()
         part.text.SetInParent()
         yield pb.StreamChatResponse(part_start=PartStart(index=0, part=part))
@@ -67,9 +98,9 @@ class LocalAdapter:
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Return hashed n-gram vectors: they tell alike spelling, not alike meaning."""
-        inputs, size = list(request.inputs), request.dimensions or DIMENSIONS
-        if request.raw_body:
-            inputs, size = _embed_inputs(request.raw_body)
+        self._check_model(request.model)
+        inputs, dimensions = embedding_inputs_of(request)
+        size = dimensions or DIMENSIONS
         response = pb.EmbedResponse(model=request.model)
         for text in inputs:
             response.embeddings.add(values=_embed(text, size))
@@ -82,6 +113,27 @@ class LocalAdapter:
 
     async def check_health(self) -> None:
         """Do nothing: there is nothing that could be down."""
+
+    def _check_model(self, model: str) -> None:
+        if model not in MODELS:
+            message = f"has no model {model!r}; it has {', '.join(MODELS)}"
+            raise Failures(self._name, model).of("MODEL_NOT_FOUND", message)
+
+    def _receipt(self, chat: ChatInput, attempt: pb.Attempt) -> list[ParameterReceipt]:
+        """Say what became of each parameter. Raises UnsupportedError when a strict caller would lose one."""
+        receipts = Receipts()
+        for name in _HEEDED:
+            if getattr(chat, name):
+                receipts.forwarded(name)
+        if attempt.output_cap and not chat.max_tokens:
+            receipts.added("max_tokens", str(attempt.output_cap))
+        ignored = [field.name for field, _ in chat.ListFields() if field.name in _IGNORED]
+        ignored += sorted(name for name in chat.extension_json if not name.startswith(MARK))
+        for name in ignored:
+            if attempt.strict:
+                raise UnsupportedError(self._name, f"{self._name} cannot take {name}: it is no model", name)
+            receipts.dropped(name, "rules on this machine, not a model")
+        return receipts.all()
 
 
 def _response_id(attempt: pb.Attempt) -> str:
@@ -122,18 +174,6 @@ def _answer(chat: ChatInput, attempt: pb.Attempt) -> tuple[str, Finish, Usage]:
     usage.input_total = sum(_count(_text_of(message)) for message in chat.messages)
     usage.output_total = _count(text)
     return text, finish, usage
-
-
-def _embed_inputs(body: bytes) -> tuple[list[str], int]:
-    """Read an OpenAI-shaped embeddings body."""
-    fields = read_object(body)
-    if "input" not in fields:
-        raise invalid("input", "send a text or a list of texts")
-    read: str | list[str] = read_value(fields["input"], str | list[str], "input")  # type: ignore[arg-type]
-    size = read_value(fields["dimensions"], int, "dimensions") if "dimensions" in fields else DIMENSIONS
-    if not 1 <= size <= 4096:
-        raise invalid("dimensions", "expected a whole number from 1 to 4096")
-    return [read] if isinstance(read, str) else read, size
 
 
 def _embed(text: str, size: int) -> list[float]:

@@ -1,0 +1,366 @@
+"""Forwards attempts to a process outside the suite that serves ProviderService.
+
+It is believed in nothing: its capabilities are asked first, its streams are held against the
+contract, its errors are brought to the contract's reasons, and the limits of the attempt are kept here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from omnihub.common.v1.chat_pb2 import ParameterReceipt, WireFormat
+from omnihub.provider.v1 import provider_service_pb2 as pb
+from omnihub.provider.v1.provider_service_api import ProviderService
+
+from services.common.rpc import Call, RpcError
+from services.common.rpc.external import ExternalServer, Tls
+from services.providers.adapter import conversation_of, embedding_inputs_of
+from services.providers.adapters.known import PLUGIN
+from services.providers.adapters.plugin_forward import fit, needed_features
+from services.providers.domain.clauses import BreachError
+from services.providers.domain.estimate import estimate_usage
+from services.providers.domain.failure import (
+    ATTEMPT_REASONS,
+    BEFORE,
+    MID_STREAM,
+    Failures,
+    Phase,
+    ProviderError,
+    UnsupportedError,
+)
+from services.providers.domain.plugin import Plugin, choose_provider
+from services.providers.domain.stream_contract import StreamContract
+from services.providers.http import FRAME_LIMIT, Timeouts
+from services.providers.settings import TimeoutSettings
+
+SERVICE = ProviderService.DESCRIPTOR.full_name
+# What is free must also be quick.
+QUICK_S = 5.0
+REFRESH_S = 2.0
+# How long after `end` a stream may take to close.
+CLOSE_S = 1.0
+# Until a plugin was heard it is taken to do what nearly all do: requests reach it and learn what is wrong.
+_UNHEARD = ("chat", "stream", "embed")
+
+
+class PluginAdapter:
+    """One provider of one plugin. `start` and `stop` belong to the service's life."""
+
+    adapter = PLUGIN
+
+    def __init__(self, plugin: Plugin, timeouts: TimeoutSettings) -> None:
+        self.plugin = plugin
+        self.name = plugin.name
+        self.wire_formats: Sequence[WireFormat.ValueType] = ()
+        self.features: Sequence[str] = _UNHEARD
+        self.synthetic = False
+        self.problem = "it has not been asked yet"
+        """What was wrong the last time it was asked; empty when it answered."""
+        self._timeouts = timeouts
+        self._remote = ""
+        self._server: ExternalServer | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to follow what the plugin can do. It need not be there yet."""
+        self._open()
+        self._task = asyncio.create_task(self._follow())
+
+    async def stop_following(self) -> None:
+        """Ask no more what it can do; attempts under way go on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def stop(self) -> None:
+        """Hang up."""
+        await self.stop_following()
+        if self._server is not None:
+            await self._server.close()
+
+    async def _follow(self) -> None:
+        while True:
+            # `problem` says what is wrong; an attempt that fails tells its caller.
+            with contextlib.suppress(ProviderError):
+                await self.refresh()
+            await asyncio.sleep(REFRESH_S)
+
+    def _open(self) -> ExternalServer:
+        if self._server is None:
+            tls = Tls(self.plugin.ca_certificate) if self.plugin.tls else None
+            self._server = ExternalServer(self.plugin.address, tls, self._timeouts.connect_s)
+        return self._server
+
+    async def refresh(self) -> None:
+        """Ask what the plugin can do. Raises ProviderError when it does not say."""
+        try:
+            await self._refresh()
+        except RpcError as error:
+            self.problem = f"the plugin at {self.plugin.address} cannot be used: {error.message}"
+        if self.problem:
+            raise Failures(self.name, "").of("PROVIDER_FAILED", self.problem)
+
+    async def _refresh(self) -> None:
+        server = self._open()
+        if await server.serving(SERVICE, QUICK_S) is False:
+            self.problem = f"the plugin at {self.plugin.address} says that it is not serving"
+            return
+        client = server.client(ProviderService)
+        answer = await client.get_capabilities(pb.GetCapabilitiesRequest(), Call.internal(QUICK_S))
+        served = {each.provider: each for each in answer.providers}
+        remote = choose_provider(self.name, self.plugin.remote_provider, list(served))
+        if not remote:
+            listed = ", ".join(sorted(served)) or "none"
+            self.problem = (
+                f"the plugin at {self.plugin.address} serves these providers: {listed}; "
+                "name one of them in remote_provider"
+            )
+            return
+        offered = served[remote]
+        self._remote = remote
+        self.features = tuple(offered.features)
+        self.wire_formats = tuple(offered.wire_formats)
+        self.synthetic = offered.synthetic
+        self.problem = ""
+
+    async def _client(self, feature: str) -> ProviderService:
+        """Return the client, once it is known that the plugin offers `feature`."""
+        if not self._remote:
+            await self.refresh()
+        self._require(feature, "")
+        return self._open().client(ProviderService)
+
+    def _require(self, feature: str, field: str) -> None:
+        if feature not in self.features:
+            raise UnsupportedError(self.name, f"{self.name} does not offer {feature}", field)
+
+    def _forward(self, attempt: pb.Attempt) -> tuple[pb.Attempt, Sequence[ParameterReceipt]]:
+        """Return the attempt in a form that the plugin takes, and what could not be kept."""
+        forwarded = pb.Attempt()
+        forwarded.CopyFrom(attempt)
+        forwarded.provider = self._remote
+        if not attempt.raw_body or attempt.wire_format not in self.wire_formats:
+            forwarded.chat.CopyFrom(conversation_of(attempt))
+            forwarded.raw_body = b""
+            forwarded.wire_format = WireFormat.WIRE_FORMAT_UNSPECIFIED
+            forwarded.headers.clear()
+        for feature, field in needed_features(forwarded.chat):
+            self._require(feature, field)
+        return forwarded, fit(forwarded, self.features, self.name)
+
+    async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
+        """Answer at once."""
+        client = await self._client("chat")
+        forwarded, receipt = self._forward(attempt)
+        failures = Failures(self.name, attempt.model)
+        call = self._call(attempt.attempt_id, self._limits(attempt.timeouts).total_s)
+        try:
+            response = await client.chat(pb.ChatRequest(attempt=forwarded), call)
+        except RpcError as error:
+            raise _failed(error, failures) from None
+        wrong = ""
+        if not response.finish.reason:
+            wrong = "its answer does not say why it ended"
+        elif response.HasField("raw_body") and not forwarded.raw_body:
+            wrong = "it answered in a wire format that was not asked for"
+        elif not response.HasField("raw_body") and not response.HasField("message"):
+            wrong = "its answer has no content"
+        if wrong:
+            raise failures.of("PROVIDER_PROTOCOL", wrong)
+        if not response.HasField("usage"):
+            size = len(response.raw_body) or response.message.ByteSize()
+            response.usage.CopyFrom(estimate_usage(_size_of(forwarded), size))
+        response.receipt.extend(receipt)
+        return response
+
+    async def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Answer as it comes; the last message is `end`."""
+        client = await self._client("stream")
+        forwarded, receipt = self._forward(attempt)
+        limits = self._limits(attempt.timeouts)
+        call = self._call(attempt.attempt_id, limits.total_s)
+        stream: Any = client.stream_chat(pb.StreamChatRequest(attempt=forwarded), call)
+        contract = StreamContract(forwarded.wire_format)
+        reader = _Reader(stream, contract, limits, Failures(self.name, attempt.model))
+        async with aclosing(stream):
+            while True:
+                message = await reader.read()
+                if message.HasField("start"):
+                    message.start.receipt.extend(receipt)
+                elif message.HasField("end") and not message.end.HasField("usage"):
+                    message.end.usage.CopyFrom(estimate_usage(_size_of(forwarded), reader.output_chars))
+                yield message
+                if contract.ended:
+                    return
+
+    async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        """Return vectors in the order of the inputs."""
+        client = await self._client("embed")
+        failures = Failures(self.name, request.model)
+        forwarded = pb.EmbedRequest()
+        forwarded.CopyFrom(request)
+        forwarded.provider = self._remote
+        if request.raw_body and WireFormat.WIRE_FORMAT_OPENAI_CHAT not in self.wire_formats:
+            inputs, dimensions = embedding_inputs_of(request)
+            forwarded.raw_body = b""
+            forwarded.inputs.extend(inputs)
+            if dimensions:
+                forwarded.dimensions = dimensions
+        call = self._call("", self._limits(request.timeouts).total_s)
+        try:
+            response = await client.embed(forwarded, call)
+        except RpcError as error:
+            raise _failed(error, failures) from None
+        if response.HasField("raw_body"):
+            if not forwarded.raw_body:
+                raise failures.of("PROVIDER_PROTOCOL", "it answered in a wire format that was not asked for")
+        elif forwarded.inputs and len(response.embeddings) != len(forwarded.inputs):
+            message = f"returned {len(response.embeddings)} vectors for {len(forwarded.inputs)} inputs"
+            raise failures.of("PROVIDER_PROTOCOL", message)
+        if not response.HasField("usage"):
+            response.usage.CopyFrom(estimate_usage(forwarded.ByteSize(), 0))
+            response.usage.output_total = 0
+        return response
+
+    async def list_models(self) -> list[pb.ProviderModel]:
+        """Return the models the plugin lists."""
+        if not self._remote:
+            await self.refresh()
+        client = self._open().client(ProviderService)
+        try:
+            answer = await client.list_models(
+                pb.ListModelsRequest(provider=self._remote), Call.internal(6 * QUICK_S)
+            )
+        except RpcError as error:
+            raise _failed(error, Failures(self.name, "")) from None
+        return list(answer.models)
+
+    async def check_health(self) -> None:
+        """Raise when the plugin cannot be reached, or says that its provider cannot."""
+        await self.refresh()
+        client = self._open().client(ProviderService)
+        failures = Failures(self.name, "")
+        try:
+            answer = await client.check_health(
+                pb.CheckHealthRequest(provider=self._remote), Call.internal(6 * QUICK_S)
+            )
+        except RpcError as error:
+            raise _failed(error, failures) from None
+        if not answer.healthy:
+            raise failures.of("PROVIDER_FAILED", answer.detail or "says that it is not healthy")
+
+    def _call(self, attempt_id: str, total_s: float) -> Call:
+        """Return a call that says nothing about the caller: a plugin is a third party."""
+        return Call(Call.internal().request_id, idempotency_key=attempt_id).within(total_s)
+
+    def _limits(self, wanted: pb.Timeouts) -> Timeouts:
+        own = self._timeouts
+        return Timeouts(
+            own.connect_s,
+            wanted.first_token_ms / 1000 or own.first_token_s,
+            wanted.idle_ms / 1000 or own.idle_s,
+            wanted.total_ms / 1000 or own.total_s,
+        )
+
+
+class _Reader:
+    """Reads a plugin's stream within the limits, and holds it against the contract."""
+
+    def __init__(self, stream: Any, contract: StreamContract, limits: Timeouts, failures: Failures) -> None:
+        self.output_chars = 0
+        self._stream = stream
+        self._contract = contract
+        self._limits = limits
+        self._failures = failures
+        self._phase: Phase = BEFORE
+        self._loop = asyncio.get_running_loop()
+        self._first_token_by = self._loop.time() + limits.first_token_s
+
+    async def read(self) -> pb.StreamChatResponse:
+        """Return the next message, `end` once nothing has followed it. Raises ProviderError."""
+        message = await self._next()
+        self._judge(message)
+        if self._contract.ended:
+            await self._expect_nothing()
+        elif not message.HasField("start"):
+            self._phase = MID_STREAM
+            self.output_chars += _chars_of(message)
+        return message
+
+    async def _next(self) -> pb.StreamChatResponse:
+        idle = self._phase == MID_STREAM
+        try:
+            limit = self._loop.time() + self._limits.idle_s if idle else self._first_token_by
+            async with asyncio.timeout_at(limit):
+                message: pb.StreamChatResponse = await anext(self._stream)
+        except StopAsyncIteration:
+            text = "the stream ended before the answer was complete"
+            raise self._failures.of("STREAM_TRUNCATED", text, self._phase) from None
+        except TimeoutError:
+            text = f"no progress within {self._limits.idle_s:g} s"
+            if not idle:
+                text = f"no first token within {self._limits.first_token_s:g} s"
+            raise self._failures.of("PROVIDER_TIMEOUT", text, self._phase) from None
+        except RpcError as error:
+            raise _failed(error, self._failures, self._phase) from None
+        return message
+
+    def _judge(self, message: pb.StreamChatResponse) -> None:
+        if message.ByteSize() > FRAME_LIMIT:
+            text = f"a message exceeds {FRAME_LIMIT} bytes"
+            raise self._failures.of("PROVIDER_PROTOCOL", text, self._phase)
+        try:
+            self._contract.accept(message)
+        except BreachError as breach:
+            text = f"broke its contract ({breach.clause}): {breach.message}"
+            raise self._failures.of("PROVIDER_PROTOCOL", text, self._phase) from None
+
+    async def _expect_nothing(self) -> None:
+        """Wait for the stream to close. The answer is complete: only another message would spoil it."""
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                self._judge(await anext(self._stream))
+        except (StopAsyncIteration, TimeoutError, RpcError):
+            return
+
+
+def _failed(error: RpcError, failures: Failures, phase: Phase = BEFORE) -> ProviderError:
+    """Return a plugin's error in the contract's terms."""
+    if error.reason in ATTEMPT_REASONS:
+        reason, message = error.reason, error.message
+    elif error.reason == "DEADLINE_EXCEEDED":
+        reason, message = "PROVIDER_TIMEOUT", "it did not finish in time"
+    elif error.reason == "UNAVAILABLE" and phase == MID_STREAM:
+        reason, message = "STREAM_TRUNCATED", "the connection broke before the answer was complete"
+    else:
+        reason, message = "PROVIDER_FAILED", f"the plugin failed with {error.reason}: {error.message}"
+    status = error.metadata.get("http_status", "")
+    failed = failures.of(
+        reason,
+        message,
+        phase,
+        http_status=int(status) if status.isascii() and status.isdigit() else 0,
+        code=error.metadata.get("provider_code", ""),
+        param=error.metadata.get("param", ""),
+        retry_after_s=error.retry_after_s,
+    )
+    if reason == error.reason and error.metadata.get("retryable") in ("true", "false"):
+        failed.metadata["retryable"] = error.metadata["retryable"]
+    failed.violations = error.violations
+    return failed
+
+
+def _size_of(attempt: pb.Attempt) -> int:
+    return len(attempt.raw_body) or attempt.chat.ByteSize()
+
+
+def _chars_of(message: pb.StreamChatResponse) -> int:
+    if message.HasField("raw_frame"):
+        return len(message.raw_frame.text)
+    delta = message.part_delta
+    return len(delta.text) + len(delta.arguments_json) + len(delta.reasoning) + len(delta.refusal)
