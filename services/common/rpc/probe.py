@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.rpc.errors import Violation
 from services.common.rpc.external import Tls, open_channel
@@ -23,6 +24,7 @@ from services.common.rpc.wire import STATUS_DETAILS
 
 CONNECT_TIMEOUT_S = 5.0
 OK = "OK"
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,11 @@ class Reply:
         return self.messages[0]
 
 
+def code_name(code: int) -> str:
+    """Return the name of a gRPC code."""
+    return _CODES.get(code, str(code))
+
+
 class Probe:
     """Calls one service of a server. Needs a running event loop."""
 
@@ -94,6 +101,15 @@ class Probe:
             response_deserializer=method.response.FromString,
         )
         return ProbedCall(multi(request, timeout=timeout_s, metadata=tuple(metadata)), method)
+
+    async def health(self, service: str, timeout_s: float) -> str:
+        """Return what grpc.health.v1 says of `service`, such as SERVING, or the name of the failure's code."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            answer = await health_pb2_grpc.HealthStub(self._channel).Check(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            return str(error.code().name)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
     async def close(self) -> None:
         """Close the connection."""

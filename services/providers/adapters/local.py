@@ -32,6 +32,7 @@ from services.providers.settings import ProviderSettings
 MODELS = {"echo": "Rule-based chat (not a model)", "hash": "Hashed n-gram embeddings (not a model)"}
 DIMENSIONS = 256
 _NOTICE = "This is OmniHub's offline provider, not a language model."
+_MEDIA = ("image", "audio", "video", "document")
 _HEEDED = ("max_tokens", "stop")
 _IGNORED = frozenset(
     {
@@ -121,6 +122,10 @@ class LocalAdapter:
 
     def _receipt(self, chat: ChatInput, attempt: pb.Attempt) -> list[ParameterReceipt]:
         """Say what became of each parameter. Raises UnsupportedError when a strict caller would lose one."""
+        for index, message in enumerate(chat.messages):
+            for part in message.parts:
+                if part.WhichOneof("kind") in _MEDIA:
+                    raise UnsupportedError(self._name, f"{self._name} reads text alone", f"messages[{index}]")
         receipts = Receipts()
         for name in _HEEDED:
             if getattr(chat, name):

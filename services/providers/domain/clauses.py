@@ -44,7 +44,7 @@ CLAUSES: Mapping[str, str] = {
     "PARALLEL-2": "No attempt gets content of another",
     "INPUT-1": "Text of any script survives, in answers and across the pieces of a stream",
     "INPUT-2": "A request of 8 MiB is answered, or refused with a reason of the contract",
-    "TOOL-1": "A tool call has an id, the name of a tool that was sent, and `finish` says tool_calls",
+    "TOOL-1": "A tool call has an id of its own and the name of a tool that was sent",
     "TOOL-2": "The pieces of a streamed tool call make one whole call",
     "TOOL-3": "A conversation with a tool call and its result is accepted",
     "EMBED-1": "Vectors come in the order of the inputs, one for each, of one size",
