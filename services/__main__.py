@@ -22,8 +22,8 @@ from services.settings import Settings, SettingsError, load
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     options = _parser().parse_args(arguments)
-    if options.run is _check_provider:
-        return _check_provider(options)
+    if getattr(options, "standalone", False):
+        return int(options.run(options))
     try:
         settings = load()
     except SettingsError as error:
@@ -50,13 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     check = provider.add_parser("check", help="test that a plugin keeps the provider contract")
     conformance.add_arguments(check)
-    check.set_defaults(run=_check_provider)
+    # It needs only an address, and no settings that could be wrong.
+    check.set_defaults(run=conformance.run, standalone=True)
     return parser
-
-
-def _check_provider(options: argparse.Namespace) -> int:
-    """Needs only an address, and no settings that could be wrong."""
-    return conformance.run(options)
 
 
 def _config(settings: Settings, options: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from services.common.rpc.wire import STATUS_DETAILS
 
 CONNECT_TIMEOUT_S = 5.0
 OK = "OK"
-_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+_CODES: Mapping[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Probe:
         return ProbedCall(multi(request, timeout=timeout_s, metadata=tuple(metadata)), method)
 
     async def health(self, service: str, timeout_s: float) -> str:
-        """Return what grpc.health.v1 says of `service`, such as SERVING, or the name of the failure's code."""
+        """Return what grpc.health.v1 says of `service`, such as SERVING, or the code of its failure."""
         request = health_pb2.HealthCheckRequest(service=service)
         try:
             answer = await health_pb2_grpc.HealthStub(self._channel).Check(request, timeout=timeout_s)

@@ -110,19 +110,20 @@ class Subject:
 
     async def _find(self, what: str, answers: Callable[[str], Awaitable[str]]) -> str:
         if (known := self.memory.get(f"no {what} model")) is not None:
-            raise SkippedError(known)
+            raise SkippedError(str(known))
         listed = await self.probe.call(
             "list_models", pb.ListModelsRequest(provider=self.provider), QUICK_S * 6
         )
-        models = [each.model for each in listed.message.models] if listed.status.ok else []
+        models: list[str] = [each.model for each in listed.message.models] if listed.status.ok else []
         last = "ListModels names none"
         for model in models[:MODELS_TRIED]:
             last = await answers(model)
             if last == OK:
                 return model
         option = "--embedding-model" if what == "embed" else "--model"
-        self.memory[f"no {what} model"] = f"no listed model works ({last}); name one with {option}"
-        raise SkippedError(self.memory[f"no {what} model"])
+        problem = f"no listed model works ({last}); name one with {option}"
+        self.memory[f"no {what} model"] = problem
+        raise SkippedError(problem)
 
     async def _try_chat(self, model: str) -> str:
         chat = ChatInput(messages=[Message(role="user", content=QUESTION)], max_tokens=MAX_TOKENS)
