@@ -72,6 +72,8 @@ COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" .setup/uv/bin/uv pip compile --
 	@echo 'Installing the pinned packages into .venv (a minute, once)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		-r requirements/runtime.txt -r requirements/development.txt
+	@printf '#!/bin/sh\nPYTHONPATH="%s:%s/gen" exec "%s/.venv/bin/python" -m services "$$@"\n' \
+		"$(CURDIR)" "$(CURDIR)" "$(CURDIR)" > $(BIN)/omnihub && chmod +x $(BIN)/omnihub
 	@mkdir -p .setup && touch $@
 
 gen/omnihub.binpb: .setup/python $(PROTOS)

@@ -21,7 +21,7 @@ READY_LIMIT_S = 180
 FEATURES = {
     "direct": "no gateway: the load generator talks to nginx; CPU and memory are nginx's own",
     "envoy": "bare Envoy, one worker: routes every path to nginx; no key check, no limit, no log, no usage",
-    "omnihub": "everything on: Envoy, key check, rate limits, credit hold, routing, retries and failover, "
+    "omnihub": "everything on: Envoy, key check, credit lease, routing, retries and failover, "
     "usage and price of each request, one durable journal record per answer",
     "litellm": "one worker: master key check, routing, usage and price of each request, all in memory; no "
     "database, hence no virtual keys, no budgets, nothing kept",

@@ -221,6 +221,7 @@ class Process:
                 await service.check()
             except Exception as error:  # noqa: BLE001 - whatever is wrong is the answer
                 problems[service.name] = str(error) or type(error).__name__
+        problems.update(await self._connector.problems())
         return problems
 
     async def stop(self) -> None:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import postgresql
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep tests together that share a running suite; see tests/support/scheduling.py."""
+    from tests.support.scheduling import TogetherScheduling
+
+    return TogetherScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -54,14 +54,20 @@ class Database:
             return self._url.replace("sqlite://", "sqlite+aiosqlite://", 1)
         return _psycopg_url(self._url)
 
-    def synchronous_engine(self) -> sqlalchemy.Engine:
-        """Return an engine for code that runs in a thread of its own, such as the journal's writer."""
+    def synchronous_engine(self, *, survive_power_loss: bool = True) -> sqlalchemy.Engine:
+        """Return an engine for code that runs in a thread of its own, such as the journal's writer.
+
+        SQLite only: without `survive_power_loss` a commit outlives the process, whatever kills it, but its
+        last moments may be missing after the machine lost its power.
+        """
         if self.sqlite:
             engine = sqlalchemy.create_engine(
                 self._url,
                 connect_args={"timeout": LOCK_TIMEOUT_MS / 1000, "check_same_thread": False},
             )
             event.listen(engine, "connect", _configure_sqlite)
+            if not survive_power_loss:
+                event.listen(engine, "connect", _leave_syncing_to_the_kernel)
             return engine
         return sqlalchemy.create_engine(_psycopg_url(self._url), **_postgresql_options(self.schema))
 
@@ -159,3 +165,7 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute(f"PRAGMA busy_timeout={LOCK_TIMEOUT_MS}")
     cursor.close()
+
+
+def _leave_syncing_to_the_kernel(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA synchronous=NORMAL").close()

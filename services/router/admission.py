@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from omnihub.billing.v1.price_pb2 import Price
 
 from services.common.rpc import Call
-from services.common.telemetry import meter
 from services.credits.money import limit_nano
 from services.credits.rating import bound, provider_cost_of, rate
 from services.router.domain.catalogue import Catalogue, Model, Target
@@ -18,16 +17,12 @@ from services.router.domain.policy import Candidate, Plan, eligible, plan
 from services.router.journal import Journal, JournalError
 from services.router.latency import Latencies
 from services.router.leases import Leases
+from services.router.metrics import observe
 from services.router.prices import Prices, PriceTable, Wanted
 from services.router.request import Asked, Request
 from services.router.settings import RouterSettings
 
 OBSERVE_AFTER_S = 0.005
-
-_duration = meter.create_histogram("gen_ai.server.request.duration", unit="s")
-_first_token = meter.create_histogram("gen_ai.server.time_to_first_token", unit="s")
-_tokens = meter.create_histogram("gen_ai.client.token.usage", unit="{token}")
-_credits = meter.create_counter("omnihub.credits", unit="{credit}")
 
 
 class Admission:
@@ -174,27 +169,13 @@ class Admission:
         if failure is not None:
             request.state, request.reason = "failed", JournalError.reason
             request.cost, request.savings = 0, None
+        if request.state == "complete":
+            self.latencies.observe(request.target, request.attempts[-1].latency_ms)
         # Metrics can wait until the answer has left.
-        asyncio.get_running_loop().call_later(OBSERVE_AFTER_S, self._observe, request)
+        duration_s = time.monotonic() - request.started
+        asyncio.get_running_loop().call_later(OBSERVE_AFTER_S, observe, request, duration_s)
 
     async def drain(self) -> None:
         """Wait until the record of every ended request is written."""
         while self._endings:
             await asyncio.wait(self._endings)
-
-    def _observe(self, request: Request) -> None:
-        attributes = {
-            "gen_ai.operation.name": request.asked.modality,
-            "gen_ai.request.model": request.plan.chain[0].target.name,
-            "gen_ai.provider.name": request.target.provider if request.candidate else "",
-            "omnihub.state": request.state,
-        }
-        _duration.record(time.monotonic() - request.started, attributes)
-        if request.state != "complete":
-            return
-        self.latencies.observe(request.target, request.attempts[-1].latency_ms)
-        if request.first_token_at is not None:
-            _first_token.record(request.first_token_at - request.started, attributes)
-        _tokens.record(request.usage.input_total, {**attributes, "gen_ai.token.type": "input"})
-        _tokens.record(request.usage.output_total, {**attributes, "gen_ai.token.type": "output"})
-        _credits.add(request.cost / 1e9, attributes)

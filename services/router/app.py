@@ -54,7 +54,11 @@ class RouterApp:
         self._providers = infrastructure.connector.connect(ProviderService, "providers")
         billing = infrastructure.connector.connect(BillingService, "billing")
         self._store = JournalStore(self._database)
-        self._journal = Journal(self._database, infrastructure.instance_id)
+        self._journal = Journal(
+            self._database,
+            infrastructure.instance_id,
+            survive_power_loss=settings.journal_survives_power_loss,
+        )
         self._settlement = Settlement(
             self._store, self._journal, billing, infrastructure.instance_id, settings.settle_interval_s
         )

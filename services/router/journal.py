@@ -1,5 +1,8 @@
 """The journal's writer: durable before the last byte, without the event loop waiting for a disk.
 
+Durable means that it survives `kill -9` of any process; on PostgreSQL, or with
+`journal_survives_power_loss`, also the loss of the machine.
+
 One thread writes. It commits what has queued up while the last commit ran: a single record when
 idle, a batch when busy.
 """
@@ -44,8 +47,16 @@ class JournalError(Exception):
 class Journal:
     """Appends records to the `journal` table of the router's database."""
 
-    def __init__(self, database: Database, instance_id: str, pauses_s: Sequence[float] = PAUSES_S) -> None:
+    def __init__(
+        self,
+        database: Database,
+        instance_id: str,
+        pauses_s: Sequence[float] = PAUSES_S,
+        *,
+        survive_power_loss: bool = False,
+    ) -> None:
         self._database = database
+        self._survive_power_loss = survive_power_loss
         self._instance_id = instance_id
         self._pauses_s = pauses_s
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
@@ -91,7 +102,7 @@ class Journal:
         return written
 
     def _write_all(self) -> None:
-        engine = self._database.synchronous_engine()
+        engine = self._database.synchronous_engine(survive_power_loss=self._survive_power_loss)
         try:
             while batch := self._next_batch():
                 rows = [self._row(what) for what, _ in batch if isinstance(what, Record)]

@@ -59,5 +59,8 @@ class RouterSettings(Section):
     """How often charges go from the journal to billing."""
     decision_retention_days: int = Field(30, ge=1)
     """How long records of requests are kept."""
+    journal_survives_power_loss: bool = False
+    """Embedded database only: wait for the disk before the last byte of each answer. Without it the journal
+    survives the death of any process, but charges of the last moments may be lost with the power."""
     retry_after_limit_s: float = Field(10, ge=0)
     """Longest wait a provider may ask for before the next one is asked instead."""

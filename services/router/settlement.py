@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from omnihub.billing.v1 import billing_service_pb2 as pb
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.usage_pb2 import Charge
 
 from services.common.rpc import Call, RpcError
 from services.router.journal import Journal
@@ -71,10 +72,23 @@ class Settlement:
             )
             if not charges:
                 return
-            await self._billing.settle(pb.SettleRequest(charges=charges), Call.internal(SETTLE_TIMEOUT_S))
-            await self._journal.mark_settled([charge.charge_id for charge in charges])
-            if len(charges) < BATCH:
+            if not await self._book(charges) or len(charges) < BATCH:
                 return
+
+    async def _book(self, charges: list[Charge]) -> bool:
+        """Book charges, one by one when billing refuses them together. Tells whether all were booked."""
+        try:
+            await self._billing.settle(pb.SettleRequest(charges=charges), Call.internal(SETTLE_TIMEOUT_S))
+        except RpcError as error:
+            if error.reason != "INVALID_ARGUMENT":
+                raise
+            if len(charges) == 1:
+                # It stays in the journal, for a person to look at; it must not hold up the others.
+                _logger.error("charge_refused_by_billing %s %s", charges[0].charge_id, error.message)
+                return False
+            return all([await self._book([charge]) for charge in charges])
+        await self._journal.mark_settled([charge.charge_id for charge in charges])
+        return True
 
     async def reap(self, leases: Leases) -> None:
         """Close leases past their expiry, whoever held them, but none that `leases` still spends from."""

@@ -38,6 +38,7 @@ class FakeBilling(Fake):
         self.leases: dict[str, int] = {}
         self.closed: dict[str, int] = {}
         self.expired: list[str] = []
+        self.unbookable: set[str] = set()
         self.holds: dict[str, int] = {}
         self.released: list[str] = []
         self.charges: dict[str, Charge] = {}
@@ -140,6 +141,8 @@ class FakeBilling(Fake):
 
     async def settle(self, request: Any, call: Call) -> billing.SettleResponse:
         await self._enter("settle")
+        if any(charge.charge_id in self.unbookable for charge in request.charges):
+            raise RpcError("INVALID_ARGUMENT", "a charge that cannot be booked")
         fresh = [charge for charge in request.charges if charge.charge_id not in self.charges]
         for charge in fresh:
             self.charges[charge.charge_id] = charge

@@ -113,7 +113,7 @@ class Suite:
             )
 
     def wait_until_ready(self) -> None:
-        """Return once GET /ready answers 200 through the public port. Raises AssertionError."""
+        """Return once every process says it is ready, also through the public port. Raises AssertionError."""
         deadline = time.monotonic() + START_TIMEOUT_S
         problem = "no answer"
         pause = 0.05
@@ -121,16 +121,47 @@ class Suite:
             while time.monotonic() < deadline:
                 for target, process in self.processes.items():
                     assert process.poll() is None, f"{target} has ended:\n{self.log(target)[-4000:]}"
-                try:
-                    answer = client.get(f"{self.url}/ready", timeout=2)
-                    if answer.status_code == 200:
-                        return
-                    problem = answer.text
-                except httpx.HTTPError as error:
-                    problem = repr(error)
+                problem = self._problem(client)
+                if not problem:
+                    return
                 select_pause(pause)
         logs = "\n".join(f"--- {target}\n{self.log(target)[-2000:]}" for target in self._targets)
         raise AssertionError(f"not ready within {START_TIMEOUT_S} s: {problem}\n{logs}")
+
+    def _problem(self, client: httpx.Client) -> str:
+        """Return what is not ready yet."""
+        for url in [*map(self.internal_url, self.processes), self.url]:
+            try:
+                answer = client.get(f"{url}/ready", timeout=3)
+            except httpx.HTTPError as error:
+                return f"{url}: {error!r}"
+            if answer.status_code != 200:
+                return f"{url}: {answer.text}"
+        return ""
+
+    def kill_process(self, target: str) -> None:
+        """`kill -9` of one process and what it started."""
+        process = self.processes.pop(target)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(STOP_TIMEOUT_S)
+
+    def logs(self) -> str:
+        """Return what all processes have written so far."""
+        return "".join(file.read_text() for file in sorted(self.folder.glob("*.log")))
+
+    def run(
+        self, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run another command of the program with the settings of this suite."""
+        return subprocess.run(
+            [sys.executable, "-m", "services", *arguments],
+            cwd=self.folder,
+            env={**self._environment, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
     def kill(self) -> None:
         """`kill -9` of every process group at once, Envoy included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,8 @@ from services.common.rpc.errors import RpcError, deadline_exceeded
 from services.common.rpc.method import Method, ServiceInterface, copied, expected, methods_of
 from services.common.rpc.wire import STATUS_DETAILS, metadata_of
 
+_logger = logging.getLogger(__name__)
+
 
 def read_error(error: grpc.aio.AioRpcError, method: Method, call: Call) -> RpcError:
     """Return the RpcError a peer raised, or what the failure of the wire means."""
@@ -27,6 +30,11 @@ def read_error(error: grpc.aio.AioRpcError, method: Method, call: Call) -> RpcEr
     cancelled_late = code is grpc.StatusCode.CANCELLED and call.remaining_s() == 0
     if cancelled_late or code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return deadline_exceeded(method.path)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        # What the wire says names internal addresses: for operators, not for callers.
+        _logger.warning("peer_unreachable %s %s", method.path, error.details())
+        service = method.path.split("/")[1].rpartition(".")[2]
+        return RpcError("UNAVAILABLE", f"{service} cannot be reached; retry with back-off")
     return RpcError.from_status(status_pb2.Status(code=code.value[0], message=error.details() or ""))
 
 

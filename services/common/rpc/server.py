@@ -91,7 +91,8 @@ def check_constraints(request: Message) -> None:
     for violation in violations:
         elements = violation.proto.field.elements if violation.proto.field else ()
         path = ".".join(element.field_name for element in elements)
-        fields.append(Violation(path, violation.proto.message))
+        # An empty string stands for "not given", which is no choice to offer.
+        fields.append(Violation(path, violation.proto.message.replace("in list [, ", "one of [")))
     text = "; ".join(f"{v.field}: {v.description}" for v in fields)
     raise RpcError("INVALID_ARGUMENT", text, violations=fields)
 
@@ -144,8 +145,10 @@ class GrpcServer:
         """Refuse new calls, let running ones finish within `grace_s` seconds, then cancel them."""
         await self._server.stop(grace_s)
 
-    async def _enter(self, method: Method, context: Any) -> Call:
+    async def _enter(self, method: Method, context: Any, event: RequestEvent) -> Call:
         headers = dict(context.invocation_metadata() or ())
+        # Before anything can fail: also a refusal is found in the log by its id.
+        event.request_id = _request_id(headers)
         identity = ANONYMOUS
         if self._gate is not None:
             if token := headers.get(IDENTITY):
@@ -155,7 +158,7 @@ class GrpcServer:
             check_access(method, identity)
         remaining = context.time_remaining()
         return Call(
-            _request_id(headers),
+            event.request_id,
             identity,
             traceparent=headers.get(TRACEPARENT, ""),
             idempotency_key=headers.get(IDEMPOTENCY_KEY, ""),
@@ -165,7 +168,7 @@ class GrpcServer:
         async def serve(request: Message, context: Any) -> Message:
             event = RequestEvent("rpc", method.path)
             try:
-                call = await self._enter(method, context)
+                call = await self._enter(method, context, event)
                 event.identify(call.request_id, call.identity, call.traceparent)
                 check_constraints(request)
                 response = expected(await handler(request, call), method.response, "the response")
@@ -186,7 +189,7 @@ class GrpcServer:
         async def serve(request: Message, context: Any) -> None:
             event = RequestEvent("rpc", method.path)
             try:
-                call = await self._enter(method, context)
+                call = await self._enter(method, context, event)
                 event.identify(call.request_id, call.identity, call.traceparent)
                 check_constraints(request)
                 stream = handler(request, call)

@@ -232,6 +232,17 @@ async def test_charges_are_booked_once(database: Database, writer: WatchedJourna
     assert await world.store.unsettled(10) == []
 
 
+async def test_a_charge_that_cannot_be_booked_holds_up_no_other(
+    database: Database, writer: WatchedJournal
+) -> None:
+    world = World(database, writer)
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(5)))
+    world.billing.unbookable.add("att_2")
+    await world.settlement.settle_own()
+    assert sorted(world.billing.charges) == ["att_0", "att_1", "att_3", "att_4"]
+    assert [charge.charge_id for charge in await world.store.unsettled(10)] == ["att_2"]
+
+
 async def test_a_crash_between_booking_and_marking_books_nothing_twice(
     database: Database, writer: WatchedJournal
 ) -> None:

@@ -34,6 +34,16 @@ async def test_a_peer_that_does_not_answer_is_unavailable(unused_tcp_port: int) 
     with pytest.raises(RpcError) as raised:
         await anext(client.count(CountRequest(), CALL))
     assert raised.value.reason == "UNAVAILABLE"
+    assert str(unused_tcp_port) not in raised.value.message, "internal addresses are not for callers"
+    assert "EchoService cannot be reached" in raised.value.message
+    problems = await connector.problems()
+    assert "cannot be reached" in problems["peer echo"]
+    await connector.close()
+
+
+async def test_only_peers_that_are_called_can_be_a_problem(unused_tcp_port: int) -> None:
+    connector = Connector(Registry(), {"echo": f"127.0.0.1:{unused_tcp_port}"})
+    assert await connector.problems() == {}
     await connector.close()
 
 
