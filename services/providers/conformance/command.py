@@ -24,7 +24,7 @@ from services.providers.conformance import (
     streams,
     tools,
 )
-from services.providers.conformance.kit import QUICK_S, Group, Result, Subject, run_check
+from services.providers.conformance.kit import QUICK_S, Check, Group, Result, Subject, run_check
 from services.providers.conformance.report import line_of, summary_of, to_json, to_junit
 from services.providers.domain.clauses import BreachError
 from services.providers.domain.plugin import InvalidPluginError, check_address
@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--provider", default="", help="judge only this provider of the plugin")
     parser.add_argument("--model", default="", help="ask this model instead of the first listed that answers")
     parser.add_argument("--embedding-model", default="", help="the same, for embeddings")
+    parser.add_argument(
+        "--only", default="", metavar="CHECK", help="only checks whose name begins so: streams"
+    )
     parser.add_argument("--tls", action="store_true", help="speak TLS")
     parser.add_argument(
         "--ca-file", type=Path, help="PEM certificates of the authority that signed the plugin's"
@@ -81,7 +84,14 @@ async def _print_all(options: argparse.Namespace) -> list[Result]:
     certificate = options.ca_file.read_text() if options.ca_file is not None else ""
     tls = Tls(certificate) if options.tls or certificate else None
     results = []
-    async for result in judge(options.address, options.provider, options.model, options.embedding_model, tls):
+    async for result in judge(
+        options.address,
+        options.provider,
+        options.model,
+        options.embedding_model,
+        tls=tls,
+        only=options.only,
+    ):
         sys.stdout.write(line_of(result) + "\n")
         sys.stdout.flush()
         results.append(result)
@@ -89,9 +99,15 @@ async def _print_all(options: argparse.Namespace) -> list[Result]:
 
 
 async def judge(
-    address: str, provider: str = "", model: str = "", embedding_model: str = "", tls: Tls | None = None
+    address: str,
+    provider: str = "",
+    model: str = "",
+    embedding_model: str = "",
+    *,
+    tls: Tls | None = None,
+    only: str = "",
 ) -> AsyncIterator[Result]:
-    """Run all checks at each provider of a plugin, or at the one that is named.
+    """Run all checks, or those whose name begins with `only`, at each provider of a plugin or the one named.
 
     Raises UnusableError when there is nothing to judge, InvalidPluginError for what is no address.
     """
@@ -107,11 +123,19 @@ async def judge(
         for each in _chosen(offered, provider, model or embedding_model):
             subject = Subject(probe, each.provider, model, embedding_model)
             subject.capabilities = each
-            for group in GROUPS:
-                for check in group.checks:
-                    yield await run_check(check, subject)
+            for check in _checks(only):
+                yield await run_check(check, subject)
     finally:
         await probe.close()
+
+
+def _checks(only: str) -> Sequence[Check]:
+    checks = [check for group in GROUPS for check in group.checks if check.name.startswith(only)]
+    if not checks:
+        raise UnusableError(
+            f"no check begins with {only!r}; groups: {', '.join(each.name for each in GROUPS)}"
+        )
+    return checks
 
 
 async def _offered(probe: Probe, subject: Subject, address: str) -> Sequence[pb.ProviderCapabilities]:
