@@ -29,7 +29,7 @@ run: setup ## Serve everything in one process, in the foreground (PORT=8080)
 
 test: setup ## Run all tests; installs what they need where it can
 	@sh tools/install_test_dependencies.sh
-	@$(BIN)/python -m pytest -n $(WORKERS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 unit: setup ## Run the tests that need nothing but Python
 	@$(BIN)/python -m pytest -q tests/unit tests/architecture

@@ -58,8 +58,13 @@ def _parser() -> argparse.ArgumentParser:
 def _config(settings: Settings, options: argparse.Namespace) -> int:
     if options.action == "print":
         sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
-    else:
-        sys.stdout.write("the settings are valid\n")
+        return 0
+    try:
+        asyncio.run(Process(settings, resolve_targets(["all"])).verify())
+    except (OSError, StartupError) as error:
+        sys.stderr.write(f"the settings cannot be used:\n{error}\n")
+        return 2
+    sys.stdout.write("the settings are valid\n")
     return 0
 
 
@@ -85,7 +90,11 @@ async def _run(settings: Settings, targets: Sequence[str]) -> int:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stopping.set)
-    process = Process(settings, targets)
+    try:
+        process = Process(settings, targets)
+    except OSError as error:
+        sys.stderr.write(f"cannot start: internal_tls: {error}\n")
+        return 1
     starting = asyncio.create_task(process.start())
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -18,8 +18,10 @@ from omnihub.auth.v1.auth_service_api import AuthService
 from services.common.authenticator import Authenticator
 from services.common.ids import new_id
 from services.common.rpc import Connector, Registry
+from services.common.rpc.local import cancelled_handlers_ended
 from services.common.rpc.server import GrpcServer
-from services.common.service import Infrastructure, Service
+from services.common.service import Infrastructure, Service, StartupError
+from services.edge.settings import EdgeSettings
 from services.listener import HttpListener
 from services.providers.adapters.known import complete
 from services.settings import Settings
@@ -83,7 +85,21 @@ def _agents(module: Any, settings: Settings, infrastructure: Infrastructure) -> 
 def _edge(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
     surroundings = _edge_surroundings(settings)
     return module.build(  # type: ignore[no-any-return]
-        settings.edge, infrastructure, data_dir=settings.data_dir, **surroundings
+        _edge_settings(settings), infrastructure, data_dir=settings.data_dir, **surroundings
+    )
+
+
+def _edge_settings(settings: Settings) -> EdgeSettings:
+    """Return the edge's settings: it calls the services with this process's own certificate."""
+    tls, edge = settings.internal_tls, settings.edge
+    if tls is None or edge.upstream_ca_file is not None:
+        return edge
+    return edge.model_copy(
+        update={
+            "upstream_ca_file": tls.ca_file,
+            "upstream_certificate_file": tls.certificate_file,
+            "upstream_key_file": tls.key_file,
+        }
     )
 
 
@@ -103,7 +119,7 @@ def _edge_surroundings(settings: Settings) -> dict[str, Any]:
 def edge_configuration(settings: Settings) -> str:
     """Return the edge's configuration as JSON, for any Envoy fleet."""
     config = importlib.import_module("services.edge.config")
-    return config.render(settings.edge, **_edge_surroundings(settings))  # type: ignore[no-any-return]
+    return config.render(_edge_settings(settings), **_edge_surroundings(settings))  # type: ignore[no-any-return]
 
 
 TARGETS: Mapping[str, Target] = {
@@ -190,11 +206,29 @@ class Process:
         self._infrastructure.authenticator = self._authenticator
         await self._authenticator.start()
 
-    async def _start_service(self, name: str) -> None:
+    async def verify(self) -> None:
+        """Build every service, start none: finds settings that do not fit. Raises StartupError."""
+        for name in self._targets:
+            if name != "auth" and self._infrastructure.authenticator is None:
+                auth = self._connector.connect(AuthService, "auth")
+                self._infrastructure.authenticator = Authenticator(auth)
+            self._build(name)
+        await self._connector.close()
+
+    def _build(self, name: str) -> Service:
         target = TARGETS[name]
-        service = target.build(importlib.import_module(target.module), self._settings, self._infrastructure)
+        try:
+            service = target.build(
+                importlib.import_module(target.module), self._settings, self._infrastructure
+            )
+        except (ValueError, LookupError) as error:
+            raise StartupError(f"{name}: {error}") from error
         for interface, implementation in service.interfaces:
             self._registry.add(interface, implementation)
+        return service
+
+    async def _start_service(self, name: str) -> None:
+        service = self._build(name)
         self._started.append(service)
         await service.start()
         self.announcements.extend(service.announce())
@@ -235,10 +269,12 @@ class Process:
             await self._http.stop()
         if self._grpc is not None:
             await self._grpc.stop(self._settings.drain_timeout_s)
-        while self._started:
-            await self._stop_service(self._started.pop())
         if self._authenticator is not None:
+            # Before the auth service, whose changes it follows.
             await self._authenticator.stop()
+        while self._started:
+            await cancelled_handlers_ended()
+            await self._stop_service(self._started.pop())
         await self._connector.close()
 
     async def _stop_service(self, service: Service) -> None:

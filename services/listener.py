@@ -29,8 +29,12 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        """Listen, and say so."""
-        await super().startup(sockets)  # type: ignore[arg-type]
+        """Listen, and say so. Raises OSError where the base would end the process."""
+        try:
+            await super().startup(sockets)  # type: ignore[arg-type]
+        except SystemExit:
+            address = f"{self.config.host}:{self.config.port}"
+            raise OSError(f"no HTTP listener on {address}: set OMNIHUB_HTTP_LISTEN to a free one") from None
         self.listening.set()
 
 
@@ -78,7 +82,8 @@ class HttpListener:
         await asyncio.wait({self._task, listening}, return_when=asyncio.FIRST_COMPLETED)
         listening.cancel()
         if not self._server.listening.is_set():
-            await self._task
+            task, self._task = self._task, None
+            await task
 
     async def stop(self) -> None:
         """Stop accepting, let responses finish."""

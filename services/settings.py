@@ -99,12 +99,12 @@ class Settings(Section):
     """Where the embedded databases and files live."""
     grpc_listen: str = "127.0.0.1:9090"
     """Internal gRPC listener, for peers and the edge."""
-    http_listen: str = "127.0.0.1:9091"
+    http_listen: str = Field("127.0.0.1:9091", pattern=r"^\S+:\d{1,5}$")
     """Internal HTTP listener: facade, /health, /ready and /metrics."""
     database_url: str = Field("", pattern=r"^(postgresql://.*)?$")
     """`postgresql://...`; empty: SQLite files in data_dir."""
     public_url: str = ""
-    """How callers reach the platform, for links in answers."""
+    """How callers reach the platform. Accepted already; read once answers contain links."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web clients, such as `https://app.example.com`."""
     bootstrap_api_key: Secret | None = None
@@ -146,10 +146,10 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings of this process. Raises SettingsError."""
     environment = os.environ if environment is None else environment
     values = _read_file(environment)
-    providers = {**providers_from_environment(environment)}
-    values["providers"] = _merge(
-        {name: _plain(settings) for name, settings in providers.items()}, values.get("providers", {})
-    )
+    written = values.get("providers", {})
+    if not isinstance(written, Mapping):
+        raise SettingsError("providers: expected tables such as [providers.wall]")
+    values["providers"] = _merge(providers_from_environment(environment), written)
     if "PORT" in environment:
         values["port"] = environment["PORT"]
     values = _merge(values, _read_environment(environment, values))
@@ -157,10 +157,6 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    return dict(settings) if isinstance(settings, Mapping) else settings.model_dump(exclude_unset=True)
 
 
 def _read_file(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -188,7 +184,14 @@ def _read_environment(environment: Mapping[str, str], values: Mapping[str, Any])
             key = _existing(parent, known)
             node = node.setdefault(key, {})
             known = known.get(key, {}) if isinstance(known, Mapping) else {}
-        node[_existing(last, known)] = _list_or_text(last, value)
+            if not isinstance(node, dict):
+                raise SettingsError(
+                    f"{name}: another variable gives {key} as a single value; remove that one"
+                )
+        key = _existing(last, known)
+        if isinstance(node.get(key), dict):
+            raise SettingsError(f"{name}: other variables give settings inside {key}; remove this one")
+        node[key] = _list_or_text(last, value)
     return found
 
 
@@ -207,6 +210,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         before = merged.get(key)
+        if isinstance(value, Mapping) and before is not None and not isinstance(before, Mapping):
+            raise SettingsError(f"{key}: expected a table of settings in the file, not a single value")
         both = isinstance(before, Mapping) and isinstance(value, Mapping)
         merged[key] = _merge(before, value) if both else value  # type: ignore[arg-type]
     return merged

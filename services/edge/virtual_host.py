@@ -136,53 +136,59 @@ def _cors_of_answers(origins: Sequence[str]) -> list[Json]:
     ]
 
 
+def _limited(match: Json, forward: Json, limit_bytes: int) -> list[Json]:
+    """Return the routes to `forward` by what the caller says of the body's length."""
+    said = match.get("headers", [])
+    too_large = {"name": "content-length", "range_match": {"start": limit_bytes + 1, "end": _LARGEST}}
+    unknown = {"name": "content-length", "present_match": False}
+    limited = {
+        "@type": f"{_TYPE}.extensions.filters.http.buffer.v3.BufferPerRoute",
+        "buffer": {"max_request_bytes": limit_bytes},
+    }
+    filters = {**forward.get("typed_per_filter_config", {}), BUFFER: limited}
+    return [
+        _answer({**match, "headers": [*said, too_large]}, 413, ""),
+        # Without a length, only reading tells: these few are held back until they are complete.
+        {"match": {**match, "headers": [*said, unknown]}, **forward, "typed_per_filter_config": filters},
+        {"match": match, **forward},
+    ]
+
+
 def _facade(route: FacadeRoute, body_limit_bytes: int) -> list[Json]:
-    """Return the routes of one line of the table, by what the caller says of the body's length."""
+    """Return the routes of one line of the table."""
+    match = _match(route.path, _method(*route.methods))
     forward = {
         "route": _forward(FACADE_CLUSTER),
         # The gateway relays foreign answers: what they say in our internal headers is not ours.
         "response_headers_to_remove": [HTTP_STATUS, ERROR_BODY],
     }
-    plain = {"match": _match(route.path, _method(*route.methods)), **forward}
     if "POST" not in route.methods:
-        return [plain]
-    too_large = {"name": "content-length", "range_match": {"start": body_limit_bytes + 1, "end": _LARGEST}}
-    unknown = {"name": "content-length", "present_match": False}
-    limited = {
-        "@type": f"{_TYPE}.extensions.filters.http.buffer.v3.BufferPerRoute",
-        "buffer": {"max_request_bytes": body_limit_bytes},
-    }
-    return [
-        _answer(_match(route.path, _method(*route.methods), too_large), 413, ""),
-        # Without a length, only reading tells: these few are held back until they are complete.
-        {
-            "match": _match(route.path, _method(*route.methods), unknown),
-            **forward,
-            "typed_per_filter_config": {BUFFER: limited},
-        },
-        plain,
-    ]
+        return [{"match": match, **forward}]
+    return _limited(match, forward, body_limit_bytes)
 
 
-def _rest(rpc: PublicRpc) -> list[Json]:
+def _rest(rpc: PublicRpc, body_limit_bytes: int) -> list[Json]:
+    """Return the routes of one rpc's REST bindings."""
     routes = []
     for binding in rpc.bindings:
-        transcoder = SNAKE_CASE if binding.snake_case else CAMEL_CASE
+        match = _match(binding.path, _method(binding.method))
         hide_grpc = {
             "@type": f"{_TYPE}.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
             "mutations": {"response_mutations": [{"remove": name} for name in _GRPC_HEADERS]},
         }
-        routes.append(
-            {
-                "match": _match(binding.path, _method(binding.method)),
-                "route": _forward(rpc.area),
-                "typed_per_filter_config": {
-                    HIDE: hide_grpc,
-                    STATUSES: switch_on(),
-                    transcoder: switch_on(),
-                },
-            }
-        )
+        forward = {
+            "route": _forward(rpc.area),
+            "typed_per_filter_config": {
+                HIDE: hide_grpc,
+                STATUSES: switch_on(),
+                SNAKE_CASE if binding.snake_case else CAMEL_CASE: switch_on(),
+            },
+        }
+        if binding.method == "GET":
+            routes.append({"match": match, **forward})
+        else:
+            # The transcoder's own limit holds only for what it has not passed on yet.
+            routes += _limited(match, forward, body_limit_bytes)
     return routes
 
 
@@ -245,7 +251,7 @@ def virtual_host(
 ) -> Json:
     """Return the one virtual host of the public port."""
     served = [route for line in facade for route in _facade(line, settings.body_limit_bytes)]
-    rest = [route for rpc in rpcs for route in _rest(rpc)]
+    rest = [route for rpc in rpcs for route in _rest(rpc, settings.json_body_limit_bytes)]
     routes = [
         *_exact_first([*served, *rest, *(_native(rpc) for rpc in rpcs)]),
         *_exact_first(_wrong_methods(rpcs, facade)),

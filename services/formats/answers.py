@@ -46,6 +46,14 @@ class Progress:
     output_chars: int = field(default=0)
     closed: bool = False
     """The provider said that nothing follows."""
+    thought: bool = False
+    """Thoughts have come. This and what follows only readers of raw streams tell."""
+    beyond_text: bool = False
+    """More than text and thoughts has come, such as a tool call: no other model can go on from here."""
+    parts: int = 0
+    """Parts begun, where the format numbers them."""
+    open_part: str = ""
+    """The last part has not ended: text, reasoning, or empty when it has."""
 
 
 class RawReader(Protocol):

@@ -138,7 +138,7 @@ def starts_with(raw: msgspec.Raw, byte: bytes) -> bool:
     return bytes(memoryview(raw)[:1]) == byte
 
 
-def splice(document: bytes, name: str, value: Mapping[str, Any]) -> bytes:
+def splice(document: bytes, name: str, value: object) -> bytes:
     """Add one field at the end of a JSON object, leaving every other byte as it is."""
     end = document.rindex(b"}")
     head = document[:end].rstrip(_BLANK)

@@ -26,6 +26,7 @@ class Facts(msgspec.Struct, frozen=True):
     temperature: float | None
     has_tools: bool
     has_schema: bool
+    """The answer is to be a JSON document."""
     user: str
     messages: msgspec.Raw
     """The conversation, undecoded."""

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import islice
+
 from omnihub.common.v1.chat_pb2 import ParameterReceipt
+
+# A body of nothing but invented names must not fill the record.
+MOST = 200
+_NAME_LIMIT = 64
+
+
+@lru_cache(maxsize=1024)
+def _forwarded(name: str) -> ParameterReceipt:
+    return ParameterReceipt(name=name, outcome="forwarded")
+
+
+def _passed(name: str) -> ParameterReceipt:
+    """Return the receipt of a value that travels on as it is. The same names come again and again."""
+    return _forwarded(name if len(name) <= _NAME_LIMIT else name[:_NAME_LIMIT] + "...")
 
 
 class Receipts:
@@ -30,6 +48,12 @@ class Receipts:
     def dropped(self, name: str, detail: str) -> None:
         """The provider cannot take it."""
         self._add(name, "dropped", detail)
+
+    def rest(self, fields: Iterable[str]) -> list[ParameterReceipt]:
+        """Return the receipts, with all other fields of a body that is passed on as forwarded."""
+        told = {name for name, _ in self._receipts}
+        passed = [_passed(name) for name in islice(fields, MOST) if name not in told]
+        return [*self._receipts.values(), *passed]
 
     def _add(self, name: str, outcome: str, detail: str) -> None:
         self._receipts.setdefault(

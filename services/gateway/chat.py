@@ -93,16 +93,26 @@ class ChatEndpoint:
         request = pb.StreamChatRequest()
         self._fill(request, exchange, body, facts)
         writer: Any = None
+        start = pb.StreamStart()
         stream: Any = self._router.stream_chat(request, call)
         async with aclosing(stream):
             async for message in stream:
                 if message.HasField("raw_frame"):
                     await exchange.write(message.raw_frame.data, more=True)
+                elif message.HasField("part_delta"):
+                    if data := writer.part_delta(message.part_delta):
+                        await exchange.write(data, more=True)
                 elif message.HasField("start"):
-                    await exchange.start(200, [*EVENT_STREAM, *start_headers(message.start)])
-                    if not message.start.wire_format:
-                        writer = self._writer(message.start, facts, exchange)
+                    start = message.start
+                    await exchange.start(200, [*EVENT_STREAM, *start_headers(start)])
+                    if not start.wire_format:
+                        writer = self._writer(start, facts, exchange)
                         await exchange.write(writer.start(), more=True)
+                elif message.HasField("rescue"):
+                    if writer is None:
+                        writer = self._writer(start, facts, exchange)
+                        writer.resume(message.rescue.parts)
+                    writer.set_model(message.rescue.model_used)
                 elif message.HasField("end"):
                     note(event, message.end.outcome)
                     await exchange.write(self._last(message.end, writer), more=False)
@@ -131,9 +141,7 @@ class ChatEndpoint:
 
 
 def _typed(writer: Any, message: pb.StreamChatResponse) -> bytes:
-    """Return a typed event in the caller's format; empty when the format has no word for it."""
-    if message.HasField("part_delta"):
-        return writer.part_delta(message.part_delta)  # type: ignore[no-any-return]
+    """Return the start or end of a part in the caller's format; empty when the format does not mark it."""
     if message.HasField("part_start"):
         return writer.part_start(message.part_start)  # type: ignore[no-any-return]
     return writer.part_stop(message.part_stop)  # type: ignore[no-any-return]
@@ -162,6 +170,8 @@ def note(event: RequestEvent, outcome: pb.Outcome) -> None:
         input_tokens=outcome.usage.input_total,
         output_tokens=outcome.usage.output_total,
     )
+    if outcome.rescued_from:
+        event.fields["rescued_from"] = ",".join(outcome.rescued_from)
 
 
 def start_headers(start: pb.StreamStart) -> list[tuple[bytes, bytes]]:
@@ -216,6 +226,8 @@ def outcome_object(outcome: pb.Outcome) -> Mapping[str, Any]:
     }
     if outcome.savings_estimate:
         facts["savings"] = outcome.savings_estimate
+    if outcome.rescued_from:
+        facts["rescued_from"] = list(outcome.rescued_from)
     if receipt := _receipt(outcome):
         facts["receipt"] = receipt
     return facts

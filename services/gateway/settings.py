@@ -8,5 +8,5 @@ from services.common.settings import Section
 class GatewaySettings(Section):
     """Settings of the gateway."""
 
-    body_limit_bytes: int = Field(100 * 1024 * 1024, ge=1024)
+    body_limit_bytes: int = Field(100 * 1024 * 1024, ge=1024, le=120 * 1024 * 1024)
     """Largest request body; images and audio travel in bodies."""

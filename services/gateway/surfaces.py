@@ -41,7 +41,7 @@ class Surface:
 
 OPENAI = Surface(
     wire_format=WireFormat.WIRE_FORMAT_OPENAI_CHAT,
-    forwarded_headers=("openai-beta",),
+    forwarded_headers=(),
     read_facts=openai_chat.read_facts,
     write_response=openai_chat.write_response,
     stream_writer=openai_chat.StreamWriter,

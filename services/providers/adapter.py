@@ -11,6 +11,7 @@ from omnihub.provider.v1 import provider_service_pb2 as pb
 from services.formats import anthropic_messages, openai_chat
 from services.formats.documents import read_object, read_value
 from services.formats.errors import invalid
+from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import UnsupportedError
 
 
@@ -52,7 +53,32 @@ _READERS = {
 
 
 def conversation_of(attempt: pb.Attempt) -> ChatInput:
-    """Return the conversation, read from the raw body when there is one. Raises FormatError."""
+    """Return the conversation, read from the raw body when there is one. Raises FormatError.
+
+    It ends with the text that the model is to go on from, when the attempt has one.
+    """
+    chat = _read(attempt)
+    return _with_prefill(chat, attempt.prefill_text) if attempt.prefill_text else chat
+
+
+def _with_prefill(chat: ChatInput, text: str) -> ChatInput:
+    prefilled = ChatInput()
+    prefilled.CopyFrom(chat)
+    last = prefilled.messages[-1] if prefilled.messages else None
+    if last is None or last.role != "assistant":
+        last = prefilled.messages.add(role="assistant")
+    # The caller's own beginning of the answer stays the beginning.
+    if last.parts:
+        last.parts.add().text.text = text
+    else:
+        last.content += text
+    if prefilled.HasField("max_tokens"):
+        written = estimate_usage(0, len(text)).output_total
+        prefilled.max_tokens = max(1, prefilled.max_tokens - written)
+    return prefilled
+
+
+def _read(attempt: pb.Attempt) -> ChatInput:
     if not attempt.raw_body:
         return attempt.chat
     reader = _READERS.get(attempt.wire_format)

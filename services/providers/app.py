@@ -10,7 +10,7 @@ from omnihub.provider.v1.plugin_service_api import PluginService
 from omnihub.provider.v1.provider_service_api import ProviderService
 
 from services.common.change_feed import ChangeFeed
-from services.common.service import Infrastructure, Service
+from services.common.service import Infrastructure, Service, StartupError
 from services.providers.adapter import Adapter
 from services.providers.adapters.known import LOCAL, PLUGIN, complete
 from services.providers.adapters.plugin import PluginAdapter
@@ -27,19 +27,22 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructure) -> Service:
-    """Return the service for these providers and `local`. Raises ValueError for wrong settings."""
+    """Return the service for these providers and `local`. Raises StartupError for wrong settings."""
     upstream = Upstream()
     adapters: dict[str, Adapter] = {}
     declared: list[PluginAdapter] = []
     for name, given in {LOCAL: ProviderSettings(), **settings}.items():
-        completed = complete(name, given)
+        try:
+            completed = complete(name, given)
+        except ValueError as error:
+            raise StartupError(str(error)) from None
         if completed.adapter == PLUGIN:
             declared.append(_plugin(name, completed))
             continue
         make = ADAPTERS.get(completed.adapter)
         if make is None:
-            known = sorted([*ADAPTERS, PLUGIN])
-            raise ValueError(f"providers.{name}.adapter: {completed.adapter!r} is none of {known}")
+            known = ", ".join(sorted([*ADAPTERS, PLUGIN]))
+            raise StartupError(f"providers.{name}.adapter: {completed.adapter!r} is none of {known}")
         adapters[name] = make(name, completed, upstream)
     adapters.update({each.name: each for each in declared})
     database = infrastructure.database(NAME)
@@ -73,8 +76,8 @@ def _plugin(name: str, settings: ProviderSettings) -> PluginAdapter:
         check_address(settings.address, f"providers.{name}.address")
         certificate = settings.ca_file.read_text() if settings.ca_file is not None else ""
     except InvalidPluginError as error:
-        raise ValueError(str(error)) from None
+        raise StartupError(str(error)) from None
     except OSError as error:
-        raise ValueError(f"providers.{name}.ca_file: cannot be read: {error.strerror}") from None
+        raise StartupError(f"providers.{name}.ca_file: cannot be read: {error.strerror}") from None
     plugin = Plugin(name, settings.address, settings.remote_provider, settings.tls, certificate)
     return PluginAdapter(plugin, settings.timeouts)

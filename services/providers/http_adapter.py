@@ -17,18 +17,22 @@ from yarl import URL
 from services.common import clock
 from services.formats.answers import Answer, AnswerFacts, Event, Progress, RawReader, StreamReader
 from services.formats.errors import FormatError
+from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of
 from services.providers.domain.classification import (
+    ErrorFacts,
     ErrorTable,
     read_error,
     read_error_object,
     read_retry_after,
 )
 from services.providers.domain.estimate import estimate_usage
-from services.providers.domain.failure import MID_STREAM, Failures, ProviderError, UnsupportedError
+from services.providers.domain.failure import MID_STREAM, Failures, ProviderError
+from services.providers.frames import FrameError, FrameParser, FrameTooLargeError
 from services.providers.http import FRAME_LIMIT, Exchange, Timeouts, Upstream
+from services.providers.receipts import account, refuse_drops
 from services.providers.settings import ProviderSettings
-from services.providers.sse import FrameTooLargeError, SseParser
+from services.providers.sse import SseParser
 
 _STREAM = "text/event-stream"
 _JSON = "application/json"
@@ -49,7 +53,8 @@ class HttpAdapter(ABC):
     """Base of the adapters over HTTP. A vendor's adapter says how its format and its errors look."""
 
     adapter: str
-    wire_format: WireFormat.ValueType
+    wire_format: WireFormat.ValueType = WireFormat.WIRE_FORMAT_UNSPECIFIED
+    """The format whose bodies are forwarded as they are; unspecified where all are translated."""
     features: Sequence[str]
     synthetic = False
     chat_path: str
@@ -60,7 +65,7 @@ class HttpAdapter(ABC):
         self.name = name
         self.settings = settings
         self._upstream = upstream
-        self.wire_formats: Sequence[WireFormat.ValueType] = (self.wire_format,)
+        self.wire_formats: Sequence[WireFormat.ValueType] = (self.wire_format,) if self.wire_format else ()
         key = settings.api_key.get_secret_value() if settings.api_key is not None else ""
         configured = [value.get_secret_value() for value in settings.headers.values()]
         self._secrets = tuple(secret for secret in (key, *configured) if len(secret) >= 4)
@@ -81,9 +86,9 @@ class HttpAdapter(ABC):
     def credential(self, key: str) -> dict[str, str]:
         """Return the headers that carry the key and what the vendor always wants."""
 
-    @abstractmethod
     def patch(self, attempt: pb.Attempt, stream: bool) -> tuple[bytes, list[ParameterReceipt]]:
-        """Return the caller's own body with only what must change changed."""
+        """Return the caller's own body with only what must change changed. Needed with a wire format."""
+        raise NotImplementedError
 
     @abstractmethod
     def write_request(
@@ -91,17 +96,17 @@ class HttpAdapter(ABC):
     ) -> tuple[bytes, list[ParameterReceipt]]:
         """Return a typed conversation in the vendor's format."""
 
-    @abstractmethod
     def read_facts(self, body: bytes) -> AnswerFacts:
-        """Return the facts of an answer that is passed on."""
+        """Return the facts of an answer that is passed on. Needed with a wire format."""
+        raise NotImplementedError
 
     @abstractmethod
     def read_response(self, body: bytes) -> Answer:
         """Return an answer in the normalised model."""
 
-    @abstractmethod
     def raw_reader(self, attempt: pb.Attempt) -> RawReader:
-        """Return a reader for a stream that is passed on."""
+        """Return a reader for a stream that is passed on. Needed with a wire format."""
+        raise NotImplementedError
 
     @abstractmethod
     def stream_reader(self) -> StreamReader:
@@ -115,13 +120,30 @@ class HttpAdapter(ABC):
         """Return the headers of one attempt."""
         return self.headers
 
+    def chat_url(self, attempt: pb.Attempt, stream: bool) -> URL:
+        """Return where one attempt goes."""
+        return self._chat_url
+
+    async def sign(
+        self, url: URL, headers: Mapping[str, str], body: bytes | None, failures: Failures
+    ) -> Mapping[str, str]:
+        """Return the headers of a request that is ready to be sent, for vendors whose credential signs it."""
+        return headers
+
+    def frame_parser(self) -> FrameParser:
+        """Return what cuts a stream into frames."""
+        return SseParser(FRAME_LIMIT)
+
+    def read_refusal(self, exchange: Exchange, body: bytes) -> ErrorFacts:
+        """Return what the answer with an error status says."""
+        return read_error(body)
+
     async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
         """Answer at once."""
         prepared = self._prepare(attempt, stream=False)
         failures = self.failures(attempt.model)
-        body, headers = await self.ask(
-            self._chat_url, prepared.body, self.headers_of(attempt), self.timeouts(attempt.timeouts), failures
-        )
+        url, limits = self.chat_url(attempt, stream=False), self.timeouts(attempt.timeouts)
+        body, headers = await self.ask(url, prepared.body, self.headers_of(attempt), limits, failures)
         response = pb.ChatResponse(receipt=prepared.receipt, provider_request_id=_request_id(headers))
         try:
             if prepared.raw:
@@ -142,9 +164,9 @@ class HttpAdapter(ABC):
         prepared = self._prepare(attempt, stream=True)
         failures = self.failures(attempt.model)
         timeouts = self.timeouts(attempt.timeouts)
-        exchange = await self._upstream.send(
-            self._chat_url, self.headers_of(attempt), prepared.body, timeouts, failures, stream=True
-        )
+        url = self.chat_url(attempt, stream=True)
+        signed = await self.sign(url, self.headers_of(attempt), prepared.body, failures)
+        exchange = await self._upstream.send(url, signed, prepared.body, timeouts, failures, stream=True)
         try:
             await self._check_stream(exchange, failures)
             start = pb.StreamStart(
@@ -175,11 +197,13 @@ class HttpAdapter(ABC):
         async for events, at_end in self._events(exchange, progress, failures):
             frames: list[bytes] = []
             texts: list[str] = []
+            wrong: FormatError | None = None
             for name, data in events:
                 try:
                     frame, text = reader.read(name, data)
                 except FormatError as error:
-                    raise self._unreadable(error, at_end, progress, exchange, failures) from None
+                    wrong = error
+                    break  # What came before it in the same read is good.
                 if progress.error is not None:
                     break
                 frames.append(frame)
@@ -188,7 +212,9 @@ class HttpAdapter(ABC):
             if exchange.phase != MID_STREAM and (written or progress.finish is not None):
                 yield self._started(start, progress, exchange)
             if written:
-                yield pb.StreamChatResponse(raw_frame=RawFrame(data=written, text="".join(texts)))
+                yield pb.StreamChatResponse(raw_frame=_frame(written, "".join(texts), progress))
+            if wrong is not None:
+                raise self._unreadable(wrong, at_end, progress, exchange, failures)
             self._check_error(progress, exchange, failures)
         yield self._ended(progress, failures, prepared, reader.tail)
 
@@ -222,7 +248,7 @@ class HttpAdapter(ABC):
         self, exchange: Exchange, progress: Progress, failures: Failures
     ) -> AsyncGenerator[tuple[list[tuple[bytes, bytes]], bool], None]:
         """Yield the events of each network read, until the provider says that nothing follows."""
-        parser = SseParser(FRAME_LIMIT)
+        parser = self.frame_parser()
         while not progress.closed:
             exchange.got_token = progress.output_chars > 0 or progress.finish is not None
             try:
@@ -234,6 +260,11 @@ class HttpAdapter(ABC):
                 return  # The answer is complete; only what would have come after it is missing.
             except FrameTooLargeError:
                 message = f"a frame exceeds {FRAME_LIMIT} bytes"
+                raise failures.of("PROVIDER_PROTOCOL", message, exchange.phase) from None
+            except FrameError as error:
+                if error.before:
+                    yield error.before, False
+                message = f"sent a frame that is wrong: {error}"
                 raise failures.of("PROVIDER_PROTOCOL", message, exchange.phase) from None
             if events:
                 yield events, not chunk
@@ -280,7 +311,8 @@ class HttpAdapter(ABC):
         self, url: URL, body: bytes | None, headers: Mapping[str, str], timeouts: Timeouts, failures: Failures
     ) -> tuple[bytes, Mapping[str, str]]:
         """Send a request and return body and headers of a good answer."""
-        exchange = await self._upstream.send(url, headers, body, timeouts, failures, stream=False)
+        signed = await self.sign(url, headers, body, failures)
+        exchange = await self._upstream.send(url, signed, body, timeouts, failures, stream=False)
         try:
             if exchange.status != 200:
                 raise await self._refused(exchange, failures)
@@ -317,21 +349,21 @@ class HttpAdapter(ABC):
             raise failures.of("PROVIDER_PROTOCOL", message, http_status=200)
 
     async def _refused(self, exchange: Exchange, failures: Failures) -> Exception:
-        facts = read_error(await exchange.read_error())
+        facts = self.read_refusal(exchange, await exchange.read_error())
         retry_after_s = read_retry_after(exchange.headers, clock.now())
         return failures.rejected(self.errors.classify(exchange.status, facts, retry_after_s))
 
     def _prepare(self, attempt: pb.Attempt, stream: bool) -> Prepared:
-        if attempt.raw_body and attempt.wire_format == self.wire_format:
+        raw = bool(attempt.raw_body) and attempt.wire_format in self.wire_formats
+        raw = raw and not attempt.typed and not attempt.prefill_text
+        if raw:
             body, receipt = self.patch(attempt, stream)
-            return Prepared(body, receipt, raw=True)
-        body, receipt = self.write_request(conversation_of(attempt), attempt, stream)
+        else:
+            body, receipt = self.write_request(conversation_of(attempt), attempt, stream)
+            receipt = account(attempt, receipt)
         if attempt.strict:
-            for entry in receipt:
-                if entry.outcome == "dropped":
-                    message = f"{self.name} cannot take {entry.name}: {entry.detail}"
-                    raise UnsupportedError(self.name, message, entry.name)
-        return Prepared(body, receipt, raw=False)
+            refuse_drops(self.name, receipt)
+        return Prepared(body, receipt[:MOST_RECEIPTS], raw)
 
     def failures(self, model: str) -> Failures:
         """Return the maker of this attempt's errors."""
@@ -374,7 +406,8 @@ _error_decoder = msgspec.json.Decoder(_WithError)
 
 
 def _request_id(headers: Mapping[str, str]) -> str:
-    return headers.get("x-request-id") or headers.get("request-id") or ""
+    names = ("x-request-id", "request-id", "x-amzn-requestid")
+    return next((headers[name] for name in names if headers.get(name)), "")
 
 
 def _fill(response: pb.ChatResponse, facts: AnswerFacts | Answer, usage: Usage) -> None:
@@ -382,6 +415,19 @@ def _fill(response: pb.ChatResponse, facts: AnswerFacts | Answer, usage: Usage) 
     response.usage.CopyFrom(usage)
     response.model = facts.model
     response.response_id = facts.response_id
+
+
+def _frame(data: bytes, text: str, progress: Progress) -> RawFrame:
+    frame = RawFrame(data=data, text=text)
+    # Most frames are text of a format without numbered parts: what is not so is set only where it is not so.
+    if progress.thought:
+        frame.thought = True
+    if progress.beyond_text:
+        frame.beyond_text = True
+    if progress.parts:
+        frame.parts = progress.parts
+        frame.open_part = progress.open_part
+    return frame
 
 
 def _typed(event: Event) -> pb.StreamChatResponse:

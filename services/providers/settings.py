@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -31,6 +32,14 @@ class ProviderSettings(Section):
     """Where it is, with the version path its own SDK uses; empty for the known address."""
     api_key: Secret | None = None
     """Its credential: literally, `env:NAME` or `file:/path`. Self-hosted ones may need none."""
+    region: str = Field(default="", pattern=r"^[a-z0-9-]*$")
+    """Where a regional provider is asked, such as us-east-1."""
+    access_key_id: Secret | None = None
+    """For a provider whose requests are signed: the key's id. Without it, the machine's own credential."""
+    secret_access_key: Secret | None = None
+    """For a provider whose requests are signed: the key."""
+    session_token: Secret | None = None
+    """For a provider whose requests are signed: the token of a temporary key."""
     headers: dict[str, Secret] = {}
     """Headers to send with every request; treated as secrets."""
     address: str = ""
@@ -45,5 +54,8 @@ class ProviderSettings(Section):
     """Whose price list applies; empty for the known one."""
     output_limit_parameter: str = ""
     """What an OpenAI-shaped server calls the limit of output tokens, when the caller's body does not tell."""
+    prefill: Literal["", "no", "last_message", "continue_final_message"] = ""
+    """How an OpenAI-shaped server goes on with an answer: it continues a last message of the assistant, wants
+    vLLM's parameter for that, or cannot. Empty for what is known of the provider."""
     timeouts: TimeoutSettings = TimeoutSettings()
     """Limits of an attempt."""

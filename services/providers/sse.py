@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 
+from services.providers.frames import Event, FrameTooLargeError
+
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BOM = b"\xef\xbb\xbf"
-Event = tuple[bytes, bytes]
-
-
-class FrameTooLargeError(Exception):
-    """One event exceeds the limit."""
 
 
 class SseParser:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterable, Sequence
 
 from omnihub.billing.v1.price_pb2 import Price
+from omnihub.common.v1.chat_pb2 import Usage
 
 from services.common.rpc import Call
-from services.credits.money import limit_nano
+from services.credits.money import format_nano, limit_nano
 from services.credits.rating import bound, provider_cost_of, rate
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.estimate import LARGEST, input_bound
@@ -96,10 +97,44 @@ class Admission:
             return Price(version="unknown", source="free")
         return price
 
+    def context_of(self, request: Request, candidate: Candidate) -> int:
+        """Return how many tokens a candidate can hold; 0 when that is not known."""
+        price = request.prices[candidate.target, candidate.model.priced_as]
+        known = price.context_length if price is not None else 0
+        return known or candidate.model.settings.context_length
+
     async def afford(self, request: Request, candidate: Candidate) -> bool:
         """Reserve what `candidate` may cost beyond what is reserved. Tells whether that was possible."""
         more = (candidate.estimate_nano or 0) - request.reservation.amount
         return more <= 0 or await self._leases.extend(request.reservation, more)
+
+    async def afford_rescue(self, request: Request, candidate: Candidate, text_bytes: int) -> bool:
+        """Reserve what `candidate` may cost to go on after `text_bytes`, beside what has been spent."""
+        price = self._price(request.prices, (candidate.target, candidate.model.priced_as))
+        wanted = request.broken.cost + self._spent(request, text_bytes) + (candidate.estimate_nano or 0)
+        wanted += 0 if price is None else bound(text_bytes, 0, price)
+        limit = request.asked.chat.max_cost
+        if limit and wanted > limit_nano(limit):
+            return False
+        more = wanted - request.reservation.amount
+        return more <= 0 or await self._leases.extend(request.reservation, more)
+
+    def _spent(self, request: Request, produced_bytes: int) -> int:
+        """Return what the broken stream of the running attempt has cost, about."""
+        request.estimate_usage(produced_bytes)
+        price = self._price_of(request)
+        return 0 if price is None else rate(request.usage, price)
+
+    def bank(self, request: Request, produced_bytes: int) -> None:
+        """Put what a broken stream has cost aside, for another one goes on."""
+        cost = self._spent(request, produced_bytes)
+        if request.speaker is not None:
+            request.speaker.usage.CopyFrom(request.usage)
+            request.speaker.cost = format_nano(cost)
+            request.broken.reason = request.speaker.reason
+        request.broken.add(request.usage, cost)
+        request.rescued_from.append(request.target.name)
+        request.usage = Usage()
 
     async def extend(self, request: Request, output_tokens: int) -> bool:
         """Reserve credits for `output_tokens` more tokens. Tells whether that was possible."""
@@ -121,12 +156,14 @@ class Admission:
         usage = request.usage
         by_provider = provider_cost_of(usage) is not None
         request.price = price = self._price_of(request)
-        request.cost = 0 if price is None else rate(usage, price)
+        own_cost = 0 if price is None else rate(usage, price)
         request.cost_source = "provider" if by_provider else "estimate" if usage.estimated else "price"
+        request.include_broken(own_cost)
+        usage = request.usage
         baseline = None if self._baseline is None else request.prices[self._baseline]
         if baseline is not None:
             if by_provider:
-                usage = type(usage)()
+                usage = Usage()
                 usage.CopyFrom(request.usage)
                 usage.provider_cost = ""
             request.savings = rate(usage, baseline) - request.cost

@@ -18,6 +18,7 @@ from services.credits.money import parse_nano
 from services.router.admission import Admission
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
+from services.router.health import Health
 from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
@@ -72,7 +73,8 @@ class RouterApp:
         self._prices = Prices(billing, vendors)
         self._admission = Admission(settings, self._prices, self._leases, self._journal, Latencies())
         self._refresh: asyncio.Task[None] | None = None
-        execution = Execution(self._providers, self._admission, settings.retry_after_limit_s)
+        health = Health(settings.breaker)
+        execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
         self.server = RouterServer(self._admission, execution, self._store)
 
     async def start(self) -> None:

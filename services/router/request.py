@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from omnihub.billing.v1.price_pb2 import Price
@@ -16,7 +17,7 @@ from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.credits.money import format_nano
 from services.router.domain.catalogue import Target
-from services.router.domain.estimate import likely_tokens
+from services.router.domain.estimate import LARGEST, likely_tokens
 from services.router.domain.policy import Candidate, Plan
 from services.router.leases import Reservation
 from services.router.prices import PriceTable
@@ -24,6 +25,9 @@ from services.router.store import Record
 
 # A decision keeps what helps to explain it, not a provider's whole error page.
 MESSAGE_LIMIT = 500
+_COUNTS = tuple(
+    counted.name for counted in Usage.DESCRIPTOR.fields if counted.cpp_type == counted.CPPTYPE_UINT32
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,38 @@ class Asked:
     max_tokens: int = 0
     """The caller's own limit of output tokens for each choice; 0 without one."""
     choices: int = 1
+    json: bool = False
+    """The answer is to be a JSON document: half of one cannot be gone on with."""
 
     @property
     def modality(self) -> str:
         """Return the kind of work, as usage is grouped."""
         return "embeddings" if self.feature == "embed" else "chat"
+
+
+@dataclass(slots=True)
+class Broken:
+    """What the broken streams of a request have cost, before the one that is running."""
+
+    usage: Usage = field(default_factory=Usage)
+    cost: int = 0
+    prefill_bytes: int = 0
+    """Size of the text that the running attempt was given to go on from."""
+    reason: str = ""
+    """What broke the last one."""
+
+    def add(self, usage: Usage, cost: int) -> None:
+        """Take in one more."""
+        self.usage = _sum(self.usage, usage)
+        self.cost += cost
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    """Return both usages together. What providers say they charged is not summed up: it is in the cost."""
+    total = Usage(estimated=one.estimated or other.estimated)
+    for count in _COUNTS:
+        setattr(total, count, min(LARGEST, getattr(one, count) + getattr(other, count)))
+    return total
 
 
 @dataclass(slots=True)
@@ -63,7 +94,14 @@ class Request:
     attempts: list[AttemptRecord] = field(default_factory=list)
     attempt_started: float = 0.0
     candidate: Candidate | None = None
-    """Who is being asked."""
+    """Who is being asked, or speaks."""
+    speaker: AttemptRecord | None = None
+    """The attempt whose output the caller gets."""
+    rescued_from: list[str] = field(default_factory=list)
+    """Targets whose streams broke, and were gone on with by another."""
+    skipped: dict[Target, str] = field(default_factory=dict)
+    """Why candidates were not asked in their turn."""
+    broken: Broken = field(default_factory=Broken)
     usage: Usage = field(default_factory=Usage)
     finish: Finish = field(default_factory=Finish)
     receipt: list[ParameterReceipt] = field(default_factory=list)
@@ -87,13 +125,24 @@ class Request:
         """Return the milliseconds since the request came."""
         return round((time.monotonic() - self.started) * 1000)
 
-    def begin_attempt(self, candidate: Candidate) -> str:
+    def begin_attempt(self, candidate: Candidate, rescue: str = "") -> str:
         """Note that `candidate` is being asked, and return the attempt's id."""
         self.candidate = candidate
         self.attempt_started = time.monotonic()
         attempt_id = new_id("att")
-        self.attempts.append(AttemptRecord(attempt_id=attempt_id, target=candidate.target.name))
+        self.attempts.append(
+            AttemptRecord(attempt_id=attempt_id, target=candidate.target.name, rescue=rescue)
+        )
         return attempt_id
+
+    def speak(self) -> None:
+        """Note that the running attempt is the one whose output the caller gets."""
+        self.speaker = self.attempts[-1]
+
+    def take_receipt(self, receipt: Iterable[ParameterReceipt]) -> None:
+        """Take in what became of the parameters; what became of them at an earlier speaker stays, too."""
+        merged = {(entry.name, entry.outcome): entry for entry in (*self.receipt, *receipt)}
+        self.receipt = list(merged.values())
 
     def end_attempt(self, state: str, error: RpcError | None = None) -> None:
         """Note how the running attempt ended; an attempt that has ended stays as it is."""
@@ -116,15 +165,30 @@ class Request:
             self.estimate_usage(produced_bytes)
             self.usage.provider_cost = usage.provider_cost
         self.end_attempt("complete")
+        if self.attempts:
+            self.speak()
 
     def estimate_usage(self, produced_bytes: int) -> None:
         """Fill in the usage of an answer that did not report it."""
         asked = self.asked
         self.usage = Usage(
-            input_total=likely_tokens(len(asked.raw_body) or asked.chat.ByteSize()),
+            input_total=likely_tokens(
+                (len(asked.raw_body) or asked.chat.ByteSize()) + self.broken.prefill_bytes
+            ),
             output_total=likely_tokens(produced_bytes),
             estimated=True,
         )
+
+    def include_broken(self, own_cost: int) -> None:
+        """Note what the speaking attempt cost, and add what the broken ones before it did."""
+        if self.speaker is not None:
+            self.speaker.usage.CopyFrom(self.usage)
+            self.speaker.cost = format_nano(own_cost)
+        self.cost = own_cost + self.broken.cost
+        if self.rescued_from:
+            self.usage = _sum(self.broken.usage, self.usage)
+            if self.usage.estimated:
+                self.cost_source = "estimate"
 
     def outcome(self) -> pb.Outcome:
         """Return what the caller is told at the end."""
@@ -140,6 +204,7 @@ class Request:
             finish=self.finish,
             receipt=self.receipt,
             state=self.state,
+            rescued_from=self.rescued_from,
         )
 
     def record(self) -> Record:
@@ -190,7 +255,7 @@ class Request:
                 CandidateRecord(
                     target=candidate.target.name,
                     score=candidate.score,
-                    excluded_because=candidate.excluded_because,
+                    excluded_because=candidate.excluded_because or self.skipped.get(candidate.target, ""),
                     estimated_cost="" if estimate is None else format_nano(estimate),
                 )
             )

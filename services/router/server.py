@@ -15,15 +15,15 @@ from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import Violation, to_rpc_error
 from services.formats import anthropic_messages, openai_chat
 from services.router.admission import Admission
+from services.router.domain.transcript import Transcript
 from services.router.execution import Execution
 from services.router.journal import JournalError
 from services.router.listing import describe
 from services.router.request import Asked, Request
+from services.router.rescue import VOID
 from services.router.store import JournalStore
 
 PAGE_SIZE = 100
-# One token at least for a frame that carries no text, such as a piece of a tool call.
-FRAME_BYTES = 4
 # A reservation must hold for writing with short tokens too.
 METERED_BYTES_PER_TOKEN = 2
 
@@ -66,27 +66,30 @@ class RouterServer:
         self, request: pb.StreamChatRequest, call: Call
     ) -> AsyncIterator[pb.StreamChatResponse]:
         admitted = await self._admission.admit(_asked(request, "stream"), call)
-        meter = _Meter(admitted, self._admission)
+        transcript = Transcript()
+        meter = _Meter(admitted, self._admission, transcript)
         try:
-            async with aclosing(self._execution.stream(admitted)) as events:
+            async with aclosing(self._execution.stream(admitted, transcript)) as events:
                 async for event in events:
                     if event.HasField("end"):
-                        admitted.complete(event.end.usage, event.end.finish, meter.produced_bytes)
+                        admitted.complete(event.end.usage, event.end.finish, transcript.attempt_bytes)
                         await self._admission.conclude(admitted)
                         yield _end(event.end, admitted)
                         return
-                    meter.count(event)
-                    yield _translated(event, admitted)
-                    await meter.reserve()
-            raise RpcError("STREAM_TRUNCATED", "the provider's stream ended without its finish")
+                    if event.HasField("start"):
+                        meter.begin()
+                        yield _started(event.start, admitted, transcript)
+                    else:
+                        yield _translated(event)
+                        await meter.reserve()
         except (asyncio.CancelledError, GeneratorExit):
-            self._leave(admitted, meter)
+            self._leave(admitted, transcript)
             raise
         except Exception as error:
             if admitted.first_token_at is None:
                 self._fail(admitted, error)
             else:
-                await self._break(admitted, error, meter)
+                await self._break(admitted, error, transcript)
                 yield _error(admitted, error)
             raise
 
@@ -138,7 +141,7 @@ class RouterServer:
         request.end_attempt("cancelled" if failure.reason == "CANCELLED" else "failed", failure)
         self._admission.abandon(request)
 
-    async def _break(self, request: Request, error: Exception, meter: _Meter) -> None:
+    async def _break(self, request: Request, error: Exception, transcript: Transcript) -> None:
         """End a stream that broke: what was produced is paid."""
         if request.concluded:
             return
@@ -146,14 +149,14 @@ class RouterServer:
         request.state = _STATES.get(failure.reason, "upstream_error")
         request.reason = failure.reason
         request.end_attempt("cancelled" if failure.reason == "OUT_OF_BUDGET" else "failed", failure)
-        request.estimate_usage(meter.produced_bytes)
+        request.estimate_usage(transcript.attempt_bytes)
         try:
             await self._admission.conclude(request)
         except JournalError:
             # The stream's own failure is what its caller is told; the journal has logged this one.
             return
 
-    def _leave(self, request: Request, meter: _Meter) -> None:
+    def _leave(self, request: Request, transcript: Transcript) -> None:
         """End a request whose caller has gone: what was produced is paid."""
         if request.concluded:
             return
@@ -163,25 +166,25 @@ class RouterServer:
         if request.first_token_at is None:
             self._admission.abandon(request)
         else:
-            request.estimate_usage(meter.produced_bytes)
+            request.estimate_usage(transcript.attempt_bytes)
             self._admission.conclude_soon(request)
 
 
 class _Meter:
-    """Counts what a stream produces, and reserves more credits before it runs out of them."""
+    """Reserves more credits before a stream has used up what is reserved."""
 
-    def __init__(self, request: Request, admission: Admission) -> None:
+    def __init__(self, request: Request, admission: Admission, transcript: Transcript) -> None:
         self._request = request
         self._admission = admission
-        self.produced_bytes = 0
+        self._transcript = transcript
         self._limit_tokens = 0
 
-    def count(self, event: provider.StreamChatResponse) -> None:
-        """Take in one event."""
-        if event.HasField("raw_frame"):
-            self.produced_bytes += len(event.raw_frame.text.encode()) or FRAME_BYTES
-        elif event.HasField("part_delta"):
-            self.produced_bytes += event.part_delta.ByteSize()
+    def begin(self) -> None:
+        """A model begins to speak: beside what has been produced, a full step is reserved for it."""
+        candidate = self._request.candidate
+        if candidate is not None:
+            step = self._admission.output_cap(candidate.model) * self._request.asked.choices
+            self._limit_tokens = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN + step
 
     async def reserve(self) -> None:
         """Reserve for what comes next. Raises RpcError OUT_OF_BUDGET."""
@@ -190,8 +193,8 @@ class _Meter:
             # With a limit of the caller's own the reservation covers all that can come.
             return
         step = self._admission.output_cap(request.candidate.model)
-        limit = self._limit_tokens or step * request.asked.choices
-        if self.produced_bytes // METERED_BYTES_PER_TOKEN <= limit * 3 // 4:
+        limit = self._limit_tokens
+        if self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN <= limit - step // 4:
             return
         if not await self._admission.extend(request, step):
             raise RpcError("OUT_OF_BUDGET", "the credits for this request are used up; the answer ends here")
@@ -211,13 +214,23 @@ def _asked(request: pb.ChatRequest | pb.StreamChatRequest, feature: str) -> Aske
     if not raw_body:
         if not chat.messages:
             raise _invalid("messages", "send at least one message")
-        return Asked(chat, feature, options=request.options, max_tokens=chat.max_tokens)
+        json = bool(chat.response_schema_json) or "response_format" in chat.extension_json
+        return Asked(chat, feature, options=request.options, max_tokens=chat.max_tokens, json=json)
     read_facts = _FACTS.get(request.wire_format)
     if read_facts is None:
         raise _invalid("wire_format", f"expected one of {', '.join(map(WireFormat.Name, _FACTS))}")
     facts = read_facts(raw_body)
     wire_format = WireFormat.ValueType(request.wire_format)
-    return Asked(chat, feature, raw_body, wire_format, request.options, facts.max_tokens or 0, facts.n)
+    return Asked(
+        chat,
+        feature,
+        raw_body,
+        wire_format,
+        request.options,
+        facts.max_tokens or 0,
+        facts.n,
+        json=facts.has_schema,
+    )
 
 
 def _asked_to_embed(request: pb.EmbedRequest) -> Asked:
@@ -253,26 +266,40 @@ def _response(answer: provider.ChatResponse, raw_body: bytes | None, request: Re
     return response
 
 
-def _translated(event: provider.StreamChatResponse, request: Request) -> pb.StreamChatResponse:
+def _translated(event: provider.StreamChatResponse) -> pb.StreamChatResponse:
     if event.HasField("raw_frame"):
         return pb.StreamChatResponse(raw_frame=event.raw_frame)
     if event.HasField("part_delta"):
         return pb.StreamChatResponse(part_delta=event.part_delta)
     if event.HasField("part_start"):
         return pb.StreamChatResponse(part_start=event.part_start)
-    if event.HasField("part_stop"):
-        return pb.StreamChatResponse(part_stop=event.part_stop)
-    request.receipt = list(event.start.receipt)
+    return pb.StreamChatResponse(part_stop=event.part_stop)
+
+
+def _started(event: provider.StreamStart, request: Request, transcript: Transcript) -> pb.StreamChatResponse:
+    """Return what the caller is told when a model begins to speak: the first, or one after a break."""
+    request.take_receipt(event.receipt)
+    reason = request.broken.reason
+    if reason and request.speaker is not None and request.speaker.rescue != VOID:
+        rescue = pb.StreamRescue(
+            model_used=request.target.name,
+            provider=request.target.provider,
+            reason=reason,
+            parts=transcript.position.parts,
+        )
+        return pb.StreamChatResponse(rescue=rescue)
     start = pb.StreamStart(
         request_id=request.call.request_id,
         decision_id=request.decision_id,
         model_used=request.target.name,
         provider=request.target.provider,
-        response_id=event.start.response_id,
-        model=event.start.model,
-        wire_format=event.start.wire_format,
+        response_id=event.response_id,
+        model=event.model,
+        wire_format=event.wire_format,
     )
     start.started_at.FromMilliseconds(int(request.started_at * 1000))
+    if reason:
+        return pb.StreamChatResponse(restart=pb.StreamRestart(start=start, reason=reason))
     return pb.StreamChatResponse(start=start)
 
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from services.common.settings import Section
+from services.credits.money import parse_nano
+
+
+def _check_amount(amount: str) -> str:
+    if parse_nano(amount) <= 0:
+        raise ValueError("must be greater than 0")
+    return amount
+
+
+# Credits, as a decimal.
+Amount = Annotated[str, AfterValidator(_check_amount)]
 
 
 class TimeoutSettings(Section):
@@ -32,6 +43,8 @@ class RouteSettings(Section):
     """Further attempts at the same provider before the next one is asked."""
     rescue: Literal["off", "continue", "restart"] = "continue"
     """What happens to a stream that breaks after its first token."""
+    hold_back: int = Field(0, ge=0, le=65_536)
+    """Characters at the start of a stream that are held back: until they are there, a break goes unseen."""
     strengths: list[str] = []
     """Tasks it is good at: chat, coding, reasoning, summarization, translation, image, agent_step."""
     capabilities: list[str] = []
@@ -42,18 +55,31 @@ class RouteSettings(Section):
     """Largest number of output tokens; 0 means unknown."""
 
 
+class BreakerSettings(Section):
+    """When a provider that fails is left alone. One that has recovered is found out by the next probe."""
+
+    failures: int = Field(5, ge=1, le=1000)
+    """Failures within the window that open the circuit, if they are at least half of all outcomes."""
+    window_s: float = Field(30, gt=0, le=600)
+    """How long an outcome counts."""
+    open_s: float = Field(10, gt=0, le=25)
+    """How long nobody asks; then one request at a time probes."""
+    credential_pause_s: float = Field(60, gt=0, le=3600)
+    """The same for a provider that refuses the credential or has no money left."""
+
+
 class RouterSettings(Section):
     """Settings of the router."""
 
-    baseline_model: str = ""
+    baseline_model: str = Field("", pattern=r"^([^/]+/.+)?$")
     """`provider/model` that savings are measured against; empty: no savings are shown."""
     unknown_price: Literal["refuse", "free"] = "refuse"
     """What to do with a model that has no price."""
     default_output_tokens: int = Field(4096, ge=1)
     """Output tokens to reserve credits for when the caller names no limit."""
-    lease_minimum: str = "0.05"
+    lease_minimum: Amount = "0.05"
     """Smallest lease, in credits."""
-    lease_maximum: str = "5"
+    lease_maximum: Amount = "5"
     """Largest lease, in credits, unless one request needs more."""
     settle_interval_s: float = Field(1, gt=0, le=60)
     """How often charges go from the journal to billing."""
@@ -64,3 +90,5 @@ class RouterSettings(Section):
     survives the death of any process, but charges of the last moments may be lost with the power."""
     retry_after_limit_s: float = Field(10, ge=0)
     """Longest wait a provider may ask for before the next one is asked instead."""
+    breaker: BreakerSettings = BreakerSettings()
+    """When a provider that fails is left alone."""

@@ -46,6 +46,8 @@ class Settlement:
         self._instance_id = instance_id
         self._interval_s = interval_s
         self._tasks: list[asyncio.Task[None]] = []
+        # Charges billing will not take. Tried again by the next start of the process.
+        self._refused: set[str] = set()
 
     async def settle_own(self) -> None:
         """Book all charges this process has written."""
@@ -67,16 +69,17 @@ class Settlement:
         self, *, instance_id: str = "", before_ms: int | None = None, lease_id: str = ""
     ) -> None:
         while True:
-            charges = await self._store.unsettled(
-                BATCH, instance_id=instance_id, before_ms=before_ms, lease_id=lease_id
+            found = await self._store.unsettled(
+                BATCH + len(self._refused), instance_id=instance_id, before_ms=before_ms, lease_id=lease_id
             )
-            if not charges:
-                return
-            if not await self._book(charges) or len(charges) < BATCH:
+            charges = [charge for charge in found if charge.charge_id not in self._refused][:BATCH]
+            if charges:
+                await self._book(charges)
+            if len(charges) < BATCH:
                 return
 
-    async def _book(self, charges: list[Charge]) -> bool:
-        """Book charges, one by one when billing refuses them together. Tells whether all were booked."""
+    async def _book(self, charges: list[Charge]) -> None:
+        """Book charges, one by one when billing refuses them together."""
         try:
             await self._billing.settle(pb.SettleRequest(charges=charges), Call.internal(SETTLE_TIMEOUT_S))
         except RpcError as error:
@@ -85,10 +88,12 @@ class Settlement:
             if len(charges) == 1:
                 # It stays in the journal, for a person to look at; it must not hold up the others.
                 _logger.error("charge_refused_by_billing %s %s", charges[0].charge_id, error.message)
-                return False
-            return all([await self._book([charge]) for charge in charges])
+                self._refused.add(charges[0].charge_id)
+                return
+            for charge in charges:
+                await self._book([charge])
+            return
         await self._journal.mark_settled([charge.charge_id for charge in charges])
-        return True
 
     async def reap(self, leases: Leases) -> None:
         """Close leases past their expiry, whoever held them, but none that `leases` still spends from."""

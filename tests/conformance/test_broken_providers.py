@@ -536,7 +536,7 @@ async def test_errors_without_details_and_small_messages_are_reported() -> None:
 
 
 async def test_unchecked_constraints_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "check_constraints", lambda request: None)
+    monkeypatch.setattr(server, "check_constraints", lambda *arguments: None)
     async with serving(GoodProvider()) as address:
         results = await verdict(address, "failures")
     assert broken_clauses(results) == {"ERROR-5"}, shown_failures(results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import httpx
@@ -16,18 +17,22 @@ BODY = {"model": "acme/parrot", "messages": [{"role": "user", "content": "Polly 
 
 async def test_a_plugin_is_registered_asked_and_removed(rest: httpx.Client, tmp_path: Path) -> None:
     async with running_python_sample(tmp_path) as address:
-        plugin = {"name": "acme", "address": address}
-        registered = rest.post("/api/admin/plugins", json={"plugin": plugin}).raise_for_status().json()
-        assert registered["plugin"]["reachable"]
-        _wait_for(rest, 200)
-        answer = rest.post("/v1/chat/completions", json=BODY).raise_for_status().json()
-        assert answer["choices"][0]["message"]["content"] == "Polly wants a cracker"
-        listed = rest.get("/api/admin/plugins").raise_for_status().json()
-        assert [each["plugin"]["name"] for each in listed["plugins"]] == ["acme"]
-        streamed = rest.post("/v1/chat/completions", json={**BODY, "stream": True}).raise_for_status().text
-        assert streamed.rstrip().endswith("data: [DONE]")
-        rest.delete("/api/admin/plugins/acme").raise_for_status()
-        _wait_for(rest, 404)
+        await asyncio.to_thread(_use, rest, address)
+
+
+def _use(rest: httpx.Client, address: str) -> None:
+    plugin = {"name": "acme", "address": address}
+    registered = rest.post("/api/admin/plugins", json={"plugin": plugin}).raise_for_status().json()
+    assert registered["plugin"]["reachable"]
+    _wait_for(rest, 200)
+    answer = rest.post("/v1/chat/completions", json=BODY).raise_for_status().json()
+    assert answer["choices"][0]["message"]["content"] == "Polly wants a cracker"
+    listed = rest.get("/api/admin/plugins").raise_for_status().json()
+    assert [each["plugin"]["name"] for each in listed["plugins"]] == ["acme"]
+    streamed = rest.post("/v1/chat/completions", json={**BODY, "stream": True}).raise_for_status().text
+    assert streamed.rstrip().endswith("data: [DONE]")
+    rest.delete("/api/admin/plugins/acme").raise_for_status()
+    _wait_for(rest, 404)
 
 
 def _wait_for(rest: httpx.Client, status: int) -> None:

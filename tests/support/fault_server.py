@@ -22,6 +22,7 @@ class Recorded:
 
     method: str
     path: str
+    """As it was sent: encoded, with the query."""
     headers: Mapping[str, str]
     body: bytes
     connection: tuple[str, int]
@@ -71,7 +72,14 @@ class Wait:
     event: asyncio.Event
 
 
-Step = Head | Send | Stall | Disconnect | Endless | Wait
+@dataclass(frozen=True)
+class Pause:
+    """Time for what was sent to arrive on its own, as it does from afar."""
+
+    seconds: float
+
+
+Step = Head | Pause | Send | Stall | Disconnect | Endless | Wait
 
 
 def sse(*documents: object, event: bool = False, done: bool = False) -> bytes:
@@ -102,23 +110,36 @@ class FaultServer:
     def __init__(self) -> None:
         self.url = ""
         self.script: Sequence[Step] = answer({})
+        self.choose: Callable[[Recorded], Sequence[Step]] | None = None
+        """Makes the script for each request, in place of the others."""
         self.scripts: dict[str, Sequence[Step]] = {}
+        self.respond: Callable[[bytes], object] | None = None
+        """Instead of a script: the JSON answer to a body."""
         self.requests: list[Recorded] = []
         self.injected: Counter[str] = Counter()
         self.hung_up = asyncio.Event()
         """The client closed the connection before it had the whole answer."""
         self.reached = asyncio.Event()
         """A fault has begun."""
+        self.hang_ups: list[float] = []
+        """When each such connection was closed, in seconds of the loop's clock."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         peer = request.transport.get_extra_info("peername")
         body = await request.read()
-        self.requests.append(Recorded(request.method, request.path_qs, request.headers.copy(), body, peer))
+        recorded = Recorded(request.method, request.raw_path, request.headers.copy(), body, peer)
+        self.requests.append(recorded)
         response = web.StreamResponse()
+        script = self.scripts.get(request.path, self.script)
         try:
-            for step in self.scripts.get(request.path, self.script):
+            if self.respond is not None:
+                script = answer(self.respond(body))
+            elif self.choose is not None:
+                script = self.choose(recorded)
+            for step in script:
                 await self._run(step, request, response)
         except (asyncio.CancelledError, ConnectionError):
+            self.hang_ups.append(asyncio.get_running_loop().time())
             self.hung_up.set()
             raise
         return response
@@ -134,6 +155,8 @@ class FaultServer:
                 await response.prepare(request)
             case Send():
                 await response.write(step.data)
+            case Pause():
+                await asyncio.sleep(step.seconds)
             case Wait():
                 await step.event.wait()
             case Stall():

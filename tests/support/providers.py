@@ -16,13 +16,18 @@ from services.providers.app import build
 from services.providers.settings import ProviderSettings
 
 KEY = "sk-test-0123456789"
+# Of providers whose requests are signed.
+KEY_ID, REGION = "AKIDEXAMPLE", "eu-west-1"
 
 
 def settings(adapter: str, url: str, **limits: float) -> ProviderSettings:
     """Return settings of a provider at `url`; limits in seconds."""
     base_url = f"{url}/v1" if adapter == "openai" else url
+    credential = {"api_key": KEY}
+    if adapter == "bedrock":
+        credential = {"region": REGION, "access_key_id": KEY_ID, "secret_access_key": KEY}
     return ProviderSettings.model_validate(
-        {"adapter": adapter, "base_url": base_url, "api_key": KEY, "timeouts": limits}
+        {"adapter": adapter, "base_url": base_url, "timeouts": limits, **credential}
     )
 
 

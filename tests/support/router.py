@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +23,7 @@ from services.common.rpc import Call, Connector, Identity, Registry, RpcError
 from services.router.admission import Admission
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
+from services.router.health import Health
 from services.router.journal import JournalError
 from services.router.latency import Latencies
 from services.router.leases import Leases
@@ -106,7 +108,9 @@ class Router:
             ],
         )
         peer = connector.connect(ProviderService, "providers")
-        execution = Execution(peer, self.admission, self.settings.retry_after_limit_s)
+        self.now = 0.0
+        health = Health(self.settings.breaker, lambda: self.now or time.monotonic())
+        execution = Execution(peer, self.admission, health, self.settings.retry_after_limit_s)
         registry.add(RouterService, RouterServer(self.admission, execution, None))  # type: ignore[arg-type]
         self.client: Any = connector.connect(RouterService, "router")
         self.settled: list[str] = []
@@ -146,14 +150,22 @@ class Router:
         return sum(lease.spent for lease in self.leases._open.values())
 
 
-def build(*targets: str, retries: int = 0, available: int = 10**12, **settings: Any) -> Router:
+def build(
+    *targets: str,
+    retries: int = 0,
+    available: int = 10**12,
+    features: Sequence[str] = ("chat", "stream", "embed"),
+    hold_back: int = 0,
+    **settings: Any,
+) -> Router:
     """Return a router whose model `m` is routed to `targets`, each with the same price."""
     names = targets or ("a/x",)
     billing = FakeBilling(available)
     for name in names:
         billing.price(name, INPUT_NANO * 1000, OUTPUT_NANO * 1000)
-    providers = FakeProviders(*dict.fromkeys(name.partition("/")[0] for name in names))
-    return Router({"m": RouteSettings(route=list(names), retries=retries)}, providers, billing, **settings)
+    providers = FakeProviders(*dict.fromkeys(name.partition("/")[0] for name in names), features=features)
+    route = RouteSettings(route=list(names), retries=retries, hold_back=hold_back)
+    return Router({"m": route}, providers, billing, **settings)
 
 
 def a_call(identity: Identity = IDENTITY, timeout_s: float | None = None) -> Call:

@@ -29,6 +29,7 @@ from services.common.rpc.method import (
 
 # Messages a producer may be ahead of its consumer.
 STREAM_BUFFER = 16
+CLEAN_UP_S = 2.0
 
 # The event loop keeps only weak references to tasks.
 _running: set[asyncio.Task[None]] = set()
@@ -57,6 +58,16 @@ def _spawn(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     _running.add(task)
     task.add_done_callback(_running.discard)
     return task
+
+
+async def cancelled_handlers_ended() -> None:
+    """Wait, not for long, until the handlers whose callers have left have cleaned up.
+
+    Call it before what they use is closed.
+    """
+    leaving = [task for task in _running if task.cancelling()]
+    if leaving:
+        await asyncio.wait(leaving, timeout=CLEAN_UP_S)
 
 
 def _settle(future: asyncio.Future[Any], result: Any = None, error: RpcError | None = None) -> None:

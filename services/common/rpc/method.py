@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
+from google.api import annotations_pb2
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
@@ -34,6 +35,8 @@ class Method:
     public: bool
     anonymous: bool
     scope: str
+    body_field: str
+    """The field a REST body is bound to; empty when it is the whole request, or there is no binding."""
 
 
 def snake_case(name: str) -> str:
@@ -52,6 +55,7 @@ def _method(descriptor: MethodDescriptor) -> Method:
         public=options[options_pb2.public],
         anonymous=options[options_pb2.anonymous],
         scope=options[options_pb2.scope],
+        body_field=options[annotations_pb2.http].body.strip("*"),
     )
 
 

@@ -82,15 +82,18 @@ def check_access(method: Method, identity: Identity) -> None:
         )
 
 
-def check_constraints(request: Message) -> None:
-    """Refuse a message that breaks the constraints written in the contract."""
+def check_constraints(request: Message, body_field: str = "") -> None:
+    """Refuse a message that breaks the constraints written in the contract.
+
+    `body_field` is left out of the names of fields: a REST caller wrote its content, not its name.
+    """
     violations = protovalidate.collect_violations(request)
     if not violations:
         return
     fields = []
     for violation in violations:
         elements = violation.proto.field.elements if violation.proto.field else ()
-        path = ".".join(element.field_name for element in elements)
+        path = ".".join(element.field_name for element in elements).removeprefix(f"{body_field}.")
         # An empty string stands for "not given", which is no choice to offer.
         fields.append(Violation(path, violation.proto.message.replace("in list [, ", "one of [")))
     text = "; ".join(f"{v.field}: {v.description}" for v in fields)
@@ -122,14 +125,19 @@ class GrpcServer:
         self._names.append(name)
 
     async def start(self) -> int:
-        """Listen and return the port."""
+        """Listen and return the port. Raises OSError when the address cannot be had."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)
-        if self._credentials is None:
-            port = self._server.add_insecure_port(self._listen)
-        else:
-            port = self._server.add_secure_port(self._listen, self._credentials)
+        try:
+            if self._credentials is None:
+                port = self._server.add_insecure_port(self._listen)
+            else:
+                port = self._server.add_secure_port(self._listen, self._credentials)
+        except RuntimeError:
+            raise OSError(
+                f"no gRPC listener on {self._listen}: it is in use or no address; set OMNIHUB_GRPC_LISTEN"
+            ) from None
         await self._server.start()
         return int(port)
 
@@ -170,7 +178,7 @@ class GrpcServer:
             try:
                 call = await self._enter(method, context, event)
                 event.identify(call.request_id, call.identity, call.traceparent)
-                check_constraints(request)
+                check_constraints(request, _bound_field(method, context))
                 response = expected(await handler(request, call), method.response, "the response")
                 event.finish("OK")
             except BaseException as error:  # noqa: BLE001 - the one place where failures become statuses
@@ -191,7 +199,7 @@ class GrpcServer:
             try:
                 call = await self._enter(method, context, event)
                 event.identify(call.request_id, call.identity, call.traceparent)
-                check_constraints(request)
+                check_constraints(request, _bound_field(method, context))
                 stream = handler(request, call)
                 try:
                     async for message in stream:
@@ -215,6 +223,12 @@ async def _write(context: Any, message: Message) -> None:
     except grpc.aio.InternalError:
         # The connection ended before the news of it arrived.
         raise asyncio.CancelledError from None
+
+
+def _bound_field(method: Method, context: Any) -> str:
+    """Return the field the edge bound the caller's JSON to; empty for a caller of gRPC."""
+    transcoded = method.body_field and "x-envoy-original-path" in dict(context.invocation_metadata() or ())
+    return method.body_field if transcoded else ""
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

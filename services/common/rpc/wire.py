@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from services.common.rpc.call import Call
 
-MESSAGE_LIMIT = 64 * 1024 * 1024
+# Above the largest body the gateway takes by default, so that one process and many refuse alike.
+MESSAGE_LIMIT = 128 * 1024 * 1024
 # Error details travel in trailers; gRPC's own limit of 8 kB would replace long ones by RESOURCE_EXHAUSTED.
 METADATA_LIMIT = 64 * 1024
 CHANNEL_OPTIONS = [

@@ -225,7 +225,10 @@ def _write_tool_choice(fields: dict[str, Any], chat: ChatInput, receipts: Receip
             if given:
                 receipts.dropped(name, "there are no tools")
         return
-    if not mode and (parallel is None or (parallel and not own)):
+    if not mode and parallel and not own:
+        receipts.translated("parallel_tool_calls", "this provider does that by itself")
+        return
+    if not mode and parallel is None:
         return
     choice: dict[str, Any] = {"type": _TYPES[mode or "auto"]}
     if chat.tool_choice.name:

@@ -113,8 +113,29 @@ class RawReader(_Reader):
             if read.type != "ping":
                 self.tail.append(data)
             return b"", ""
-        text = (read.delta.text or "") if read.delta is not None else ""
+        if read.delta is not None:
+            text = read.delta.text or ""
+            if read.delta.thinking:
+                self.progress.thought = True
+        else:
+            text = self._part(read)
         return b"event: %b\ndata: %b\n\n" % (read.type.encode(), data.replace(b"\n", b" ")), text
+
+    def _part(self, read: StreamEvent) -> str:
+        """Take in the start or end of a part; return the text it starts with."""
+        progress = self.progress
+        if read.type == "content_block_stop":
+            progress.open_part = ""
+        if read.type != "content_block_start":
+            return ""
+        progress.parts = max(progress.parts, read.index + 1)
+        part = _start(read.content_block)
+        progress.open_part = part.WhichOneof("kind") or ""
+        if progress.open_part not in ("text", "reasoning"):
+            progress.beyond_text = True
+        if part.reasoning.redacted or part.reasoning.text:
+            progress.thought = True
+        return part.text.text
 
 
 class StreamReader(_Reader):

@@ -55,6 +55,10 @@ class StreamWriter:
         """Name another model; this format says the model once, at the start."""
         self._model = model
 
+    def resume(self, parts: int) -> None:
+        """Go on with a stream that began in this format, after `parts` parts."""
+        self._blocks = {index: index for index in range(parts)}
+
     def start(self) -> bytes:
         """Return `message_start`. Usage is not known yet and follows at the end."""
         message: dict[str, Any] = {
@@ -140,6 +144,7 @@ class _Kind(msgspec.Struct):
     type: str = ""
 
 
+_STOP = "message_stop"
 _kind_decoder = msgspec.json.Decoder(_Kind)
 
 
@@ -148,4 +153,8 @@ def close_raw_stream(raw_tail: Sequence[bytes], extra: Mapping[str, Any] | None 
     documents = list(raw_tail)
     if documents and extra:
         documents[0] = splice(documents[0], "omnihub", extra)
-    return b"".join(frame(_kind_decoder.decode(document).type, document) for document in documents)
+    kinds = [_kind_decoder.decode(document).type for document in documents]
+    frames = [frame(kind, document) for kind, document in zip(kinds, documents, strict=True)]
+    if _STOP not in kinds:  # The provider left it out, though it had said why it stopped.
+        frames.append(_event(_STOP))
+    return b"".join(frames)

@@ -10,7 +10,7 @@ from services.formats.documents import from_decode_error
 from services.formats.errors import invalid
 from services.formats.facts import Facts, check_messages, is_filled
 
-_JSON_SCHEMA = re.compile(rb'"json_schema"')
+_JSON = re.compile(rb'"json_(?:schema|object)"')
 
 
 class _StreamOptions(msgspec.Struct):
@@ -57,7 +57,7 @@ def read_facts(body: bytes) -> Facts:
         n=read.n or 1,
         temperature=read.temperature,
         has_tools=is_filled(read.tools),
-        has_schema=bool(_JSON_SCHEMA.search(read.response_format)),
+        has_schema=bool(_JSON.search(read.response_format)),
         user=read.user or "",
         messages=read.messages,
     )

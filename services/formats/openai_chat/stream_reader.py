@@ -32,6 +32,9 @@ class _Delta(msgspec.Struct):
     reasoning: Any = None
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
+    # Of other kinds of answers; only that they are there matters.
+    function_call: Any = None
+    audio: Any = None
 
 
 class _Choice(msgspec.Struct):
@@ -116,15 +119,28 @@ class RawReader:
             delta = choice.delta
             if delta is None:
                 continue
-            for piece in (delta.content, delta.reasoning_content, delta.reasoning, delta.refusal):
-                if isinstance(piece, str):
-                    self.progress.output_chars += len(piece)
+            content = delta.content
+            if choice.index == 0 and isinstance(content, str):
+                text += content
+                self.progress.output_chars += len(content)
+            elif content:
+                self._beyond_text(content)
+            for thought in (delta.reasoning_content, delta.reasoning):
+                if thought and isinstance(thought, str):
+                    self.progress.thought = True
+                    self.progress.output_chars += len(thought)
+            if delta.refusal or delta.tool_calls or delta.function_call or delta.audio:
+                self._beyond_text(delta.refusal)
             for call in delta.tool_calls or ():
                 if call.function is not None:
                     self.progress.output_chars += len(call.function.arguments or call.function.name or "")
-            if choice.index == 0 and isinstance(delta.content, str):
-                text += delta.content
         return text
+
+    def _beyond_text(self, piece: Any) -> None:
+        """Take in what no other model could go on with."""
+        self.progress.beyond_text = True
+        if isinstance(piece, str):
+            self.progress.output_chars += len(piece)
 
 
 class StreamReader:

@@ -41,6 +41,9 @@ class StreamWriter:
         self._head = b"data: " + write_object(self._envelope)[:-1] + b',"choices":[{"index":0,"delta":'
         self._tail = b',"finish_reason":null}]' + (b',"usage":null}\n\n' if self._include_usage else b"}\n\n")
 
+    def resume(self, parts: int) -> None:
+        """Go on with a stream that began in this format, after `parts` parts; it does not number them."""
+
     def _chunk(self, delta: dict[str, Any]) -> bytes:
         return self._head + write_object(delta) + self._tail
 

@@ -90,7 +90,7 @@ class AnthropicAdapter(HttpAdapter):
             limit = attempt.output_cap or _DEFAULT_MAX_TOKENS
             fields["max_tokens"] = msgspec.Raw(str(limit).encode())
             receipts.added("max_tokens", str(limit))
-        return write_object(fields), receipts.all()
+        return write_object(fields), receipts.rest(fields)
 
     def write_request(
         self, chat: ChatInput, attempt: pb.Attempt, stream: bool

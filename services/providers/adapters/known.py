@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from services.providers.settings import ProviderSettings
 
 LOCAL = "local"
 PLUGIN = "plugin"
-_HTTP_ONLY = ("base_url", "api_key", "headers", "output_limit_parameter")
+_HTTP_ONLY = (
+    *("base_url", "api_key", "region", "access_key_id", "secret_access_key", "session_token"),
+    *("headers", "output_limit_parameter", "prefill"),
+)
 _PLUGIN_ONLY = ("address", "remote_provider", "tls", "ca_file")
 # What nearly every OpenAI-shaped server but the original calls the limit.
 _COMMON_LIMIT = "max_tokens"
+
+
+BEDROCK = "bedrock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +28,12 @@ class Known:
 
     adapter: str
     base_url: str = ""
+    """May hold `{region}`."""
     vendor: str = ""
     key_variable: str = ""
     url_variable: str = ""
     output_limit_parameter: str = _COMMON_LIMIT
+    prefill: Literal["no", "last_message", "continue_final_message"] = "no"
 
 
 KNOWN: Mapping[str, Known] = {
@@ -39,12 +48,24 @@ KNOWN: Mapping[str, Known] = {
     "anthropic": Known(
         "anthropic", "https://api.anthropic.com", "anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"
     ),
-    "groq": Known("openai", "https://api.groq.com/openai/v1", "groq", "GROQ_API_KEY"),
-    "openrouter": Known("openai", "https://openrouter.ai/api/v1", "openrouter", "OPENROUTER_API_KEY"),
-    "ollama": Known("openai", "http://127.0.0.1:11434/v1"),
-    "vllm": Known("openai", "http://127.0.0.1:8000/v1"),
-    "llamacpp": Known("openai", "http://127.0.0.1:8080/v1"),
+    "groq": Known("openai", "https://api.groq.com/openai/v1", "groq", "GROQ_API_KEY", prefill="last_message"),
+    "openrouter": Known(
+        "openai", "https://openrouter.ai/api/v1", "openrouter", "OPENROUTER_API_KEY", prefill="last_message"
+    ),
+    "ollama": Known("openai", "http://127.0.0.1:11434/v1", prefill="last_message"),
+    "vllm": Known("openai", "http://127.0.0.1:8000/v1", prefill="continue_final_message"),
+    "llamacpp": Known("openai", "http://127.0.0.1:8080/v1", prefill="last_message"),
+    BEDROCK: Known(BEDROCK, "https://bedrock-runtime.{region}.amazonaws.com", "aws"),
     LOCAL: Known(LOCAL),
+}
+# Our setting, and the vendor's variables for it.
+_BEDROCK_VARIABLES = {
+    "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "api_key": ("AWS_BEARER_TOKEN_BEDROCK",),
+    "access_key_id": ("AWS_ACCESS_KEY_ID",),
+    "secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
+    "session_token": ("AWS_SESSION_TOKEN",),
+    "base_url": ("AWS_ENDPOINT_URL_BEDROCK_RUNTIME",),
 }
 
 
@@ -62,18 +83,42 @@ def providers_from_environment(environ: Mapping[str, str]) -> dict[str, dict[str
         found[name] = {"api_key": key}
         if known.url_variable and environ.get(known.url_variable):
             found[name]["base_url"] = environ[known.url_variable]
+    bedrock = _bedrock_from_environment(environ)
+    if bedrock:
+        found[BEDROCK] = bedrock
     return found
+
+
+def _bedrock_from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings, or none: keys without a region may be there for another service of the vendor."""
+    found = {}
+    for setting, variables in _BEDROCK_VARIABLES.items():
+        value = next((environ[name] for name in variables if environ.get(name)), "")
+        if value:
+            found[setting] = value
+    if "api_key" in found:  # It is for this service alone, and it wins over keys.
+        return {name: found[name] for name in ("region", "api_key", "base_url") if name in found}
+    return found if found.keys() >= {"region", "access_key_id", "secret_access_key"} else {}
 
 
 def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
     """Fill in what is known. Raises ValueError, for an operator, when something is still missing."""
     known = KNOWN.get(name) or Known(settings.adapter or "openai")
+    adapter = settings.adapter or known.adapter
+    if adapter == BEDROCK:  # It has one address in each region, whatever it is called here.
+        known = KNOWN[BEDROCK]
+        if not settings.region:
+            raise ValueError(f"providers.{name}.region: say where, such as us-east-1 (or set AWS_REGION)")
+    elif known.adapter == BEDROCK:
+        known = Known(adapter)
+    base_url = settings.base_url or known.base_url
     completed = settings.model_copy(
         update={
-            "adapter": settings.adapter or known.adapter,
-            "base_url": settings.base_url or known.base_url,
+            "adapter": adapter,
+            "base_url": base_url.replace("{region}", settings.region),
             "vendor": settings.vendor or known.vendor,
             "output_limit_parameter": settings.output_limit_parameter or known.output_limit_parameter,
+            "prefill": settings.prefill or known.prefill,
         }
     )
     _check_kind(name, settings, completed.adapter)

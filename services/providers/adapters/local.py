@@ -21,33 +21,20 @@ from omnihub.common.v1.chat_pb2 import (
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
-from services.formats.documents import MARK
-from services.formats.receipts import Receipts
+from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of, embedding_inputs_of
 from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import Failures, UnsupportedError
 from services.providers.http import Upstream
+from services.providers.receipts import receipt_of, refuse_drops
 from services.providers.settings import ProviderSettings
 
 MODELS = {"echo": "Rule-based chat (not a model)", "hash": "Hashed n-gram embeddings (not a model)"}
 DIMENSIONS = 256
+# Parameters that mean something to rules.
+_TAKEN = frozenset({"model", "max_tokens", "max_completion_tokens", "stop", "stop_sequences"})
 _NOTICE = "This is OmniHub's offline provider, not a language model."
 _MEDIA = ("image", "audio", "video", "document")
-_HEEDED = ("max_tokens", "stop")
-_IGNORED = frozenset(
-    {
-        "temperature",
-        "top_p",
-        "seed",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "response_schema_json",
-        "reasoning_effort",
-        "top_k",
-        "user",
-    }
-)
 _WORD = re.compile(r"\S+\s*")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
@@ -66,8 +53,8 @@ class LocalAdapter:
     async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
         """Answer at once."""
         self._check_model(attempt.model)
-        conversation = conversation_of(attempt)
-        receipt = self._receipt(conversation, attempt)
+        conversation = self._conversation(attempt)
+        receipt = self._receipt(attempt)
         text, finish, usage = _answer(conversation, attempt)
         part = Part()
         part.text.text = text
@@ -80,11 +67,17 @@ class LocalAdapter:
             receipt=receipt,
         )
 
+    def _receipt(self, attempt: pb.Attempt) -> list[ParameterReceipt]:
+        receipt = receipt_of(attempt, _TAKEN)
+        if attempt.strict:
+            refuse_drops(self._name, receipt)
+        return receipt[:MOST_RECEIPTS]
+
     async def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Answer word by word."""
         self._check_model(attempt.model)
-        conversation = conversation_of(attempt)
-        receipt = self._receipt(conversation, attempt)
+        conversation = self._conversation(attempt)
+        receipt = self._receipt(attempt)
         text, finish, usage = _answer(conversation, attempt)
         start = pb.StreamStart(model=attempt.model, response_id=_response_id(attempt), receipt=receipt)
         yield pb.StreamChatResponse(start=start)
@@ -120,25 +113,13 @@ class LocalAdapter:
             message = f"has no model {model!r}; it has {', '.join(MODELS)}"
             raise Failures(self._name, model).of("MODEL_NOT_FOUND", message)
 
-    def _receipt(self, chat: ChatInput, attempt: pb.Attempt) -> list[ParameterReceipt]:
-        """Say what became of each parameter. Raises UnsupportedError when a strict caller would lose one."""
-        for index, message in enumerate(chat.messages):
+    def _conversation(self, attempt: pb.Attempt) -> ChatInput:
+        conversation = conversation_of(attempt)
+        for index, message in enumerate(conversation.messages):
             for part in message.parts:
                 if part.WhichOneof("kind") in _MEDIA:
                     raise UnsupportedError(self._name, f"{self._name} reads text alone", f"messages[{index}]")
-        receipts = Receipts()
-        for name in _HEEDED:
-            if getattr(chat, name):
-                receipts.forwarded(name)
-        if attempt.output_cap and not chat.max_tokens:
-            receipts.added("max_tokens", str(attempt.output_cap))
-        ignored = [field.name for field, _ in chat.ListFields() if field.name in _IGNORED]
-        ignored += sorted(name for name in chat.extension_json if not name.startswith(MARK))
-        for name in ignored:
-            if attempt.strict:
-                raise UnsupportedError(self._name, f"{self._name} cannot take {name}: it is no model", name)
-            receipts.dropped(name, "rules on this machine, not a model")
-        return receipts.all()
+        return conversation
 
 
 def _response_id(attempt: pb.Attempt) -> str:

@@ -20,13 +20,16 @@ from services.formats.documents import (
     is_null,
     read_object,
     read_value,
+    splice,
     write_object,
 )
 from services.formats.errors import FormatError, invalid
 from services.formats.receipts import Receipts
 from services.providers.domain.classification import ErrorTable
 from services.providers.domain.estimate import estimate_usage
+from services.providers.http import Upstream
 from services.providers.http_adapter import HttpAdapter
+from services.providers.settings import ProviderSettings
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _TRUE = msgspec.Raw(b"true")
@@ -80,6 +83,11 @@ class OpenAIAdapter(HttpAdapter):
     models_path = "/models"
     errors = _ERRORS
 
+    def __init__(self, name: str, settings: ProviderSettings, upstream: Upstream) -> None:
+        super().__init__(name, settings, upstream)
+        if settings.prefill in ("last_message", "continue_final_message"):
+            self.features = (*self.features, "prefill")
+
     def credential(self, key: str) -> dict[str, str]:
         """Return the bearer token."""
         return {"Authorization": f"Bearer {key}"} if key else {}
@@ -94,18 +102,19 @@ class OpenAIAdapter(HttpAdapter):
             _ask_for_usage(fields, receipts)
         elif "stream" in fields:
             fields["stream"] = _FALSE
-            fields.pop("stream_options", None)
+            if fields.pop("stream_options", None) is not None:
+                receipts.dropped("stream_options", "there is no stream")
         if attempt.output_cap and all(is_null(fields.get(name, b"null")) for name in _LIMITS):
             name = self.settings.output_limit_parameter
             fields[name] = msgspec.Raw(str(attempt.output_cap).encode())
             receipts.added(name, str(attempt.output_cap))
-        return write_object(fields), receipts.all()
+        return write_object(fields), receipts.rest(fields)
 
     def write_request(
         self, chat: ChatInput, attempt: pb.Attempt, stream: bool
     ) -> tuple[bytes, list[ParameterReceipt]]:
         """Return a typed conversation as a chat completion body."""
-        return openai_chat.write_request(
+        body, receipt = openai_chat.write_request(
             chat,
             attempt.model,
             stream,
@@ -113,6 +122,9 @@ class OpenAIAdapter(HttpAdapter):
             output_cap=attempt.output_cap,
             limit_name=self.settings.output_limit_parameter,
         )
+        if attempt.prefill_text and self.settings.prefill == "continue_final_message":
+            body = splice(splice(body, "continue_final_message", True), "add_generation_prompt", False)
+        return body, receipt
 
     def read_facts(self, body: bytes) -> AnswerFacts:
         """Return the facts of a chat completion."""

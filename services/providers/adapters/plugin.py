@@ -18,6 +18,7 @@ from omnihub.provider.v1.provider_service_api import ProviderService
 
 from services.common.rpc import Call, RpcError
 from services.common.rpc.external import ExternalServer, Tls
+from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of, embedding_inputs_of
 from services.providers.adapters.known import PLUGIN
 from services.providers.adapters.plugin_forward import fit, needed_features
@@ -35,6 +36,7 @@ from services.providers.domain.failure import (
 from services.providers.domain.plugin import Plugin, choose_provider
 from services.providers.domain.stream_contract import StreamContract
 from services.providers.http import FRAME_LIMIT, Timeouts
+from services.providers.receipts import account
 from services.providers.settings import TimeoutSettings
 
 SERVICE = ProviderService.DESCRIPTOR.full_name
@@ -141,14 +143,16 @@ class PluginAdapter:
 
     def _forward(self, attempt: pb.Attempt) -> tuple[pb.Attempt, Sequence[ParameterReceipt]]:
         """Return the attempt in a form that the plugin takes, and what could not be kept."""
+        if attempt.prefill_text:
+            self._require("prefill", "prefill_text")
         forwarded = pb.Attempt()
         forwarded.CopyFrom(attempt)
         forwarded.provider = self._remote
-        if not attempt.raw_body or attempt.wire_format not in self.wire_formats:
+        spoken = attempt.wire_format in self.wire_formats and not attempt.typed
+        if not (attempt.raw_body and spoken) or attempt.prefill_text:
             forwarded.chat.CopyFrom(conversation_of(attempt))
-            forwarded.raw_body = b""
-            forwarded.wire_format = WireFormat.WIRE_FORMAT_UNSPECIFIED
-            forwarded.headers.clear()
+            for field in ("raw_body", "wire_format", "headers", "prefill_text", "typed"):
+                forwarded.ClearField(field)
         for feature, field in needed_features(forwarded.chat):
             self._require(feature, field)
         return forwarded, fit(forwarded, self.features, self.name)
@@ -175,7 +179,9 @@ class PluginAdapter:
         if not response.HasField("usage"):
             size = len(response.raw_body) or response.message.ByteSize()
             response.usage.CopyFrom(estimate_usage(_size_of(forwarded), size))
-        response.receipt.extend(receipt)
+        told = [*receipt, *response.receipt]
+        response.ClearField("receipt")
+        response.receipt.extend(_accounted(attempt, forwarded, told))
         return response
 
     async def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
@@ -191,7 +197,9 @@ class PluginAdapter:
             while True:
                 message = await reader.read()
                 if message.HasField("start"):
-                    message.start.receipt.extend(receipt)
+                    told = [*receipt, *message.start.receipt]
+                    message.start.ClearField("receipt")
+                    message.start.receipt.extend(_accounted(attempt, forwarded, told))
                 elif message.HasField("end") and not message.end.HasField("usage"):
                     message.end.usage.CopyFrom(estimate_usage(_size_of(forwarded), reader.output_chars))
                 yield message
@@ -353,6 +361,16 @@ def _failed(error: RpcError, failures: Failures, phase: Phase = BEFORE) -> Provi
         failed.metadata["retryable"] = error.metadata["retryable"]
     failed.violations = error.violations
     return failed
+
+
+def _accounted(
+    attempt: pb.Attempt, forwarded: pb.Attempt, told: Sequence[ParameterReceipt]
+) -> Sequence[ParameterReceipt]:
+    """Return a plugin's receipt in the caller's terms. What it does not mention counts as dropped."""
+    if not forwarded.raw_body:
+        model = ParameterReceipt(name="model", outcome="translated", detail=attempt.model)
+        told = account(attempt, [model, *told])
+    return told[:MOST_RECEIPTS]
 
 
 def _size_of(attempt: pb.Attempt) -> int:

@@ -1,5 +1,6 @@
 """The adapters by the name they have in the configuration."""
 
+import importlib
 from collections.abc import Callable, Mapping
 
 from services.providers.adapter import Adapter
@@ -9,8 +10,17 @@ from services.providers.adapters.openai import OpenAIAdapter
 from services.providers.http import Upstream
 from services.providers.settings import ProviderSettings
 
+
+def _bedrock(name: str, settings: ProviderSettings, upstream: Upstream) -> Adapter:
+    # Its library takes a tenth of a second to import: only those who configure it wait for that.
+    module = importlib.import_module("services.providers.adapters.bedrock")
+    adapter: Adapter = module.BedrockAdapter(name, settings, upstream)
+    return adapter
+
+
 ADAPTERS: Mapping[str, Callable[[str, ProviderSettings, Upstream], Adapter]] = {
     "anthropic": AnthropicAdapter,
+    "bedrock": _bedrock,
     "local": LocalAdapter,
     "openai": OpenAIAdapter,
 }

@@ -16,8 +16,9 @@ from services.formats.errors import FormatError
 from services.providers.conformance.kit import MAX_TOKENS, QUESTION, Group, Subject, require
 from services.providers.conformance.streams import judge
 from services.providers.domain.clauses import BreachError
+from services.providers.frames import FrameTooLargeError
 from services.providers.http import FRAME_LIMIT
-from services.providers.sse import FrameTooLargeError, SseParser
+from services.providers.sse import SseParser
 
 GROUP = Group("formats")
 

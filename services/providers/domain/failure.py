@@ -122,7 +122,8 @@ class Failures:
 
     provider: str
     model: str
-    secrets: tuple[str, ...] = ()
+    secrets: Sequence[str] = ()
+    """May grow while the attempt runs, when its credential is fetched then."""
 
     def of(
         self,

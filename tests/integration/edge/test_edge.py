@@ -19,6 +19,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from services.common.service import StartupError
 from services.edge.config import bootstrap
 from services.edge.envoy import EdgeError, Envoy, admin_socket
 from services.edge.settings import EdgeSettings
@@ -173,7 +174,7 @@ class TestLife:
     async def test_a_port_in_use_is_named(self, tmp_path: Path) -> None:
         async with running_edge(tmp_path / "first") as port:
             second = make_edge(tmp_path / "second", port)
-            with pytest.raises(EdgeError, match=f"port {port} is in use: stop what"):
+            with pytest.raises(StartupError, match=f"port {port} is in use: stop what"):
                 await second.start()
             with pytest.raises(EdgeError):
                 await second.check()
@@ -183,7 +184,9 @@ class TestLife:
         chain, key = make_certificate(tmp_path)
         chain.write_text("not a certificate")
         edge = make_edge(tmp_path, free_port(), certificate_file=chain, key_file=key)
-        with pytest.raises(EdgeError, match=r"refuses its configuration .*Failed to load.*certificate\.pem"):
+        with pytest.raises(
+            StartupError, match=r"refuses its configuration .*Failed to load.*certificate\.pem"
+        ):
             await edge.start()
 
     async def test_no_envoy_is_left_behind(self, tmp_path: Path) -> None:

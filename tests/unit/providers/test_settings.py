@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.common.rpc import Connector, Registry
-from services.common.service import Infrastructure
+from services.common.service import Infrastructure, StartupError
 from services.providers.adapters.known import complete, providers_from_environment
 from services.providers.app import build
 from services.providers.settings import ProviderSettings
@@ -63,7 +63,7 @@ def test_vendors_own_variables() -> None:
 )
 def test_wrong_settings_are_named(settings: ProviderSettings, message: str) -> None:
     infrastructure = Infrastructure(connector=Connector(Registry(), {}), data_dir=Path())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(StartupError, match=message):
         build({"wall": settings}, infrastructure)
 
 
@@ -105,5 +105,5 @@ def test_settings_of_plugins_and_of_others_do_not_mix(values: dict[str, str], sa
 )
 def test_what_a_plugin_cannot_be_reached_with_is_named(values: dict[str, object], said: str) -> None:
     acme = ProviderSettings.model_validate({"adapter": "plugin", **values})
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(StartupError, match=re.escape(said)):
         build({"acme": acme}, Infrastructure(connector=Connector(Registry(), {}), data_dir=Path()))

@@ -12,7 +12,7 @@ from omnihub.router.v1 import router_service_pb2 as pb
 
 from services.common.rpc import RpcError
 from services.credits.money import format_nano
-from services.router import execution
+from services.router import attempts, execution
 from services.router.settings import RouteSettings, TimeoutSettings
 from tests.support.fakes import FakeBilling, FakeProviders, events
 from tests.support.router import (
@@ -217,7 +217,7 @@ async def test_total_limit_of_a_route_is_a_provider_timeout() -> None:
     assert router.journal.decisions[0].attempts[0].reason == "PROVIDER_TIMEOUT"
 
 
-@pytest.mark.parametrize("reason", sorted(execution._FINAL - {"CANCELLED", "DEADLINE_EXCEEDED"}))
+@pytest.mark.parametrize("reason", sorted(attempts.FINAL - {"CANCELLED", "DEADLINE_EXCEEDED"}))
 async def test_the_callers_fault_is_final(reason: str) -> None:
     router = build("a/x", "b/y", retries=2)
     router.providers.answers["a/x"] = [failed(reason, retryable=True)]
