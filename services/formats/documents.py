@@ -46,6 +46,14 @@ def read_value(raw: msgspec.Raw | bytes, kind: type[Value], field: str) -> Value
         raise from_decode_error(error, field) from None
 
 
+def decode_document(body: bytes, kind: type[Value]) -> Value:
+    """Decode a whole document as `kind`. Raises FormatError with the path of the field that is wrong."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise from_decode_error(error) from None
+
+
 def from_decode_error(error: Exception, field: str = "") -> FormatError:
     """Return what msgspec found wrong as a FormatError, with the path of the field."""
     found = _WHERE.match(str(error))
@@ -131,6 +139,15 @@ def merge(fields: dict[str, Any], extension: Mapping[str, str]) -> dict[str, Any
 def is_null(raw: msgspec.Raw | bytes) -> bool:
     """Tell whether a raw value is `null`."""
     return len(raw) < _NULL_LIMIT and bytes(raw).strip(_BLANK) == b"null"
+
+
+def is_object(text: str) -> bool:
+    """Tell whether a text is a JSON object."""
+    try:
+        _object_decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def starts_with(raw: msgspec.Raw, byte: bytes) -> bool:

@@ -9,8 +9,6 @@ from omnihub.common.v1.chat_pb2 import ChatInput, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.formats import anthropic_messages, openai_chat
-from services.formats.documents import read_object, read_value
-from services.formats.errors import invalid
 from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import UnsupportedError
 
@@ -45,7 +43,6 @@ class Adapter(Protocol):
         ...
 
 
-_DIMENSIONS_LIMIT = 4096
 _READERS = {
     WireFormat.WIRE_FORMAT_OPENAI_CHAT: openai_chat.read_request,
     WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES: anthropic_messages.read_request,
@@ -86,22 +83,3 @@ def _read(attempt: pb.Attempt) -> ChatInput:
         name = WireFormat.Name(attempt.wire_format)
         raise UnsupportedError(attempt.provider, f"bodies of {name} cannot be translated", "wire_format")
     return reader(attempt.raw_body)
-
-
-def embedding_inputs_of(request: pb.EmbedRequest) -> tuple[list[str], int]:
-    """Return the texts and the wanted dimensions, 0 for none.
-
-    They are read from the OpenAI-shaped body when there is one. Raises FormatError.
-    """
-    if not request.raw_body:
-        return list(request.inputs), request.dimensions
-    fields = read_object(request.raw_body)
-    if "input" not in fields:
-        raise invalid("input", "send a text or a list of texts")
-    read: str | list[str] = read_value(fields["input"], str | list[str], "input")  # type: ignore[arg-type]
-    dimensions = 0
-    if "dimensions" in fields:
-        dimensions = read_value(fields["dimensions"], int, "dimensions")
-        if not 1 <= dimensions <= _DIMENSIONS_LIMIT:
-            raise invalid("dimensions", f"expected a whole number from 1 to {_DIMENSIONS_LIMIT}")
-    return [read] if isinstance(read, str) else read, dimensions

@@ -194,6 +194,7 @@ class HttpAdapter(ABC):
     ) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Pass frames on as they come, those of one network read together."""
         progress = reader.progress
+        counted = 0
         async for events, at_end in self._events(exchange, progress, failures):
             frames: list[bytes] = []
             texts: list[str] = []
@@ -212,7 +213,9 @@ class HttpAdapter(ABC):
             if exchange.phase != MID_STREAM and (written or progress.finish is not None):
                 yield self._started(start, progress, exchange)
             if written:
-                yield pb.StreamChatResponse(raw_frame=_frame(written, "".join(texts), progress))
+                passed_on = _frame(written, "".join(texts), progress, progress.output_chars - counted)
+                counted = progress.output_chars
+                yield pb.StreamChatResponse(raw_frame=passed_on)
             if wrong is not None:
                 raise self._unreadable(wrong, at_end, progress, exchange, failures)
             self._check_error(progress, exchange, failures)
@@ -324,10 +327,10 @@ class HttpAdapter(ABC):
             raise failures.of(
                 "PROVIDER_PROTOCOL", f"answered with {what} instead of a JSON object", http_status=200
             )
-        self._check_body(answer, failures)
+        self.check_body(answer, failures)
         return answer, exchange.headers
 
-    def _check_body(self, body: bytes, failures: Failures) -> None:
+    def check_body(self, body: bytes, failures: Failures) -> None:
         """Raise the error that came with status 200."""
         if b'"error"' not in body[:4096]:
             return
@@ -344,7 +347,7 @@ class HttpAdapter(ABC):
             raise await self._refused(exchange, failures)
         if exchange.content_type in {_JSON, _HTML}:
             if exchange.content_type == _JSON:
-                self._check_body(await exchange.read_error(), failures)
+                self.check_body(await exchange.read_error(), failures)
             message = f"answered with {exchange.content_type} instead of a stream"
             raise failures.of("PROVIDER_PROTOCOL", message, http_status=200)
 
@@ -417,8 +420,8 @@ def _fill(response: pb.ChatResponse, facts: AnswerFacts | Answer, usage: Usage) 
     response.response_id = facts.response_id
 
 
-def _frame(data: bytes, text: str, progress: Progress) -> RawFrame:
-    frame = RawFrame(data=data, text=text)
+def _frame(data: bytes, text: str, progress: Progress, output_chars: int) -> RawFrame:
+    frame = RawFrame(data=data, text=text, output_chars=output_chars)
     # Most frames are text of a format without numbered parts: what is not so is set only where it is not so.
     if progress.thought:
         frame.thought = True

@@ -158,6 +158,9 @@ class Admission:
         request.price = price = self._price_of(request)
         own_cost = 0 if price is None else rate(usage, price)
         request.cost_source = "provider" if by_provider else "estimate" if usage.estimated else "price"
+        if request.cost_source == "estimate":
+            # Nobody pays more for a guess than what was set aside for the answer.
+            own_cost = min(own_cost, max(0, request.reservation.amount - request.broken.cost))
         request.include_broken(own_cost)
         usage = request.usage
         baseline = None if self._baseline is None else request.prices[self._baseline]

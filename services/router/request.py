@@ -17,7 +17,7 @@ from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.credits.money import format_nano
 from services.router.domain.catalogue import Target
-from services.router.domain.estimate import LARGEST, likely_tokens
+from services.router.domain.estimate import LARGEST, likely_input, likely_tokens
 from services.router.domain.policy import Candidate, Plan
 from services.router.leases import Reservation
 from services.router.prices import PriceTable
@@ -161,6 +161,9 @@ class Request:
         self.finish = finish
         if usage.input_total or usage.output_total:
             self.usage = usage
+            if usage.estimated:
+                # Whoever counted for the provider took media for text.
+                usage.input_total = min(usage.input_total, self._likely_input())
         else:
             self.estimate_usage(produced_bytes)
             self.usage.provider_cost = usage.provider_cost
@@ -170,14 +173,15 @@ class Request:
 
     def estimate_usage(self, produced_bytes: int) -> None:
         """Fill in the usage of an answer that did not report it."""
-        asked = self.asked
         self.usage = Usage(
-            input_total=likely_tokens(
-                (len(asked.raw_body) or asked.chat.ByteSize()) + self.broken.prefill_bytes
-            ),
+            input_total=self._likely_input(),
             output_total=likely_tokens(produced_bytes),
             estimated=True,
         )
+
+    def _likely_input(self) -> int:
+        asked = self.asked
+        return likely_input(asked.raw_body, asked.chat) + likely_tokens(self.broken.prefill_bytes)
 
     def include_broken(self, own_cost: int) -> None:
         """Note what the speaking attempt cost, and add what the broken ones before it did."""

@@ -69,7 +69,11 @@ def test_errors(claude: anthropic.Anthropic) -> None:
 @pytest.mark.parametrize("model", ["claude/cut", "wall/cut"])
 def test_a_cut_stream_is_an_error(claude: anthropic.Anthropic, model: str) -> None:
     texts: list[str] = []
-    with claude.messages.stream(model=model, max_tokens=50, messages=MESSAGES) as stream:
+    # Else the answer would be continued, where the provider can do that.
+    headers = {"x-omnihub-rescue": "off"}
+    with claude.messages.stream(
+        model=model, max_tokens=50, messages=MESSAGES, extra_headers=headers
+    ) as stream:
         pieces = iter(stream.text_stream)
         while len(texts) < 3:
             texts.append(next(pieces))

@@ -9,6 +9,7 @@ from omnihub.common.v1.chat_pb2 import MediaPart, OpaquePart, Part, ToolCall
 
 from services.formats.documents import (
     Fields,
+    is_object,
     join,
     keep,
     merge,
@@ -19,7 +20,7 @@ from services.formats.documents import (
     take_text,
     text_of,
 )
-from services.formats.errors import FormatError, invalid, unsupported
+from services.formats.errors import invalid, unsupported
 from services.formats.media import decode_base64, encode_base64
 
 PROVIDER = "anthropic"
@@ -193,15 +194,6 @@ def _write_document_source(media: MediaPart, path: str) -> dict[str, Any]:
             raise unsupported(path, "a text document must be UTF-8") from None
         return {"type": "text", "media_type": "text/plain", "data": text}
     return _write_source(media)
-
-
-def is_object(arguments: str) -> bool:
-    """Tell whether a model's arguments are a JSON object."""
-    try:
-        read_value(arguments.encode(), Fields, "")
-    except FormatError:
-        return False
-    return True
 
 
 def _write_tool_use(call: ToolCall) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import Message, Part
 
-from services.formats.anthropic_messages.blocks import is_object, read_blocks, write_block
+from services.formats.anthropic_messages.blocks import read_blocks, write_block
 from services.formats.documents import (
     Fields,
     is_null,
+    is_object,
     join,
     keep,
     merge,

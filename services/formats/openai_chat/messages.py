@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from omnihub.common.v1.chat_pb2 import Message, OpaquePart, Part, ToolCall, ToolResult
@@ -29,6 +29,9 @@ from services.formats.receipts import Receipts
 
 # Opaque parts that stand among the tool calls of a message.
 PROVIDER_TOOL_CALL = "openai.tool_calls"
+# How OpenAI-shaped clients carry the signature of a call, and the mark that one did.
+_EXTRA = "extra_content"
+_SIGNED = "@signature"
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
@@ -100,10 +103,37 @@ def _read_tool_call(raw: msgspec.Raw, path: str) -> Part:
         arguments_json=take_text(function, "arguments", inner),
     )
     part = Part(tool_call=call)
+    if (signature := _signature_of(fields.get(_EXTRA))) is not None:
+        del fields[_EXTRA]
+        part.tool_call.signature = signature
+        part.extension_json[_SIGNED] = "true"
     if function:
         fields["function"] = msgspec.Raw(msgspec.json.encode(function))
     keep(fields, part.extension_json)
     return part
+
+
+class _Signature(msgspec.Struct, forbid_unknown_fields=True):
+    thought_signature: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _Extra(msgspec.Struct, forbid_unknown_fields=True):
+    google: _Signature
+
+
+def _signature_of(raw: msgspec.Raw | None) -> str | None:
+    """Return the signature that a call carries, None when there is none or more than that."""
+    if raw is None:
+        return None
+    try:
+        return msgspec.json.decode(raw, type=_Extra).google.thought_signature
+    except msgspec.ValidationError:
+        return None
+
+
+def write_signature(fields: dict[str, Any], signature: str) -> None:
+    """Add the signature to a call, so that the client sends it back."""
+    fields[_EXTRA] = {"google": {"thought_signature": signature}}
 
 
 def _read_tool_result(fields: Fields, message: Message, path: str) -> None:
@@ -239,6 +269,8 @@ class MessageWriter:
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments_json},
         }
+        if call.signature and (not self._own or _SIGNED in part.extension_json):
+            write_signature(fields, call.signature)
         return merge(fields, part.extension_json) if self._own else fields
 
     def _text_or_parts(self, parts: Sequence[Part], path: str) -> Any:

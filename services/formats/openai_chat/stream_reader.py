@@ -9,7 +9,7 @@ from omnihub.common.v1.chat_pb2 import Part, ToolCall
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.answers import Event, Progress
-from services.formats.documents import from_decode_error
+from services.formats.documents import Fields, from_decode_error, read_value
 from services.formats.openai_chat.outcome import WireUsage, read_finish, read_usage
 
 DONE = b"[DONE]"
@@ -57,7 +57,11 @@ _decoder = msgspec.json.Decoder(Chunk)
 _NULL = b"null"
 
 
-def _read_chunk(data: bytes, progress: Progress) -> Chunk:
+class _Envelope(msgspec.Struct):
+    usage: WireUsage | None = None
+
+
+def _read_chunk(data: bytes, progress: Progress, usage_field: str) -> Chunk:
     try:
         chunk = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -68,16 +72,22 @@ def _read_chunk(data: bytes, progress: Progress) -> Chunk:
         progress.model = chunk.model
     if chunk.id and not progress.response_id:
         progress.response_id = chunk.id
-    if chunk.usage is not None:
-        progress.usage = read_usage(chunk.usage)
+    usage = chunk.usage
+    if usage is None and usage_field and usage_field.encode() in data:
+        raw = msgspec.json.decode(data, type=Fields).get(usage_field, msgspec.Raw(b"null"))
+        usage = (read_value(raw, _Envelope | None, usage_field) or _Envelope()).usage  # type: ignore[arg-type]
+    if usage is not None:
+        progress.usage = read_usage(usage)
     return chunk
 
 
 class RawReader:
     """Reads the facts of a stream that is passed on, and holds back what ends it."""
 
-    def __init__(self, include_usage: bool, choices: int = 1) -> None:
+    def __init__(self, include_usage: bool, choices: int = 1, usage_field: str = "") -> None:
+        """`usage_field` names the object in a chunk that holds the usage where it is not at the top."""
         self._include_usage = include_usage
+        self._usage_field = usage_field
         self._choices = choices
         self._finishes: dict[int, str] = {}
         self.progress = Progress()
@@ -91,7 +101,7 @@ class RawReader:
         if data == DONE:
             self.progress.closed = True
             return b"", ""
-        chunk = _read_chunk(data, self.progress)
+        chunk = _read_chunk(data, self.progress, self._usage_field)
         if self.progress.error is not None:
             return b"", ""
         self._note_finishes(chunk)
@@ -146,8 +156,10 @@ class RawReader:
 class StreamReader:
     """Turns chunks into typed events. Only the first choice is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, usage_field: str = "") -> None:
+        """`usage_field` names the object in a chunk that holds the usage where it is not at the top."""
         self.progress = Progress()
+        self._usage_field = usage_field
         self._next = 0
         self._open: tuple[str, int] | None = None
         """The kind and index of the text, thought or refusal being written."""
@@ -158,7 +170,7 @@ class StreamReader:
         if data == DONE:
             self.progress.closed = True
             return []
-        chunk = _read_chunk(data, self.progress)
+        chunk = _read_chunk(data, self.progress, self._usage_field)
         events: list[Event] = []
         for choice in chunk.choices or ():
             if choice.index != 0 or self.progress.error is not None:

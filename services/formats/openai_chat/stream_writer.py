@@ -10,6 +10,7 @@ from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.documents import splice, write_object
 from services.formats.openai_chat.errors import error_object
+from services.formats.openai_chat.messages import write_signature
 from services.formats.openai_chat.outcome import write_finish, write_usage
 
 DONE = b"data: [DONE]\n\n"
@@ -65,13 +66,10 @@ class StreamWriter:
                 index = self._tools.setdefault(event.index, len(self._tools))
                 call = part.tool_call
                 function = {"name": call.name, "arguments": call.arguments_json}
-                return self._chunk(
-                    {
-                        "tool_calls": [
-                            {"index": index, "id": call.id, "type": "function", "function": function}
-                        ]
-                    }
-                )
+                written = {"index": index, "id": call.id, "type": "function", "function": function}
+                if call.signature:
+                    write_signature(written, call.signature)
+                return self._chunk({"tool_calls": [written]})
         return b""
 
     def part_delta(self, event: PartDelta) -> bytes:

@@ -33,6 +33,9 @@ class Known:
     key_variable: str = ""
     url_variable: str = ""
     output_limit_parameter: str = _COMMON_LIMIT
+    other_key_variables: tuple[str, ...] = ()
+    """Read when the first is not set."""
+    usage_field: str = ""
     prefill: Literal["no", "last_message", "continue_final_message"] = "no"
 
 
@@ -48,11 +51,26 @@ KNOWN: Mapping[str, Known] = {
     "anthropic": Known(
         "anthropic", "https://api.anthropic.com", "anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"
     ),
-    "groq": Known("openai", "https://api.groq.com/openai/v1", "groq", "GROQ_API_KEY", prefill="last_message"),
+    "groq": Known(
+        "openai",
+        "https://api.groq.com/openai/v1",
+        "groq",
+        "GROQ_API_KEY",
+        prefill="last_message",
+        usage_field="x_groq",
+    ),
     "openrouter": Known(
         "openai", "https://openrouter.ai/api/v1", "openrouter", "OPENROUTER_API_KEY", prefill="last_message"
     ),
-    "ollama": Known("openai", "http://127.0.0.1:11434/v1", prefill="last_message"),
+    "huggingface": Known("openai", "https://router.huggingface.co/v1", "huggingface", "HF_TOKEN"),
+    "gemini": Known(
+        "gemini",
+        "https://generativelanguage.googleapis.com",
+        "google",
+        "GEMINI_API_KEY",
+        other_key_variables=("GOOGLE_API_KEY",),
+    ),
+    "ollama": Known("ollama", "http://127.0.0.1:11434", prefill="last_message"),
     "vllm": Known("openai", "http://127.0.0.1:8000/v1", prefill="continue_final_message"),
     "llamacpp": Known("openai", "http://127.0.0.1:8080/v1", prefill="last_message"),
     BEDROCK: Known(BEDROCK, "https://bedrock-runtime.{region}.amazonaws.com", "aws"),
@@ -77,7 +95,8 @@ def providers_from_environment(environ: Mapping[str, str]) -> dict[str, dict[str
     """
     found: dict[str, dict[str, str]] = {LOCAL: {}}
     for name, known in KNOWN.items():
-        key = environ.get(known.key_variable, "") if known.key_variable else ""
+        variables = (known.key_variable, *known.other_key_variables)
+        key = next((environ[variable] for variable in variables if environ.get(variable)), "")
         if not key:
             continue
         found[name] = {"api_key": key}
@@ -118,6 +137,7 @@ def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
             "base_url": base_url.replace("{region}", settings.region),
             "vendor": settings.vendor or known.vendor,
             "output_limit_parameter": settings.output_limit_parameter or known.output_limit_parameter,
+            "usage_field": settings.usage_field or known.usage_field,
             "prefill": settings.prefill or known.prefill,
         }
     )

@@ -21,16 +21,19 @@ from omnihub.common.v1.chat_pb2 import (
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
+from services.formats.errors import invalid
 from services.formats.receipts import MOST as MOST_RECEIPTS
-from services.providers.adapter import conversation_of, embedding_inputs_of
+from services.providers.adapter import conversation_of
 from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import Failures, UnsupportedError
+from services.providers.embedding import embedding_inputs
 from services.providers.http import Upstream
 from services.providers.receipts import receipt_of, refuse_drops
 from services.providers.settings import ProviderSettings
 
 MODELS = {"echo": "Rule-based chat (not a model)", "hash": "Hashed n-gram embeddings (not a model)"}
 DIMENSIONS = 256
+_LARGEST = 4096
 # Parameters that mean something to rules.
 _TAKEN = frozenset({"model", "max_tokens", "max_completion_tokens", "stop", "stop_sequences"})
 _NOTICE = "This is OmniHub's offline provider, not a language model."
@@ -93,8 +96,10 @@ class LocalAdapter:
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Return hashed n-gram vectors: they tell alike spelling, not alike meaning."""
         self._check_model(request.model)
-        inputs, dimensions = embedding_inputs_of(request)
+        inputs, dimensions = embedding_inputs(request)
         size = dimensions or DIMENSIONS
+        if size > _LARGEST:
+            raise invalid("dimensions", f"expected a whole number from 1 to {_LARGEST}")
         response = pb.EmbedResponse(model=request.model)
         for text in inputs:
             response.embeddings.add(values=_embed(text, size))

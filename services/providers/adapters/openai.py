@@ -137,11 +137,13 @@ class OpenAIAdapter(HttpAdapter):
     def raw_reader(self, attempt: pb.Attempt) -> RawReader:
         """Return a reader for chunks that are passed on, of as many choices as were asked for."""
         choices = msgspec.json.decode(attempt.raw_body, type=_Choices).n if b'"n"' in attempt.raw_body else 1
-        return openai_chat.RawReader(attempt.include_usage, choices if isinstance(choices, int) else 1)
+        return openai_chat.RawReader(
+            attempt.include_usage, choices if isinstance(choices, int) else 1, self.settings.usage_field
+        )
 
     def stream_reader(self) -> StreamReader:
         """Return a reader for chunks that are translated."""
-        return openai_chat.StreamReader()
+        return openai_chat.StreamReader(self.settings.usage_field)
 
     def read_models(self, body: bytes) -> list[pb.ProviderModel]:
         """Return the models of a listing."""

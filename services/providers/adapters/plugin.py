@@ -19,7 +19,7 @@ from omnihub.provider.v1.provider_service_api import ProviderService
 from services.common.rpc import Call, RpcError
 from services.common.rpc.external import ExternalServer, Tls
 from services.formats.receipts import MOST as MOST_RECEIPTS
-from services.providers.adapter import conversation_of, embedding_inputs_of
+from services.providers.adapter import conversation_of
 from services.providers.adapters.known import PLUGIN
 from services.providers.adapters.plugin_forward import fit, needed_features
 from services.providers.domain.clauses import BreachError
@@ -35,6 +35,7 @@ from services.providers.domain.failure import (
 )
 from services.providers.domain.plugin import Plugin, choose_provider
 from services.providers.domain.stream_contract import StreamContract
+from services.providers.embedding import embedding_inputs
 from services.providers.http import FRAME_LIMIT, Timeouts
 from services.providers.receipts import account
 from services.providers.settings import TimeoutSettings
@@ -214,7 +215,7 @@ class PluginAdapter:
         forwarded.CopyFrom(request)
         forwarded.provider = self._remote
         if request.raw_body and WireFormat.WIRE_FORMAT_OPENAI_CHAT not in self.wire_formats:
-            inputs, dimensions = embedding_inputs_of(request)
+            inputs, dimensions = embedding_inputs(request)
             forwarded.raw_body = b""
             forwarded.inputs.extend(inputs)
             if dimensions:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 
 from services.providers.adapter import Adapter
 from services.providers.adapters.anthropic import AnthropicAdapter
+from services.providers.adapters.gemini import GeminiAdapter
 from services.providers.adapters.local import LocalAdapter
+from services.providers.adapters.ollama import OllamaAdapter
 from services.providers.adapters.openai import OpenAIAdapter
 from services.providers.http import Upstream
 from services.providers.settings import ProviderSettings
@@ -21,6 +23,8 @@ def _bedrock(name: str, settings: ProviderSettings, upstream: Upstream) -> Adapt
 ADAPTERS: Mapping[str, Callable[[str, ProviderSettings, Upstream], Adapter]] = {
     "anthropic": AnthropicAdapter,
     "bedrock": _bedrock,
+    "gemini": GeminiAdapter,
     "local": LocalAdapter,
+    "ollama": OllamaAdapter,
     "openai": OpenAIAdapter,
 }

@@ -42,6 +42,8 @@ class ErrorFacts:
     """There was an error object at all."""
     flagged: bool = False
     """The error says that moderation refused the content."""
+    retry_after_s: float | None = None
+    """The error itself says how long to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class ErrorTable:
             code=facts.code or facts.kind,
             param=facts.param,
             http_status=status,
-            retry_after_s=retry_after_s,
+            retry_after_s=facts.retry_after_s if retry_after_s is None else retry_after_s,
         )
 
     def _reason(self, status: int, facts: ErrorFacts) -> str:
@@ -88,11 +90,13 @@ def read_error(body: bytes) -> ErrorFacts:
         document = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ErrorFacts(message=_plain_text(body))
+    if isinstance(document, list) and document:  # Some vendors wrap it where a stream was asked for.
+        document = document[0]
     if not isinstance(document, dict):
         return ErrorFacts()
     error = document.get("error", document.get("detail", document))
     if isinstance(error, str):
-        return ErrorFacts(message=error, found=True)
+        return ErrorFacts(message=error, found=True, retry_after_s=_seconds(document.get("estimated_time")))
     return read_error_object(error) if isinstance(error, dict) else ErrorFacts(message=str(error)[:500])
 
 
@@ -104,16 +108,27 @@ def read_error_object(error: Mapping[str, Any]) -> ErrorFacts:
     details = error.get("details")
     if isinstance(details, dict) and isinstance(details.get("error_code"), str):
         code = details["error_code"]
+    rows = [row for row in details if isinstance(row, dict)] if isinstance(details, list) else []
     extra = error.get("metadata")
     return ErrorFacts(
         message=_text(error.get("message")) or _text(error.get("error")),
-        kind=_text(error.get("type")),
-        code=_text(code),
+        kind=_text(error.get("type")) or _text(error.get("status")),
+        code=_text(code) or next((row["reason"] for row in rows if _text(row.get("reason"))), ""),
         param=_text(error.get("param")),
         status=status if isinstance(status, int) and 400 <= status < 600 else 0,
         found="message" in error or "type" in error,
         flagged=isinstance(extra, dict) and bool(extra.get("flagged_input") or extra.get("reasons")),
+        retry_after_s=next((_duration(row["retryDelay"]) for row in rows if "retryDelay" in row), None),
     )
+
+
+def _duration(value: object) -> float | None:
+    """Return the seconds of a duration as protocol buffers write it, such as "46s"."""
+    return _number(value[:-1]) if isinstance(value, str) and value.endswith("s") else None
+
+
+def _seconds(value: object) -> float | None:
+    return _number(str(value)) if isinstance(value, int | float) else None
 
 
 def _text(value: object) -> str:

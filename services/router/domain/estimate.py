@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from omnihub.common.v1.chat_pb2 import ChatInput, Part
 
@@ -37,38 +37,53 @@ def _media_tokens(size: int) -> int:
 
 def input_bound(raw_body: bytes, chat: ChatInput) -> int:
     """Return a number of tokens the input does not exceed."""
-    return max(1, min(LARGEST, _raw_bound(raw_body) if raw_body else _typed_bound(chat)))
+    text, media = _sizes(raw_body, chat)
+    return max(1, min(LARGEST, text + media))
 
 
-def _raw_bound(body: bytes) -> int:
-    tokens = len(body) + (_TOOLS_TOKENS if b'"tools"' in body else 0)
+def likely_input(raw_body: bytes, chat: ChatInput) -> int:
+    """Return about how many tokens the input is, never more than `input_bound`."""
+    text, media = _sizes(raw_body, chat)
+    return max(1, min(LARGEST, likely_tokens(text) + media))
+
+
+def _sizes(raw_body: bytes, chat: ChatInput) -> tuple[int, int]:
+    """Return the bytes of text, each at most a token, and the tokens of media."""
+    return _raw_sizes(raw_body) if raw_body else _typed_sizes(chat)
+
+
+def _raw_sizes(body: bytes) -> tuple[int, int]:
+    text = len(body) + (_TOOLS_TOKENS if b'"tools"' in body else 0)
+    media = 0
     for found in _MEDIA.finditer(body):
         start, end = found.span("value")
         if _DATA_URL.match(body, start, end) or found["key"] not in _ADDRESSES:
             if _BASE64.fullmatch(body, start, end):
-                tokens += _media_tokens(end - start) - (end - start)
+                text -= end - start
+                media += _media_tokens(end - start)
         else:
-            tokens += _MEDIA_TOKENS
-    return tokens
+            media += _MEDIA_TOKENS
+    return text, media
 
 
-def _typed_bound(chat: ChatInput) -> int:
-    tokens = chat.ByteSize() + _FRAME_TOKENS * (len(chat.messages) + len(chat.tools))
-    tokens += _TOOLS_TOKENS if chat.tools else 0
-    return tokens + sum(_excess(message.parts) for message in chat.messages)
+def _typed_sizes(chat: ChatInput) -> tuple[int, int]:
+    text = chat.ByteSize() + _FRAME_TOKENS * (len(chat.messages) + len(chat.tools))
+    text += _TOOLS_TOKENS if chat.tools else 0
+    media = 0
+    for size in (size for message in chat.messages for size in _media_sizes(message.parts)):
+        text -= size
+        media += _media_tokens(size)
+    return text, media
 
 
-def _excess(parts: Iterable[Part]) -> int:
-    """Return how many tokens more than bytes these parts are."""
-    excess = 0
+def _media_sizes(parts: Iterable[Part]) -> Iterator[int]:
+    """Yield the bytes of each piece of media, those in results of tools too."""
     for part in parts:
         kind = part.WhichOneof("kind")
         if kind in ("image", "audio", "video", "document"):
-            size = part.ByteSize()
-            excess += _media_tokens(size) - size
+            yield part.ByteSize()
         elif kind == "tool_result":
-            excess += _excess(part.tool_result.parts)
-    return excess
+            yield from _media_sizes(part.tool_result.parts)
 
 
 def likely_tokens(size: int) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from io import StringIO
 
-from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, RawFrame
+from omnihub.common.v1.stream_pb2 import PartStart, RawFrame
 from omnihub.provider.v1.provider_service_pb2 import StreamChatResponse
 
 from services.router.domain.seam import Position
 
-# One token at least for a frame that carries no text, such as a piece of a tool call.
+# One token at least for a frame that carries nothing of its own.
 FRAME_BYTES = 4
 _RESUMABLE_PARTS = frozenset({"text", "reasoning"})
 _RESUMABLE_DELTAS = frozenset({"text", "reasoning", "signature", "citations_json"})
@@ -51,13 +51,21 @@ class Transcript:
         if event.HasField("raw_frame"):
             frame = self._frame = event.raw_frame
             text = frame.text
+            size = frame.output_chars or (0 if text else FRAME_BYTES)
+            if text:
+                self._text.write(text)
+                # A character beyond ASCII is more than one byte, and often more than one token.
+                size = max(size, len(text.encode()))
+        elif event.HasField("part_delta"):
+            delta = event.part_delta
+            text = delta.text
             if text:
                 self._text.write(text)
                 size = len(text.encode())
             else:
-                size = FRAME_BYTES
-        elif event.HasField("part_delta"):
-            size = self._delta(event.part_delta)
+                size = delta.ByteSize()
+                if delta.WhichOneof("delta") not in _RESUMABLE_DELTAS:
+                    self._beyond_text = True
         elif event.HasField("part_start"):
             size = self._start(event.part_start)
         else:
@@ -66,14 +74,6 @@ class Transcript:
                 self._open = None
         self.produced_bytes += size
         self.attempt_bytes += size
-
-    def _delta(self, delta: PartDelta) -> int:
-        text = delta.text
-        if text:
-            self._text.write(text)
-        elif delta.WhichOneof("delta") not in _RESUMABLE_DELTAS:
-            self._beyond_text = True
-        return delta.ByteSize()
 
     def _start(self, start: PartStart) -> int:
         kind = start.part.WhichOneof("kind") or "text"

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 FORMATS = ("openai", "anthropic")
 FAULTS = ("cut", "stall", "error", "malformed", "half", "silent_end")
 PATHS = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages"}
-LIMITS = TimeoutSettings(connect_s=2, first_token_s=1, idle_s=0.2, total_s=10)
+LIMITS = TimeoutSettings(connect_s=2, first_token_s=2, idle_s=0.6, total_s=20)
 
 
 def provider_settings(role: str, form: str, url: str, prefill: str) -> ProviderSettings:

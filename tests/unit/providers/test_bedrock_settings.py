@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.common.rpc import Connector, Registry
-from services.common.service import Infrastructure
+from services.common.service import Infrastructure, StartupError
 from services.providers.adapters.bedrock.credentials import (
     ConfiguredKey,
     Key,
@@ -44,12 +44,12 @@ def test_the_region_makes_the_address() -> None:
 )
 def test_wrong_settings_are_named(settings: dict[str, str], message: str) -> None:
     infrastructure = Infrastructure(connector=Connector(Registry(), {}), data_dir=Path())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(StartupError, match=message):
         build({"bedrock": ProviderSettings.model_validate(settings)}, infrastructure)
 
 
 def test_a_region_cannot_name_a_host() -> None:
-    with pytest.raises(ValueError, match="region"):
+    with pytest.raises(StartupError, match="region"):
         ProviderSettings(region="x.evil.example/")
 
 

@@ -77,7 +77,12 @@ async def test_embeddings_are_normalised_and_lexical() -> None:
         response = await client.embed(request, Call.internal(5))
         raw = pb.EmbedRequest(provider="local", model="hash", raw_body=b'{"input": "the cat sat"}')
         again = await client.embed(raw, Call.internal(5))
-        for body in (b"{}", b'{"input": 5}', b'{"input": "x", "dimensions": 0}'):
+        for body in (
+            b"{}",
+            b'{"input": 5}',
+            b'{"input": "x", "dimensions": 0}',
+            b'{"input": "x", "dimensions": 5000}',
+        ):
             with pytest.raises(RpcError) as caught:
                 await client.embed(
                     pb.EmbedRequest(provider="local", model="hash", raw_body=body), Call.internal(5)

@@ -21,7 +21,9 @@ from services.providers.settings import ProviderSettings
         ("anthropic", "anthropic", "https://api.anthropic.com", "max_tokens"),
         ("groq", "openai", "https://api.groq.com/openai/v1", "max_tokens"),
         ("openrouter", "openai", "https://openrouter.ai/api/v1", "max_tokens"),
-        ("ollama", "openai", "http://127.0.0.1:11434/v1", "max_tokens"),
+        ("huggingface", "openai", "https://router.huggingface.co/v1", "max_tokens"),
+        ("gemini", "gemini", "https://generativelanguage.googleapis.com", "max_tokens"),
+        ("ollama", "ollama", "http://127.0.0.1:11434", "max_tokens"),
         ("vllm", "openai", "http://127.0.0.1:8000/v1", "max_tokens"),
         ("llamacpp", "openai", "http://127.0.0.1:8080/v1", "max_tokens"),
     ],
@@ -51,6 +53,9 @@ def test_vendors_own_variables() -> None:
         "openai": {"api_key": "a", "base_url": "http://x/v1"},
         "groq": {"api_key": "b"},
     }
+    assert providers_from_environment({"GOOGLE_API_KEY": "c"})["gemini"] == {"api_key": "c"}
+    both = providers_from_environment({"GOOGLE_API_KEY": "c", "GEMINI_API_KEY": "d", "HF_TOKEN": "e"})
+    assert (both["gemini"], both["huggingface"]) == ({"api_key": "d"}, {"api_key": "e"})
 
 
 @pytest.mark.parametrize(

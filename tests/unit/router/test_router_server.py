@@ -11,7 +11,7 @@ from omnihub.provider.v1 import provider_service_pb2 as provider
 from omnihub.router.v1 import router_service_pb2 as pb
 
 from services.common.rpc import RpcError
-from services.credits.money import format_nano
+from services.credits.money import format_nano, parse_nano
 from services.router import attempts, execution
 from services.router.settings import RouteSettings, TimeoutSettings
 from tests.support.fakes import FakeBilling, FakeProviders, events
@@ -656,3 +656,32 @@ async def test_models_are_listed_in_pages_with_one_question_for_prices() -> None
     assert not rest.next_page_token
     assert first.models[0].input_price_per_million == "1"
     assert first.models[0].output_price_per_million == "2.5"
+
+
+async def test_everything_a_stream_writes_is_metered() -> None:
+    """Thoughts and arguments are output too, though they are no text."""
+    router = build(default_output_tokens=100)
+    hidden = provider.StreamChatResponse(
+        raw_frame={"data": b"data: {}\n\n", "output_chars": 4000, "beyond_text": True}
+    )
+    router.providers.streams["a/x"] = [events(start(OPENAI), hidden, failed("STREAM_TRUNCATED"))]
+    messages, error = await router.stream(raw_body=RAW)
+    assert error is not None
+    assert messages[-1].error.outcome.usage.output_total == 1000
+
+
+async def test_an_estimate_knows_media_and_is_never_more_than_what_was_reserved() -> None:
+    image = b"QUJD" * 500_000
+    body = b'{"model":"m","max_tokens":10,"messages":[{"role":"user","content":[{"type":"image_url",'
+    body += b'"image_url":{"url":"data:image/png;base64,' + image + b'"}}]}]}'
+    router = build()
+    router.providers.streams["a/x"] = [
+        events(start(OPENAI), frame(b"data: {}\n\n", "one word"), failed("STREAM_TRUNCATED"))
+    ]
+    messages, error = await router.stream(raw_body=body)
+    assert error is not None
+    outcome = messages[-1].error.outcome
+    assert outcome.usage.input_total < len(image) // 8
+    [charge] = router.journal.charges
+    [decision] = router.journal.decisions
+    assert charge.amount_nano_credits <= parse_nano(decision.estimate)

@@ -9,7 +9,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -20,14 +19,15 @@ from yarl import URL
 from services.common import clock
 from services.formats import bedrock_converse, titan_text
 from services.formats.answers import Answer, StreamReader
-from services.formats.documents import from_decode_error, read_object, read_value
-from services.formats.errors import FormatError, invalid
+from services.formats.documents import from_decode_error
+from services.formats.errors import FormatError
 from services.providers.adapters.bedrock.credentials import NoCredentialError, Signer, key_source
 from services.providers.adapters.bedrock.errors import ERRORS, is_about_the_clock, read_refusal
 from services.providers.adapters.bedrock.event_stream import EventStreamParser
 from services.providers.domain.classification import ErrorFacts
 from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import Failures, UnsupportedError
+from services.providers.embedding import embedding_inputs
 from services.providers.frames import FrameParser
 from services.providers.http import FRAME_LIMIT, Exchange, Upstream
 from services.providers.http_adapter import HttpAdapter
@@ -135,7 +135,7 @@ class _Service(HttpAdapter):
         if not _TITAN_EMBED.search(request.model):
             message = f"{self.name} has embeddings of Amazon Titan only, not of {request.model}"
             raise UnsupportedError(self.name, message, "model")
-        inputs, dimensions = _embed_inputs(request)
+        inputs, dimensions = embedding_inputs(request)
         bodies = [titan_text.write_embedding(text, request.model, dimensions) for text in inputs]
         limit = asyncio.Semaphore(_EMBED_AT_A_TIME)
         tasks = [asyncio.create_task(self._embed_one(body, request, limit)) for body in bodies]
@@ -248,15 +248,3 @@ class _Model(msgspec.Struct):
 
 class _Models(msgspec.Struct):
     models: list[_Model] = msgspec.field(name="modelSummaries")
-
-
-def _embed_inputs(request: pb.EmbedRequest) -> tuple[list[str], int | None]:
-    """Return the texts and the number of dimensions, from an OpenAI-shaped body where there is one."""
-    if not request.raw_body:
-        return list(request.inputs), request.dimensions if request.HasField("dimensions") else None
-    fields = read_object(request.raw_body)
-    if "input" not in fields:
-        raise invalid("input", "send a text or a list of texts")
-    read: Any = read_value(fields["input"], str | list[str], "input")  # type: ignore[arg-type]
-    size = read_value(fields["dimensions"], int | None, "dimensions") if "dimensions" in fields else None  # type: ignore[arg-type]
-    return [read] if isinstance(read, str) else read, size
