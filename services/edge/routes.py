@@ -83,7 +83,9 @@ class FacadeRoute:
 # The one table that is not in the contracts. Foreign wire formats, and the two probes.
 FACADE: tuple[FacadeRoute, ...] = (
     FacadeRoute(("POST",), PathMatch(exact="/v1/chat/completions")),
+    FacadeRoute(("POST",), PathMatch(exact="/v1/responses")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/messages")),
+    FacadeRoute(("POST",), PathMatch(exact="/v1/messages/count_tokens")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/embeddings")),
     FacadeRoute(("GET",), PathMatch(exact="/v1/models")),
     # The names of models contain slashes.

@@ -30,6 +30,10 @@ class Facts(msgspec.Struct, frozen=True):
     user: str
     messages: msgspec.Raw
     """The conversation, undecoded."""
+    stateful: bool = False
+    """The provider knows more of the conversation than the body holds."""
+    vendor_bound: bool = False
+    """Only a provider that keeps state can serve it."""
 
 
 def check_messages(messages: msgspec.Raw) -> None:

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and POST /v1/messages."""
+"""POST /v1/chat/completions, POST /v1/responses and POST /v1/messages."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ class ChatEndpoint:
                 answer.response_id or outcome.request_id,
                 outcome.model_used,
                 int(time.time()),
+                **self._surface.echo(body),
             )
         await exchange.respond(200, document, outcome_headers(answer.outcome))
 
@@ -106,11 +107,11 @@ class ChatEndpoint:
                     start = message.start
                     await exchange.start(200, [*EVENT_STREAM, *start_headers(start)])
                     if not start.wire_format:
-                        writer = self._writer(start, facts, exchange)
+                        writer = self._writer(start, facts, exchange, body)
                         await exchange.write(writer.start(), more=True)
                 elif message.HasField("rescue"):
                     if writer is None:
-                        writer = self._writer(start, facts, exchange)
+                        writer = self._writer(start, facts, exchange, body)
                         writer.resume(message.rescue.parts)
                     writer.set_model(message.rescue.model_used)
                 elif message.HasField("end"):
@@ -125,13 +126,16 @@ class ChatEndpoint:
         if not exchange.finished:
             raise RpcError("STREAM_TRUNCATED", "the answer ended without saying how")
 
-    def _writer(self, start: pb.StreamStart, facts: Facts, exchange: Exchange) -> Any:
-        return self._surface.stream_writer(
+    def _writer(self, start: pb.StreamStart, facts: Facts, exchange: Exchange, body: bytes) -> Any:
+        writer = self._surface.stream_writer(
             start.model_used,
             start.response_id or exchange.request_id,
             int(start.started_at.seconds),
             facts.include_usage,
+            **self._surface.echo(body),
         )
+        exchange.write_stream_error = writer.error
+        return writer
 
     def _last(self, end: pb.StreamEnd, writer: Any) -> bytes:
         extra = outcome_object(end.outcome)

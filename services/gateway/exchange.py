@@ -47,6 +47,8 @@ class Exchange:
         self.left = False
         self.facts: Mapping[str, Any] = {}
         """What rides as `omnihub` in the error event of a broken stream."""
+        self.write_stream_error: Callable[..., bytes] | None = None
+        """Ends a stream that is being written; it knows what has been written."""
         self._receive = receive
         self._send = send
         self._watcher: asyncio.Task[None] | None = None
@@ -166,7 +168,8 @@ class Endpoint:
         if exchange.finished:
             return
         if exchange.started:
-            document = self._surface.write_stream_error(**words, extra=exchange.facts)
+            write = exchange.write_stream_error or self._surface.write_stream_error
+            document = write(**words, extra=exchange.facts)
             await exchange.write(document, more=False)
             return
         headers = []

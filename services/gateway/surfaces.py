@@ -9,7 +9,7 @@ from typing import Any
 from omnihub.common.v1.chat_pb2 import WireFormat
 
 from services.common.rpc import RpcError
-from services.formats import anthropic_messages, openai_chat
+from services.formats import anthropic_messages, openai_chat, openai_responses
 from services.formats.facts import Facts
 
 
@@ -27,6 +27,8 @@ class Surface:
     write_stream_error: Callable[..., bytes]
     write_error: Callable[..., bytes]
     error_type: Callable[[RpcError], str]
+    echo: Callable[[bytes], dict[str, Any]] = lambda body: {}
+    """What write_response and stream_writer want to know of the request."""
 
     def error_words(self, error: RpcError, request_id: str) -> dict[str, Any]:
         """Return what an error of this format says."""
@@ -61,4 +63,17 @@ ANTHROPIC = Surface(
     write_stream_error=anthropic_messages.write_stream_error,
     write_error=anthropic_messages.write_error,
     error_type=lambda error: error.row.anthropic_type,
+)
+
+RESPONSES = Surface(
+    wire_format=WireFormat.WIRE_FORMAT_OPENAI_RESPONSES,
+    forwarded_headers=("openai-beta",),
+    read_facts=openai_responses.read_facts,
+    write_response=openai_responses.write_response,
+    stream_writer=openai_responses.StreamWriter,
+    close_raw_stream=openai_responses.close_raw_stream,
+    write_stream_error=openai_responses.write_stream_error,
+    write_error=openai_responses.write_error,
+    error_type=lambda error: error.row.openai_type,
+    echo=lambda body: {"echo": openai_responses.read_echo(body)},
 )

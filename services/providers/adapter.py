@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from omnihub.common.v1.chat_pb2 import ChatInput, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
-from services.formats import anthropic_messages, openai_chat
+from services.formats import anthropic_messages, openai_chat, openai_responses
 from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import UnsupportedError
 
@@ -43,9 +43,19 @@ class Adapter(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenCounter(Protocol):
+    """An adapter whose provider counts tokens without charge."""
+
+    async def count_tokens(self, attempt: pb.Attempt) -> pb.CountTokensResponse:
+        """Return the input tokens of an attempt."""
+        ...
+
+
 _READERS = {
     WireFormat.WIRE_FORMAT_OPENAI_CHAT: openai_chat.read_request,
     WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES: anthropic_messages.read_request,
+    WireFormat.WIRE_FORMAT_OPENAI_RESPONSES: openai_responses.read_portable,
 }
 
 

@@ -30,21 +30,12 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
     """Return the service for these providers and `local`. Raises StartupError for wrong settings."""
     upstream = Upstream()
     adapters: dict[str, Adapter] = {}
-    declared: list[PluginAdapter] = []
     for name, given in {LOCAL: ProviderSettings(), **settings}.items():
         try:
-            completed = complete(name, given)
+            adapters[name] = _adapter(name, given, upstream)
         except ValueError as error:
             raise StartupError(str(error)) from None
-        if completed.adapter == PLUGIN:
-            declared.append(_plugin(name, completed))
-            continue
-        make = ADAPTERS.get(completed.adapter)
-        if make is None:
-            known = ", ".join(sorted([*ADAPTERS, PLUGIN]))
-            raise StartupError(f"providers.{name}.adapter: {completed.adapter!r} is none of {known}")
-        adapters[name] = make(name, completed, upstream)
-    adapters.update({each.name: each for each in declared})
+    declared = [each for each in adapters.values() if isinstance(each, PluginAdapter)]
     database = infrastructure.database(NAME)
     feed = ChangeFeed(database, changes)
     plugins = Plugins(declared, frozenset(adapters), PluginStore(database, feed), feed)
@@ -71,13 +62,25 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
     )
 
 
+def _adapter(name: str, settings: ProviderSettings, upstream: Upstream) -> Adapter:
+    """Make one adapter. Raises ValueError naming the setting that is wrong."""
+    completed = complete(name, settings)
+    if completed.adapter == PLUGIN:
+        return _plugin(name, completed)
+    make = ADAPTERS.get(completed.adapter)
+    if make is None:
+        known = ", ".join(sorted([*ADAPTERS, PLUGIN]))
+        raise ValueError(f"providers.{name}.adapter: {completed.adapter!r} is none of {known}")
+    return make(name, completed, upstream)
+
+
 def _plugin(name: str, settings: ProviderSettings) -> PluginAdapter:
     try:
         check_address(settings.address, f"providers.{name}.address")
         certificate = settings.ca_file.read_text() if settings.ca_file is not None else ""
     except InvalidPluginError as error:
-        raise StartupError(str(error)) from None
+        raise ValueError(str(error)) from None
     except OSError as error:
-        raise StartupError(f"providers.{name}.ca_file: cannot be read: {error.strerror}") from None
+        raise ValueError(f"providers.{name}.ca_file: cannot be read: {error.strerror}") from None
     plugin = Plugin(name, settings.address, settings.remote_provider, settings.tls, certificate)
     return PluginAdapter(plugin, settings.timeouts)

@@ -105,7 +105,8 @@ class Upstream:
 def _broken(error: Exception, failures: Failures, phase: Phase = BEFORE) -> ProviderError:
     if isinstance(error, aiohttp.ClientConnectorError):
         return failures.of("PROVIDER_FAILED", f"cannot connect: {error.strerror or error}", phase)
-    if isinstance(error, (aiohttp.ServerDisconnectedError, ConnectionError)):
+    # The latter is a connection that was kept for reuse and turns out to be closed.
+    if isinstance(error, (aiohttp.ServerDisconnectedError, ConnectionError, aiohttp.ClientOSError)):
         return failures.of("PROVIDER_FAILED", "closed the connection without an answer", phase)
     if isinstance(error, aiohttp.InvalidURL):
         return failures.of("PROVIDER_FAILED", "its base_url is not a valid address", phase)

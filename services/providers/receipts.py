@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt
+from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
+from services.formats import openai_responses
 from services.formats.documents import is_null, read_object
 from services.providers.domain.failure import UnsupportedError
 
 # What the format's writers call a parameter that the caller calls something else.
 _SAME = {
     "max_completion_tokens": ("max_tokens",),
+    "max_output_tokens": ("max_tokens", "max_completion_tokens"),
     "max_tokens": ("max_completion_tokens",),
     "metadata": ("user",),
     "output_config": ("response_format", "reasoning_effort"),
+    "reasoning": ("reasoning_effort",),
     "response_schema_json": ("response_format",),
     "stop_sequences": ("stop",),
+    "text": ("response_format", "verbosity"),
     "thinking": ("reasoning_effort",),
 }
 # The conversation itself: it is always written, and what is lost of it has entries of its own.
@@ -30,6 +34,8 @@ _DELIVERY = frozenset({"stream", "stream_options"})
 
 def account(attempt: pb.Attempt, receipt: Sequence[ParameterReceipt]) -> list[ParameterReceipt]:
     """Return the receipt with an entry for every parameter of a translated request."""
+    if attempt.raw_body and attempt.wire_format == WireFormat.WIRE_FORMAT_OPENAI_RESPONSES:
+        receipt = [*receipt, *openai_responses.default_receipts(attempt.raw_body)]
     told = {entry.name: entry for entry in reversed(receipt)}
     parts = {entry.name.partition("[")[0].partition(".")[0] for entry in receipt}
     added = []

@@ -11,8 +11,9 @@ from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc.call import Call
-from services.providers.adapter import Adapter
+from services.providers.adapter import Adapter, TokenCounter, conversation_of
 from services.providers.adapters.plugin import PluginAdapter
+from services.providers.domain.count import estimate_input
 from services.providers.domain.failure import ProviderError, UnknownProviderError
 from services.providers.domain.plugin import Plugin
 from services.providers.plugins import Plugins
@@ -79,6 +80,14 @@ class ProviderServer:
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """Turn texts into vectors."""
         return await self._adapter(request.provider).embed(request)
+
+    async def count_tokens(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:
+        """Count the input tokens of a conversation, or estimate them."""
+        adapter = self._adapter(request.attempt.provider)
+        if isinstance(adapter, TokenCounter):
+            return await adapter.count_tokens(request.attempt)
+        tokens = estimate_input(conversation_of(request.attempt))
+        return pb.CountTokensResponse(input_tokens=tokens, estimated=True)
 
 
 class PluginServer:

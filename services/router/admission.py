@@ -15,6 +15,7 @@ from services.credits.rating import bound, provider_cost_of, rate
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.estimate import LARGEST, input_bound
 from services.router.domain.policy import Candidate, Plan, eligible, plan
+from services.router.domain.state import hidden_input, keeping_state
 from services.router.journal import Journal, JournalError
 from services.router.latency import Latencies
 from services.router.leases import Leases
@@ -75,9 +76,11 @@ class Admission:
             price = self._price(prices, (target, model.priced_as))
             if price is None:
                 return None
-            return bound(input_tokens, self._output_bound(asked, model), price)
+            tokens = max(input_tokens, hidden_input(model, price)) if asked.stateful else input_tokens
+            return bound(tokens, self._output_bound(asked, model), price)
 
-        return plan(asked.chat, models, self.catalogue, asked.feature, estimate, self.latencies.of)
+        chosen = plan(asked.chat, models, self.catalogue, asked.feature, estimate, self.latencies.of)
+        return keeping_state(chosen, self.catalogue) if asked.vendor_bound else chosen
 
     def _output_bound(self, asked: Asked, model: Model) -> int:
         """Return for how many output tokens credits are reserved at first."""

@@ -16,6 +16,7 @@ from services.common.rpc import Call, RpcError
 from services.common.service import Infrastructure, Service
 from services.credits.money import parse_nano
 from services.router.admission import Admission
+from services.router.counting import Counting
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
 from services.router.health import Health
@@ -75,7 +76,9 @@ class RouterApp:
         self._refresh: asyncio.Task[None] | None = None
         health = Health(settings.breaker)
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
-        self.server = RouterServer(self._admission, execution, self._store)
+        self.server = RouterServer(
+            self._admission, execution, self._store, Counting(self._admission, self._providers)
+        )
 
     async def start(self) -> None:
         """Replay what a crash left in the journal, then serve."""

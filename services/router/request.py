@@ -43,6 +43,10 @@ class Asked:
     max_tokens: int = 0
     """The caller's own limit of output tokens for each choice; 0 without one."""
     choices: int = 1
+    stateful: bool = False
+    """The provider knows more of the conversation than the body holds."""
+    vendor_bound: bool = False
+    """Only a provider that keeps state can serve it."""
     json: bool = False
     """The answer is to be a JSON document: half of one cannot be gone on with."""
 

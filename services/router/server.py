@@ -13,8 +13,9 @@ from omnihub.router.v1 import router_service_pb2 as pb
 from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import Violation, to_rpc_error
-from services.formats import anthropic_messages, openai_chat
+from services.formats import anthropic_messages, openai_chat, openai_responses
 from services.router.admission import Admission
+from services.router.counting import Counting
 from services.router.domain.transcript import Transcript
 from services.router.execution import Execution
 from services.router.journal import JournalError
@@ -37,16 +38,20 @@ _STATES = {
 _FACTS = {
     WireFormat.WIRE_FORMAT_OPENAI_CHAT: openai_chat.read_facts,
     WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES: anthropic_messages.read_facts,
+    WireFormat.WIRE_FORMAT_OPENAI_RESPONSES: openai_responses.read_facts,
 }
 
 
 class RouterServer:
     """See the contract in omnihub/router/v1/router_service.proto."""
 
-    def __init__(self, admission: Admission, execution: Execution, store: JournalStore) -> None:
+    def __init__(
+        self, admission: Admission, execution: Execution, store: JournalStore, counting: Counting
+    ) -> None:
         self._admission = admission
         self._execution = execution
         self._store = store
+        self._counting = counting
 
     async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
         admitted = await self._admission.admit(_asked(request, "chat"), call)
@@ -113,6 +118,11 @@ class RouterServer:
         if answer.HasField("raw_body"):
             response.raw_body = answer.raw_body
         return response
+
+    async def count_tokens(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:
+        if not request.raw_body and not request.chat.messages:
+            raise _invalid("messages", "send at least one message")
+        return await self._counting.count(request, call)
 
     async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         (after,) = decode_page_token(request.page_token, 1) if request.page_token else ("",)
@@ -229,6 +239,8 @@ def _asked(request: pb.ChatRequest | pb.StreamChatRequest, feature: str) -> Aske
         request.options,
         facts.max_tokens or 0,
         facts.n,
+        stateful=facts.stateful,
+        vendor_bound=facts.vendor_bound,
         json=facts.has_schema,
     )
 

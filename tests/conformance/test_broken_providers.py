@@ -210,6 +210,12 @@ class DropsToolsSilently(Answers):
             response.ClearField("receipt")
 
 
+@breach("COUNT-1", "answers")
+class CountsNothing(GoodProvider):
+    async def count_tokens(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:
+        return pb.CountTokensResponse()
+
+
 @breach("RECEIPT-3", "answers")
 class NeverStrict(GoodProvider):
     async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:

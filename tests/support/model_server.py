@@ -137,6 +137,11 @@ async def _anthropic(request: web.Request) -> web.StreamResponse:
     return await _stream(request, frames())
 
 
+async def _count_tokens(request: web.Request) -> web.Response:
+    _, _, read = _words(await request.json(), None)
+    return web.json_response({"input_tokens": read})
+
+
 def _data(document: Json) -> bytes:
     return b"data: %b\n\n" % json.dumps(document).encode()
 
@@ -153,6 +158,7 @@ async def running_model_server() -> AsyncIterator[str]:
     application.router.add_post("/v1/embeddings", _embed)
     application.router.add_post("/v1/chat/completions", _openai)
     application.router.add_post("/v1/messages", _anthropic)
+    application.router.add_post("/v1/messages/count_tokens", _count_tokens)
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

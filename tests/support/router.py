@@ -21,6 +21,7 @@ from omnihub.router.v1.router_service_api import RouterService
 from services.common.ids import new_id
 from services.common.rpc import Call, Connector, Identity, Registry, RpcError
 from services.router.admission import Admission
+from services.router.counting import Counting
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
 from services.router.health import Health
@@ -111,7 +112,9 @@ class Router:
         self.now = 0.0
         health = Health(self.settings.breaker, lambda: self.now or time.monotonic())
         execution = Execution(peer, self.admission, health, self.settings.retry_after_limit_s)
-        registry.add(RouterService, RouterServer(self.admission, execution, None))  # type: ignore[arg-type]
+        counting = Counting(self.admission, peer)
+        store: Any = None
+        registry.add(RouterService, RouterServer(self.admission, execution, store, counting))
         self.client: Any = connector.connect(RouterService, "router")
         self.settled: list[str] = []
 

@@ -158,6 +158,86 @@ ANTHROPIC_EVENTS: list[dict[str, Any]] = [
     {"type": "message_stop"},
 ]
 
+RESPONSES_USAGE = {
+    "input_tokens": 20,
+    "input_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 0},
+    "output_tokens": 9,
+    "output_tokens_details": {"reasoning_tokens": 4},
+    "total_tokens": 29,
+}
+_THOUGHT = {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "Z0FBQUFB"}
+_CALL = {
+    "id": "fc_1",
+    "type": "function_call",
+    "status": "completed",
+    "call_id": "call_a",
+    "name": "f",
+    "arguments": '{"x": 1.0}',
+}
+
+
+def _said(text: str, status: str = "completed") -> dict[str, Any]:
+    piece = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    content = [piece] if text else []
+    return {"id": "msg_1", "type": "message", "status": status, "role": "assistant", "content": content}
+
+
+def openai_response(status: str = "completed", **fields: Any) -> dict[str, Any]:
+    """Return a response; without output and usage unless it is complete."""
+    complete = status == "completed"
+    return {
+        "id": "resp_1",
+        "object": "response",
+        "created_at": 1700000000,
+        "status": status,
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "model": "gpt-x-2026",
+        "output": [_THOUGHT, _said("Grüße, Welt 🌍"), _CALL] if complete else [],
+        "parallel_tool_calls": True,
+        "store": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": RESPONSES_USAGE if complete else None,
+        "vendor_extra": {"kept": [1, 2.50]},
+        **fields,
+    }
+
+
+def _responses_events() -> list[dict[str, Any]]:
+    text = {"item_id": "msg_1", "output_index": 1, "content_index": 0}
+    call = {"item_id": "fc_1", "output_index": 2}
+    piece = _said("Grüße, Welt 🌍")["content"][0]
+    begun = {**_CALL, "status": "in_progress", "arguments": ""}
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": openai_response("in_progress")},
+        {"type": "response.in_progress", "response": openai_response("in_progress")},
+        {
+            "type": "response.output_item.added",
+            "output_index": 0,
+            "item": {**_THOUGHT, "encrypted_content": ""},
+        },
+        {"type": "response.output_item.done", "output_index": 0, "item": _THOUGHT},
+        {"type": "response.output_item.added", "output_index": 1, "item": _said("", "in_progress")},
+        {"type": "response.content_part.added", **text, "part": {**piece, "text": ""}},
+        {"type": "response.output_text.delta", **text, "delta": "Grüße, ", "logprobs": []},
+        {"type": "response.output_text.delta", **text, "delta": "Welt 🌍", "logprobs": []},
+        {"type": "response.output_text.done", **text, "text": "Grüße, Welt 🌍", "logprobs": []},
+        {"type": "response.content_part.done", **text, "part": piece},
+        {"type": "response.output_item.done", "output_index": 1, "item": _said("Grüße, Welt 🌍")},
+        {"type": "response.output_item.added", "output_index": 2, "item": begun},
+        {"type": "response.function_call_arguments.delta", **call, "delta": '{"x": '},
+        {"type": "response.function_call_arguments.delta", **call, "delta": "1.0}"},
+        {"type": "response.function_call_arguments.done", **call, "name": "f", "arguments": '{"x": 1.0}'},
+        {"type": "response.output_item.done", "output_index": 2, "item": _CALL},
+        {"type": "response.completed", "response": openai_response()},
+    ]
+    return [{**event, "sequence_number": number} for number, event in enumerate(events)]
+
+
+RESPONSES_EVENTS = _responses_events()
+
 
 def openai_stream(documents: list[dict[str, Any]] | None = None) -> bytes:
     """Return a good stream."""
@@ -167,3 +247,8 @@ def openai_stream(documents: list[dict[str, Any]] | None = None) -> bytes:
 def anthropic_stream(documents: list[dict[str, Any]] | None = None) -> bytes:
     """Return a good stream."""
     return sse(*(documents or ANTHROPIC_EVENTS), event=True)
+
+
+def responses_stream(documents: list[dict[str, Any]] | None = None) -> bytes:
+    """Return a good stream."""
+    return sse(*(documents or RESPONSES_EVENTS), event=True)

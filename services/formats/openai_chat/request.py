@@ -45,6 +45,15 @@ PARAMETERS = frozenset(
         "verbosity",
     }
 )
+# Parameters of responses that mean the same here. What cannot be asked for is how an answer is kept, and
+# logprobs, for which responses have no place that the normalised model knows.
+_FROM_RESPONSES = PARAMETERS - {"logprobs", "store", "top_logprobs"} | {
+    "metadata",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "response_format",
+    "service_tier",
+}
 
 
 def read_request(body: bytes) -> ChatInput:
@@ -201,7 +210,8 @@ def write_request(
     if stream:
         fields["stream"] = True
         fields["stream_options"] = {"include_usage": True}
-    _write_extension(fields, chat, receipts, own)
+    taken = _FROM_RESPONSES if source == WireFormat.WIRE_FORMAT_OPENAI_RESPONSES else PARAMETERS
+    _write_extension(fields, chat, receipts, own, taken)
     return write_object(fields), receipts.all()
 
 
@@ -289,11 +299,13 @@ def _write_tool(tool: Tool, own: bool) -> dict[str, Any]:
 _READ_ELSEWHERE = frozenset({"thinking", "output_config"})
 
 
-def _write_extension(fields: dict[str, Any], chat: ChatInput, receipts: Receipts, own: bool) -> None:
+def _write_extension(
+    fields: dict[str, Any], chat: ChatInput, receipts: Receipts, own: bool, taken: frozenset[str]
+) -> None:
     for name, text in chat.extension_json.items():
         if not says_something(name, text) and not own:
             continue
-        if own or name in PARAMETERS:
+        if own or name in taken:
             merge(fields, {name: text})
             if not name.startswith(MARK):
                 receipts.forwarded(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import msgspec
 from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, WireFormat
@@ -12,14 +13,31 @@ from services.formats import anthropic_messages
 from services.formats.answers import Answer, AnswerFacts, RawReader, StreamReader
 from services.formats.documents import from_decode_error, is_null, read_object, write_object
 from services.formats.receipts import Receipts
+from services.providers.adapter import conversation_of
 from services.providers.domain.classification import ErrorTable
 from services.providers.domain.failure import UnsupportedError
+from services.providers.http import Upstream
 from services.providers.http_adapter import HttpAdapter
+from services.providers.settings import ProviderSettings
 
 _VERSION = "2023-06-01"
 _DEFAULT_MAX_TOKENS = 4096
 # Headers of a caller that belong to the format.
 _CALLER_HEADERS = frozenset({"anthropic-beta", "anthropic-version"})
+# Parameters of a message that its count refuses.
+_NOT_COUNTED = frozenset(
+    {
+        "inference_geo",
+        "max_tokens",
+        "metadata",
+        "service_tier",
+        "stop_sequences",
+        "stream",
+        "temperature",
+        "top_k",
+        "top_p",
+    }
+)
 
 _ERRORS = ErrorTable(
     codes={
@@ -61,6 +79,10 @@ class AnthropicAdapter(HttpAdapter):
     chat_path = "/v1/messages"
     models_path = "/v1/models?limit=1000"
     errors = _ERRORS
+
+    def __init__(self, name: str, settings: ProviderSettings, upstream: Upstream) -> None:
+        super().__init__(name, settings, upstream)
+        self._count_url = self.url("/v1/messages/count_tokens")
 
     def credential(self, key: str) -> dict[str, str]:
         """Return the key and the version of the format."""
@@ -124,9 +146,30 @@ class AnthropicAdapter(HttpAdapter):
             raise from_decode_error(error) from None
         return [pb.ProviderModel(model=m.id, display_name=m.display_name or m.id) for m in listed]
 
+    async def count_tokens(self, attempt: pb.Attempt) -> pb.CountTokensResponse:
+        """Let the vendor count, without charge. It refuses whatever does not make the input longer."""
+        if attempt.raw_body and attempt.wire_format == self.wire_format:
+            fields = read_object(attempt.raw_body)
+            fields["model"] = msgspec.Raw(msgspec.json.encode(attempt.model))
+        else:
+            written, _ = self.write_request(conversation_of(attempt), attempt, stream=False)
+            fields = read_object(written)
+        body = write_object({name: raw for name, raw in fields.items() if name not in _NOT_COUNTED})
+        failures = self.failures(attempt.model)
+        limits = self.timeouts(attempt.timeouts)
+        answer, _ = await self.ask(self._count_url, body, self.headers_of(attempt), limits, failures)
+        try:
+            return pb.CountTokensResponse(input_tokens=msgspec.json.decode(answer, type=_Count).input_tokens)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise failures.of("PROVIDER_PROTOCOL", f"its count of tokens is wrong: {error}") from None
+
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Refuse: the vendor has no embeddings."""
         raise UnsupportedError(self.name, f"{self.name} has no embeddings; choose another model", "model")
+
+
+class _Count(msgspec.Struct):
+    input_tokens: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 
 
 class _Model(msgspec.Struct):

@@ -12,7 +12,7 @@ LOCAL = "local"
 PLUGIN = "plugin"
 _HTTP_ONLY = (
     *("base_url", "api_key", "region", "access_key_id", "secret_access_key", "session_token"),
-    *("headers", "output_limit_parameter", "prefill"),
+    *("headers", "output_limit_parameter", "prefill", "responses"),
 )
 _PLUGIN_ONLY = ("address", "remote_provider", "tls", "ca_file")
 # What nearly every OpenAI-shaped server but the original calls the limit.
@@ -33,6 +33,8 @@ class Known:
     key_variable: str = ""
     url_variable: str = ""
     output_limit_parameter: str = _COMMON_LIMIT
+    responses: bool = False
+    """It has `/responses` with state, besides chat completions."""
     other_key_variables: tuple[str, ...] = ()
     """Read when the first is not set."""
     usage_field: str = ""
@@ -47,6 +49,7 @@ KNOWN: Mapping[str, Known] = {
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",
         output_limit_parameter="max_completion_tokens",
+        responses=True,
     ),
     "anthropic": Known(
         "anthropic", "https://api.anthropic.com", "anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"
@@ -136,6 +139,7 @@ def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
             "adapter": adapter,
             "base_url": base_url.replace("{region}", settings.region),
             "vendor": settings.vendor or known.vendor,
+            "responses": known.responses if settings.responses is None else settings.responses,
             "output_limit_parameter": settings.output_limit_parameter or known.output_limit_parameter,
             "usage_field": settings.usage_field or known.usage_field,
             "prefill": settings.prefill or known.prefill,

@@ -106,6 +106,11 @@ class LocalAdapter:
         response.usage.input_total = sum(_count(text) for text in inputs)
         return response
 
+    async def count_tokens(self, attempt: pb.Attempt) -> pb.CountTokensResponse:
+        """Count as the usage of an answer does: here the count is the definition."""
+        messages = conversation_of(attempt).messages
+        return pb.CountTokensResponse(input_tokens=sum(_count(_text_of(message)) for message in messages))
+
     async def list_models(self) -> list[pb.ProviderModel]:
         """Return what there is."""
         return [pb.ProviderModel(model=model, display_name=name) for model, name in MODELS.items()]

@@ -49,6 +49,7 @@ _ERRORS = ErrorTable(
         "string_above_max_length": "CONTEXT_LENGTH_EXCEEDED",
         "content_filter": "CONTENT_FILTERED",
         "content_policy_violation": "CONTENT_FILTERED",
+        "invalid_prompt": "PROVIDER_REJECTED",
         "rate_limit_exceeded": "PROVIDER_RATE_LIMITED",
         "rate_limit_error": "PROVIDER_RATE_LIMITED",
         "server_is_overloaded": "PROVIDER_OVERLOADED",

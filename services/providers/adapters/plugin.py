@@ -22,21 +22,14 @@ from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of
 from services.providers.adapters.known import PLUGIN
 from services.providers.adapters.plugin_forward import fit, needed_features
-from services.providers.domain.clauses import BreachError
+from services.providers.adapters.plugin_stream import PluginStream, failed
+from services.providers.domain.count import estimate_input
 from services.providers.domain.estimate import estimate_usage
-from services.providers.domain.failure import (
-    ATTEMPT_REASONS,
-    BEFORE,
-    MID_STREAM,
-    Failures,
-    Phase,
-    ProviderError,
-    UnsupportedError,
-)
+from services.providers.domain.failure import Failures, ProviderError, UnsupportedError
 from services.providers.domain.plugin import Plugin, choose_provider
 from services.providers.domain.stream_contract import StreamContract
 from services.providers.embedding import embedding_inputs
-from services.providers.http import FRAME_LIMIT, Timeouts
+from services.providers.http import Timeouts
 from services.providers.receipts import account
 from services.providers.settings import TimeoutSettings
 
@@ -44,8 +37,6 @@ SERVICE = ProviderService.DESCRIPTOR.full_name
 # What is free must also be quick.
 QUICK_S = 5.0
 REFRESH_S = 2.0
-# How long after `end` a stream may take to close.
-CLOSE_S = 1.0
 # Until a plugin was heard it is taken to do what nearly all do: requests reach it and learn what is wrong.
 _UNHEARD = ("chat", "stream", "embed")
 
@@ -167,7 +158,7 @@ class PluginAdapter:
         try:
             response = await client.chat(pb.ChatRequest(attempt=forwarded), call)
         except RpcError as error:
-            raise _failed(error, failures) from None
+            raise failed(error, failures) from None
         wrong = ""
         if not response.finish.reason:
             wrong = "its answer does not say why it ended"
@@ -193,7 +184,7 @@ class PluginAdapter:
         call = self._call(attempt.attempt_id, limits.total_s)
         stream: Any = client.stream_chat(pb.StreamChatRequest(attempt=forwarded), call)
         contract = StreamContract(forwarded.wire_format)
-        reader = _Reader(stream, contract, limits, Failures(self.name, attempt.model))
+        reader = PluginStream(stream, contract, limits, Failures(self.name, attempt.model))
         async with aclosing(stream):
             while True:
                 message = await reader.read()
@@ -224,7 +215,7 @@ class PluginAdapter:
         try:
             response = await client.embed(forwarded, call)
         except RpcError as error:
-            raise _failed(error, failures) from None
+            raise failed(error, failures) from None
         if response.HasField("raw_body"):
             if not forwarded.raw_body:
                 raise failures.of("PROVIDER_PROTOCOL", "it answered in a wire format that was not asked for")
@@ -236,6 +227,22 @@ class PluginAdapter:
             response.usage.output_total = 0
         return response
 
+    async def count_tokens(self, attempt: pb.Attempt) -> pb.CountTokensResponse:
+        """Let the plugin count; estimate where it does not."""
+        if not self._remote:
+            await self.refresh()
+        forwarded, _ = self._forward(attempt)
+        client = self._open().client(ProviderService)
+        try:
+            return await client.count_tokens(
+                pb.CountTokensRequest(attempt=forwarded), Call.internal(6 * QUICK_S)
+            )
+        except RpcError as error:
+            if error.reason != "NOT_IMPLEMENTED":
+                raise failed(error, Failures(self.name, attempt.model)) from None
+        tokens = estimate_input(conversation_of(attempt))
+        return pb.CountTokensResponse(input_tokens=tokens, estimated=True)
+
     async def list_models(self) -> list[pb.ProviderModel]:
         """Return the models the plugin lists."""
         if not self._remote:
@@ -246,7 +253,7 @@ class PluginAdapter:
                 pb.ListModelsRequest(provider=self._remote), Call.internal(6 * QUICK_S)
             )
         except RpcError as error:
-            raise _failed(error, Failures(self.name, "")) from None
+            raise failed(error, Failures(self.name, "")) from None
         return list(answer.models)
 
     async def check_health(self) -> None:
@@ -259,7 +266,7 @@ class PluginAdapter:
                 pb.CheckHealthRequest(provider=self._remote), Call.internal(6 * QUICK_S)
             )
         except RpcError as error:
-            raise _failed(error, failures) from None
+            raise failed(error, failures) from None
         if not answer.healthy:
             raise failures.of("PROVIDER_FAILED", answer.detail or "says that it is not healthy")
 
@@ -277,93 +284,6 @@ class PluginAdapter:
         )
 
 
-class _Reader:
-    """Reads a plugin's stream within the limits, and holds it against the contract."""
-
-    def __init__(self, stream: Any, contract: StreamContract, limits: Timeouts, failures: Failures) -> None:
-        self.output_chars = 0
-        self._stream = stream
-        self._contract = contract
-        self._limits = limits
-        self._failures = failures
-        self._phase: Phase = BEFORE
-        self._loop = asyncio.get_running_loop()
-        self._first_token_by = self._loop.time() + limits.first_token_s
-
-    async def read(self) -> pb.StreamChatResponse:
-        """Return the next message, `end` once nothing has followed it. Raises ProviderError."""
-        message = await self._next()
-        self._judge(message)
-        if self._contract.ended:
-            await self._expect_nothing()
-        elif not message.HasField("start"):
-            self._phase = MID_STREAM
-            self.output_chars += _chars_of(message)
-        return message
-
-    async def _next(self) -> pb.StreamChatResponse:
-        idle = self._phase == MID_STREAM
-        try:
-            limit = self._loop.time() + self._limits.idle_s if idle else self._first_token_by
-            async with asyncio.timeout_at(limit):
-                message: pb.StreamChatResponse = await anext(self._stream)
-        except StopAsyncIteration:
-            text = "the stream ended before the answer was complete"
-            raise self._failures.of("STREAM_TRUNCATED", text, self._phase) from None
-        except TimeoutError:
-            text = f"no progress within {self._limits.idle_s:g} s"
-            if not idle:
-                text = f"no first token within {self._limits.first_token_s:g} s"
-            raise self._failures.of("PROVIDER_TIMEOUT", text, self._phase) from None
-        except RpcError as error:
-            raise _failed(error, self._failures, self._phase) from None
-        return message
-
-    def _judge(self, message: pb.StreamChatResponse) -> None:
-        if message.ByteSize() > FRAME_LIMIT:
-            text = f"a message exceeds {FRAME_LIMIT} bytes"
-            raise self._failures.of("PROVIDER_PROTOCOL", text, self._phase)
-        try:
-            self._contract.accept(message)
-        except BreachError as breach:
-            text = f"broke its contract ({breach.clause}): {breach.message}"
-            raise self._failures.of("PROVIDER_PROTOCOL", text, self._phase) from None
-
-    async def _expect_nothing(self) -> None:
-        """Wait for the stream to close. The answer is complete: only another message would spoil it."""
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                self._judge(await anext(self._stream))
-        except (StopAsyncIteration, TimeoutError, RpcError):
-            return
-
-
-def _failed(error: RpcError, failures: Failures, phase: Phase = BEFORE) -> ProviderError:
-    """Return a plugin's error in the contract's terms."""
-    if error.reason in ATTEMPT_REASONS:
-        reason, message = error.reason, error.message
-    elif error.reason == "DEADLINE_EXCEEDED":
-        reason, message = "PROVIDER_TIMEOUT", "it did not finish in time"
-    elif error.reason == "UNAVAILABLE" and phase == MID_STREAM:
-        reason, message = "STREAM_TRUNCATED", "the connection broke before the answer was complete"
-    else:
-        reason, message = "PROVIDER_FAILED", f"the plugin failed with {error.reason}: {error.message}"
-    status = error.metadata.get("http_status", "")
-    failed = failures.of(
-        reason,
-        message,
-        phase,
-        http_status=int(status) if status.isascii() and status.isdigit() else 0,
-        code=error.metadata.get("provider_code", ""),
-        param=error.metadata.get("param", ""),
-        retry_after_s=error.retry_after_s,
-    )
-    if reason == error.reason and error.metadata.get("retryable") in ("true", "false"):
-        failed.metadata["retryable"] = error.metadata["retryable"]
-    failed.violations = error.violations
-    return failed
-
-
 def _accounted(
     attempt: pb.Attempt, forwarded: pb.Attempt, told: Sequence[ParameterReceipt]
 ) -> Sequence[ParameterReceipt]:
@@ -376,10 +296,3 @@ def _accounted(
 
 def _size_of(attempt: pb.Attempt) -> int:
     return len(attempt.raw_body) or attempt.chat.ByteSize()
-
-
-def _chars_of(message: pb.StreamChatResponse) -> int:
-    if message.HasField("raw_frame"):
-        return len(message.raw_frame.text)
-    delta = message.part_delta
-    return len(delta.text) + len(delta.arguments_json) + len(delta.reasoning) + len(delta.refusal)

@@ -8,7 +8,7 @@ from services.providers.adapters.anthropic import AnthropicAdapter
 from services.providers.adapters.gemini import GeminiAdapter
 from services.providers.adapters.local import LocalAdapter
 from services.providers.adapters.ollama import OllamaAdapter
-from services.providers.adapters.openai import OpenAIAdapter
+from services.providers.adapters.openai_responses import openai_adapter
 from services.providers.http import Upstream
 from services.providers.settings import ProviderSettings
 
@@ -26,5 +26,5 @@ ADAPTERS: Mapping[str, Callable[[str, ProviderSettings, Upstream], Adapter]] = {
     "gemini": GeminiAdapter,
     "local": LocalAdapter,
     "ollama": OllamaAdapter,
-    "openai": OpenAIAdapter,
+    "openai": openai_adapter,
 }

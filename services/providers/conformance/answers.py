@@ -8,7 +8,7 @@ from omnihub.common.v1.chat_pb2 import Message, Part, Tool
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.common.rpc.probe import WireStatus
-from services.providers.conformance.kit import Group, SkippedError, Subject, require
+from services.providers.conformance.kit import CALL_TIMEOUT_S, Group, SkippedError, Subject, require
 from services.providers.conformance.words import check_finish, check_receipt, check_usage
 from services.providers.domain.clauses import BreachError
 
@@ -125,6 +125,21 @@ async def never_drop_silently(subject: Subject) -> None:
 def _require_refusal(status: WireStatus, feature: str) -> None:
     if status.reason not in (*REFUSALS, "INVALID_ARGUMENT"):
         raise BreachError("RECEIPT-4", f"{feature} is not offered, but the refusal is {status}")
+
+
+@GROUP.check("COUNT-1", needs=["chat|stream"])
+async def count_tokens(subject: Subject) -> None:
+    """Input is counted before it is sent."""
+    counted = []
+    for _ in range(2):
+        request = pb.CountTokensRequest(attempt=await subject.attempt())
+        reply = await subject.probe.call("count_tokens", request, CALL_TIMEOUT_S)
+        if reply.status.code == "UNIMPLEMENTED":
+            raise SkippedError("CountTokens is not served")
+        require(reply.status.ok, "COUNT-1", f"CountTokens ended with {reply.status}")
+        counted.append(reply.message.input_tokens)
+    require(counted[0] > 0, "COUNT-1", "`input_tokens` is 0, but there was input")
+    require(counted[0] == counted[1], "COUNT-1", f"the same input is {counted[0]} tokens, then {counted[1]}")
 
 
 @GROUP.check("LIMIT-1", needs=["chat"])

@@ -19,6 +19,7 @@ FEATURES = frozenset(
         "json_schema",
         "reasoning",
         "prefill",
+        "responses",
     }
 )
 FINISHES = frozenset(

@@ -47,6 +47,7 @@ CLAUSES: Mapping[str, str] = {
     "TOOL-1": "A tool call has an id of its own and the name of a tool that was sent",
     "TOOL-2": "The pieces of a streamed tool call make one whole call",
     "TOOL-3": "A conversation with a tool call and its result is accepted",
+    "COUNT-1": "CountTokens, where it is served, counts at least one token, and the same ones again",
     "EMBED-1": "Vectors come in the order of the inputs, one for each, of one size",
     "EMBED-2": "`dimensions` is the size of the vectors, or refused",
     "EMBED-3": "Embed reports its usage",

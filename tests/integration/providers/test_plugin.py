@@ -23,6 +23,7 @@ from omnihub.provider.v1.provider_service_api import ProviderService
 from services.common.rpc import Call, RpcError
 from services.common.rpc.server import GrpcServer
 from services.providers.adapters import plugin as plugin_module
+from services.providers.adapters import plugin_stream
 from services.providers.settings import ProviderSettings
 from tests.support.model_server import MODEL, running_model_server
 from tests.support.plugins import GoodProvider, serving, serving_suite
@@ -208,6 +209,25 @@ async def test_an_answer_goes_on_where_a_plugin_offers_that() -> None:
     (asked,) = provider.asked
     assert (asked.chat.messages[-1].role, asked.chat.messages[-1].content) == ("assistant", "General Ken")
     assert not asked.prefill_text
+
+
+async def test_tokens_are_counted_by_the_plugin_or_estimated() -> None:
+    class Counting(GoodProvider):
+        async def count_tokens(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:
+            return pb.CountTokensResponse(input_tokens=17)
+
+    class NotCounting(GoodProvider):
+        async def count_tokens(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:
+            raise RpcError("NOT_IMPLEMENTED", "not served")
+
+    asked = pb.CountTokensRequest(attempt=attempt())
+    async with serving(Counting()) as address, running_providers(acme=acme(address)) as client:
+        counted = await client.count_tokens(asked, Call.internal(5))
+    assert (counted.input_tokens, counted.estimated) == (17, False)
+    async with serving(NotCounting()) as address, running_providers(acme=acme(address)) as client:
+        counted = await client.count_tokens(asked, Call.internal(5))
+    assert counted.input_tokens > 0
+    assert counted.estimated
 
 
 async def test_a_feature_that_is_missing_altogether() -> None:
@@ -397,7 +417,7 @@ async def test_an_end_without_usage_is_counted() -> None:
 async def test_an_end_that_is_not_followed_by_the_end_of_the_call_is_an_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plugin_module, "CLOSE_S", 0.05)
+    monkeypatch.setattr(plugin_stream, "CLOSE_S", 0.05)
     provider = Scripted(*started(), *ended(), then="hang")
     async with serving(provider) as address, running_providers(acme=acme(address)) as client:
         messages = await stream_chat(client, attempt())
@@ -503,7 +523,7 @@ async def test_cancellation_reaches_the_plugin() -> None:
 
 
 async def test_messages_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin_module, "FRAME_LIMIT", 1000)
+    monkeypatch.setattr(plugin_stream, "FRAME_LIMIT", 1000)
     large = pb.StreamChatResponse(part_delta=PartDelta(index=0, text="x" * 2000))
     error, count = await failure_of(Scripted(*started(), large))
     assert (error.reason, count) == ("PROVIDER_PROTOCOL", 3)

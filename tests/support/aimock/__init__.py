@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.npm import install
 from tests.support.postgresql import free_port
 
-_HERE = Path(__file__).parent
-_FOLDER = Path(__file__).parents[3] / ".setup" / "aimock"
-_PROGRAM = _FOLDER / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
+_PROGRAM = Path("node_modules") / "@copilotkit" / "aimock" / "dist" / "cli.js"
 _START_S = 20
-
-
-def install() -> Path:
-    """Install the pinned version into a folder of the project, once for all test processes."""
-    _FOLDER.mkdir(parents=True, exist_ok=True)
-    with (_FOLDER / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = (_HERE / "package-lock.json").read_bytes()
-        done = _FOLDER / "installed"
-        if not done.exists() or done.read_bytes() != wanted:
-            for name in ("package.json", "package-lock.json"):
-                shutil.copy(_HERE / name, _FOLDER / name)
-            command = ["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"]
-            subprocess.run(command, cwd=_FOLDER, check=True, timeout=110)
-            done.write_bytes(wanted)
-    return _PROGRAM
 
 
 @asynccontextmanager
 async def running_aimock(fixtures: Sequence[Mapping[str, Any]], folder: Path) -> AsyncIterator[str]:
     """Run it with these fixtures, written into `folder`, and return its URL."""
-    program = await asyncio.to_thread(install)
+    program = (await asyncio.to_thread(install, Path(__file__).parent)) / _PROGRAM
     path = folder / "fixtures.json"
     path.write_text(json.dumps({"fixtures": list(fixtures)}))
     port = free_port()

@@ -177,7 +177,9 @@ def test_only_public_rpcs_have_rest_bindings() -> None:
     ("verb", "path"),
     [
         ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/responses"),
         ("POST", "/v1/messages"),
+        ("POST", "/v1/messages/count_tokens"),
         ("POST", "/v1/embeddings"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/wall/gpt-x"),

@@ -49,7 +49,7 @@ def test_wrong_settings_are_named(settings: dict[str, str], message: str) -> Non
 
 
 def test_a_region_cannot_name_a_host() -> None:
-    with pytest.raises(StartupError, match="region"):
+    with pytest.raises(ValueError, match="region"):
         ProviderSettings(region="x.evil.example/")
 
 

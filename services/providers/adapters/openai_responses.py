@@ -1,0 +1,130 @@
+"""OpenAI's responses, beside its chat completions, for the servers that have them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import msgspec
+from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, WireFormat
+from omnihub.provider.v1 import provider_service_pb2 as pb
+
+from services.formats import openai_responses
+from services.formats.answers import Answer, AnswerFacts, RawReader, StreamReader
+from services.formats.documents import Fields, is_null, read_object, read_value, starts_with, write_object
+from services.formats.receipts import Receipts
+from services.providers.adapters.openai import OpenAIAdapter
+from services.providers.http import Upstream
+from services.providers.settings import ProviderSettings
+
+_RESPONSES = WireFormat.WIRE_FORMAT_OPENAI_RESPONSES
+
+
+class ResponsesAdapter(OpenAIAdapter):
+    """The same server, asked for a response."""
+
+    wire_format = _RESPONSES
+    chat_path = "/responses"
+
+    async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
+        """Answer at once. A response that goes on in the background is counted with all it may become."""
+        response = await super().chat(attempt)
+        if response.finish.raw in openai_responses.UNFINISHED:
+            limit = openai_responses.read_facts(attempt.raw_body).max_tokens or attempt.output_cap
+            response.usage.output_total = max(limit, response.usage.output_total)
+            response.usage.estimated = True
+        return response
+
+    def patch(self, attempt: pb.Attempt, stream: bool) -> tuple[bytes, list[ParameterReceipt]]:
+        """Change the model, cap the output where the caller did not, leave out thoughts of other vendors."""
+        fields = read_object(attempt.raw_body)
+        receipts = Receipts()
+        model = msgspec.Raw(msgspec.json.encode(attempt.model))
+        if bytes(fields.get("model", b"")) != bytes(model):
+            fields["model"] = model
+            receipts.translated("model", attempt.model)
+        if stream or "stream" in fields:
+            fields["stream"] = msgspec.Raw(b"true" if stream else b"false")
+        if attempt.output_cap and is_null(fields.get("max_output_tokens", b"null")):
+            fields["max_output_tokens"] = msgspec.Raw(str(attempt.output_cap).encode())
+            receipts.added("max_output_tokens", str(attempt.output_cap))
+        if openai_responses.SEAL in attempt.raw_body:
+            _drop_sealed(fields, receipts)
+        return write_object(fields), receipts.rest(fields)
+
+    def write_request(
+        self, chat: ChatInput, attempt: pb.Attempt, stream: bool
+    ) -> tuple[bytes, list[ParameterReceipt]]:
+        """Return a typed conversation as a responses body."""
+        return openai_responses.write_request(
+            chat, attempt.model, stream, source=attempt.wire_format, output_cap=attempt.output_cap
+        )
+
+    def read_facts(self, body: bytes) -> AnswerFacts:
+        """Return the facts of a response."""
+        return openai_responses.read_response_facts(body)
+
+    def read_response(self, body: bytes) -> Answer:
+        """Return a response in the normalised model."""
+        return openai_responses.read_response(body)
+
+    def raw_reader(self, attempt: pb.Attempt) -> RawReader:
+        """Return a reader for events that are passed on; usage is part of every stream."""
+        return openai_responses.RawReader()
+
+    def stream_reader(self) -> StreamReader:
+        """Return a reader for events that are translated."""
+        return openai_responses.StreamReader()
+
+
+class OpenAIWithResponsesAdapter(OpenAIAdapter):
+    """A server with both: bodies of responses go to its responses, all others to its chat completions."""
+
+    def __init__(self, name: str, settings: ProviderSettings, upstream: Upstream) -> None:
+        super().__init__(name, settings, upstream)
+        self.wire_formats = (self.wire_format, _RESPONSES)
+        self.features = (*self.features, "responses")
+        self._responses = ResponsesAdapter(name, settings, upstream)
+
+    async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
+        """Answer at once."""
+        if _is_response(attempt):
+            return await self._responses.chat(attempt)
+        return await super().chat(attempt)
+
+    def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Answer as it comes; the last message is `end`."""
+        if _is_response(attempt):
+            return self._responses.stream_chat(attempt)
+        return super().stream_chat(attempt)
+
+
+def openai_adapter(name: str, settings: ProviderSettings, upstream: Upstream) -> OpenAIAdapter:
+    """Return the adapter for an OpenAI-shaped server, as its settings say what it has."""
+    make = OpenAIWithResponsesAdapter if settings.responses else OpenAIAdapter
+    return make(name, settings, upstream)
+
+
+def _is_response(attempt: pb.Attempt) -> bool:
+    """Tell whether a body is to be passed on; one that has to be read goes to the chat completions."""
+    raw = bool(attempt.raw_body) and attempt.wire_format == _RESPONSES
+    return raw and not attempt.typed and not attempt.prefill_text
+
+
+def _drop_sealed(fields: Fields, receipts: Receipts) -> None:
+    """Leave out reasoning items that only another vendor can read: this one refuses them."""
+    given = fields.get("input")
+    if given is None or not starts_with(given, b"["):
+        return
+    kept = []
+    for index, item in enumerate(read_value(given, list[msgspec.Raw], "input")):
+        path = f"input[{index}]"
+        own = openai_responses.SEAL not in bytes(item) or not _is_sealed(read_value(item, Fields, path))
+        if own:
+            kept.append(item)
+        else:
+            receipts.dropped(path, "reasoning goes back only to the provider it came from")
+    fields["input"] = msgspec.Raw(msgspec.json.encode(kept))
+
+
+def _is_sealed(item: Fields) -> bool:
+    return bytes(item.get("encrypted_content", b"")).startswith(openai_responses.SEAL)

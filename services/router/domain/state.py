@@ -1,0 +1,32 @@
+"""Requests that rely on what a provider keeps: who can serve them, and how long they may be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from omnihub.billing.v1.price_pb2 import Price
+
+from services.router.domain.catalogue import Catalogue, Model
+from services.router.domain.policy import Plan
+
+FEATURE = "responses"
+# Used where nobody says how much a model takes: no less than the largest do.
+UNKNOWN_CONTEXT = 1_000_000
+
+
+def hidden_input(model: Model, price: Price) -> int:
+    """Return a number of tokens that a conversation kept by the provider does not exceed."""
+    return model.settings.context_length or price.context_length or UNKNOWN_CONTEXT
+
+
+def keeping_state(plan: Plan, catalogue: Catalogue) -> Plan:
+    """Return the plan with only the providers that keep state.
+
+    Where none does it stays as it is: the provider's refusal then names the field that relies on state.
+    """
+    chain = tuple(c for c in plan.chain if FEATURE in catalogue.providers[c.target.provider].features)
+    if not chain:
+        return plan
+    reason = "it keeps no state of conversations"
+    others = (replace(c, excluded_because=reason) for c in plan.chain if c not in chain)
+    return replace(plan, chain=chain, excluded=(*plan.excluded, *others))

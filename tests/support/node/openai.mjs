@@ -1,0 +1,67 @@
+// Drives the official `openai` client: jobs as JSON on standard input, what came of them on standard output.
+import { readFileSync } from "node:fs";
+import OpenAI from "openai";
+
+const { url, key, jobs } = JSON.parse(readFileSync(0, "utf8"));
+const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 0 });
+
+async function chat(body) {
+  if (!body.stream) {
+    const answer = await client.chat.completions.create(body);
+    const choice = answer.choices[0];
+    const calls = (choice.message.tool_calls ?? []).map((call) => [call.function.name, call.function.arguments]);
+    return { text: choice.message.content ?? "", calls, finish: choice.finish_reason, usage: tokens(answer.usage) };
+  }
+  const seen = { text: "", calls: [], finish: null, usage: null };
+  const wanted = { ...body, stream_options: { include_usage: true } };
+  for await (const chunk of await client.chat.completions.create(wanted)) {
+    if (chunk.usage) seen.usage = tokens(chunk.usage);
+    for (const choice of chunk.choices) {
+      seen.text += choice.delta.content ?? "";
+      seen.finish = choice.finish_reason ?? seen.finish;
+      for (const call of choice.delta.tool_calls ?? []) {
+        seen.calls[call.index] ??= ["", ""];
+        seen.calls[call.index][0] += call.function.name ?? "";
+        seen.calls[call.index][1] += call.function.arguments ?? "";
+      }
+      if (choice.finish_reason) seen.cost = chunk.omnihub?.cost;
+    }
+  }
+  return seen;
+}
+
+async function responses(body) {
+  if (!body.stream) return response(await client.responses.create(body));
+  const { stream: _, ...wanted } = body;
+  const stream = client.responses.stream(wanted);
+  const types = [];
+  let text = "";
+  for await (const event of stream) {
+    types.push(event.type);
+    if (event.type === "response.output_text.delta") text += event.delta;
+  }
+  const final = await stream.finalResponse();
+  return { ...response(final), text, types, cost: final.omnihub?.cost };
+}
+
+function response(answer) {
+  const calls = answer.output.filter((item) => item.type === "function_call");
+  return {
+    text: answer.output_text,
+    calls: calls.map((call) => [call.name, call.arguments]),
+    finish: answer.status,
+    usage: answer.usage && [answer.usage.input_tokens, answer.usage.output_tokens],
+  };
+}
+
+const tokens = (usage) => [usage.prompt_tokens, usage.completion_tokens];
+
+async function run({ surface, body }) {
+  try {
+    return await { chat, responses }[surface](body);
+  } catch (error) {
+    return { error: { kind: error.constructor.name, status: error.status ?? null, code: error.code ?? null, message: error.message } };
+  }
+}
+
+process.stdout.write(JSON.stringify(await Promise.all(jobs.map(run))));
