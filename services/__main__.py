@@ -15,12 +15,15 @@ import uvloop
 from services.common import log, telemetry
 from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
+from services.providers.conformance import command as conformance
 from services.settings import Settings, SettingsError, load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     options = _parser().parse_args(arguments)
+    if getattr(options, "standalone", False):
+        return int(options.run(options))
     try:
         settings = load()
     except SettingsError as error:
@@ -42,6 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     edge = commands.add_parser("edge", help="print the edge's configuration, for any Envoy fleet")
     edge.add_argument("action", choices=["config"])
     edge.set_defaults(run=_edge)
+    provider = commands.add_parser("provider", help="judge a plugin").add_subparsers(
+        required=True, metavar="action"
+    )
+    check = provider.add_parser("check", help="test that a plugin keeps the provider contract")
+    conformance.add_arguments(check)
+    # It needs only an address, and no settings that could be wrong.
+    check.set_defaults(run=conformance.run, standalone=True)
     return parser
 
 

@@ -105,9 +105,11 @@ def _edge_settings(settings: Settings) -> EdgeSettings:
 
 def _edge_surroundings(settings: Settings) -> dict[str, Any]:
     peers = settings.peers.model_dump()
-    areas = ("auth", "billing", "router", "workflow", "agents")
+    # Areas of the contracts with public rpcs, and the services that own them.
+    owners = {area: area for area in ("auth", "billing", "router", "workflow", "agents")}
+    owners["provider"] = "providers"
     return {
-        "addresses": {area: _address(peers[area], settings.grpc_listen) for area in areas},
+        "addresses": {area: _address(peers[owner], settings.grpc_listen) for area, owner in owners.items()},
         "facade_address": _address(settings.peers.facade, settings.http_listen),
         "port": settings.port,
         "cors_origins": settings.cors_origins,

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
+from omnihub.provider.v1.plugin_service_api import PluginService
 from omnihub.provider.v1.provider_service_api import ProviderService
 
+from services.common.change_feed import ChangeFeed
 from services.common.service import Infrastructure, Service, StartupError
 from services.providers.adapter import Adapter
-from services.providers.adapters.known import LOCAL, complete
+from services.providers.adapters.known import LOCAL, PLUGIN, complete
+from services.providers.adapters.plugin import PluginAdapter
 from services.providers.adapters.table import ADAPTERS
+from services.providers.domain.plugin import InvalidPluginError, Plugin, check_address
 from services.providers.http import Upstream
-from services.providers.server import ProviderServer
+from services.providers.plugins import Plugins
+from services.providers.server import PluginServer, ProviderServer
 from services.providers.settings import ProviderSettings
+from services.providers.store import PluginStore, changes
+
+NAME = "providers"
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructure) -> Service:
@@ -24,11 +35,29 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
             adapters[name] = _adapter(name, given, upstream)
         except ValueError as error:
             raise StartupError(str(error)) from None
+    declared = [each for each in adapters.values() if isinstance(each, PluginAdapter)]
+    database = infrastructure.database(NAME)
+    feed = ChangeFeed(database, changes)
+    plugins = Plugins(declared, frozenset(adapters), PluginStore(database, feed), feed)
+    # A live view: what is registered while running is served with the next call.
+    registered: MutableMapping[str, Adapter] = plugins.registered  # type: ignore[assignment]
+    served = ChainMap[str, Adapter](adapters, registered)
+
+    async def start() -> None:
+        await database.migrate(MIGRATIONS)
+        await upstream.start()
+        await plugins.start()
+
+    async def stop() -> None:
+        await plugins.stop()
+        await upstream.stop()
+        await database.close()
+
     return Service(
-        name="providers",
-        interfaces=[(ProviderService, ProviderServer(adapters))],
-        start=upstream.start,
-        stop=upstream.stop,
+        name=NAME,
+        interfaces=[(ProviderService, ProviderServer(served)), (PluginService, PluginServer(plugins))],
+        start=start,
+        stop=stop,
         check=upstream.check,
     )
 
@@ -36,8 +65,22 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
 def _adapter(name: str, settings: ProviderSettings, upstream: Upstream) -> Adapter:
     """Make one adapter. Raises ValueError naming the setting that is wrong."""
     completed = complete(name, settings)
+    if completed.adapter == PLUGIN:
+        return _plugin(name, completed)
     make = ADAPTERS.get(completed.adapter)
     if make is None:
-        known = ", ".join(sorted(ADAPTERS))
+        known = ", ".join(sorted([*ADAPTERS, PLUGIN]))
         raise ValueError(f"providers.{name}.adapter: {completed.adapter!r} is none of {known}")
     return make(name, completed, upstream)
+
+
+def _plugin(name: str, settings: ProviderSettings) -> PluginAdapter:
+    try:
+        check_address(settings.address, f"providers.{name}.address")
+        certificate = settings.ca_file.read_text() if settings.ca_file is not None else ""
+    except InvalidPluginError as error:
+        raise ValueError(str(error)) from None
+    except OSError as error:
+        raise ValueError(f"providers.{name}.ca_file: cannot be read: {error.strerror}") from None
+    plugin = Plugin(name, settings.address, settings.remote_provider, settings.tls, certificate)
+    return PluginAdapter(plugin, settings.timeouts)

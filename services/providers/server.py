@@ -1,4 +1,4 @@
-"""Serves omnihub.provider.v1.ProviderService: finds the adapter, passes the message on."""
+"""Serves omnihub.provider.v1: finds the adapter and passes the message on; keeps the list of plugins."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
+from omnihub.provider.v1 import plugin_service_pb2 as plugin_pb
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
+from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc.call import Call
 from services.providers.adapter import Adapter, TokenCounter, conversation_of
+from services.providers.adapters.plugin import PluginAdapter
 from services.providers.domain.count import estimate_input
 from services.providers.domain.failure import ProviderError, UnknownProviderError
+from services.providers.domain.plugin import Plugin
+from services.providers.plugins import Plugins
+
+_PAGE_SIZE = 100
 
 
 class ProviderServer:
@@ -81,3 +88,60 @@ class ProviderServer:
             return await adapter.count_tokens(request.attempt)
         tokens = estimate_input(conversation_of(request.attempt))
         return pb.CountTokensResponse(input_tokens=tokens, estimated=True)
+
+
+class PluginServer:
+    """The plugins that were registered while running, and those that the configuration declares."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self._plugins = plugins
+
+    async def register_plugin(
+        self, request: plugin_pb.RegisterPluginRequest, call: Call
+    ) -> plugin_pb.RegisterPluginResponse:
+        wanted = request.plugin
+        plugin = Plugin(
+            name=wanted.name,
+            address=wanted.address,
+            remote_provider=wanted.remote_provider,
+            tls=wanted.tls,
+            ca_certificate=wanted.ca_certificate,
+        )
+        adapter = await self._plugins.register(plugin, request.force)
+        return plugin_pb.RegisterPluginResponse(plugin=_state(adapter, managed_by_file=False))
+
+    async def list_plugins(
+        self, request: plugin_pb.ListPluginsRequest, call: Call
+    ) -> plugin_pb.ListPluginsResponse:
+        after = decode_page_token(request.page_token, 1)[0] if request.page_token else ""
+        size = min(request.page_size or _PAGE_SIZE, _PAGE_SIZE)
+        following = [adapter for adapter in self._plugins.all() if adapter.name > after]
+        page = following[:size]
+        return plugin_pb.ListPluginsResponse(
+            plugins=[_state(each, each.name in self._plugins.declared) for each in page],
+            next_page_token=encode_page_token(page[-1].name) if len(following) > size else "",
+        )
+
+    async def remove_plugin(
+        self, request: plugin_pb.RemovePluginRequest, call: Call
+    ) -> plugin_pb.RemovePluginResponse:
+        await self._plugins.remove(request.name)
+        return plugin_pb.RemovePluginResponse()
+
+
+def _state(adapter: PluginAdapter, managed_by_file: bool) -> plugin_pb.PluginState:
+    plugin = adapter.plugin
+    return plugin_pb.PluginState(
+        plugin=plugin_pb.Plugin(
+            name=plugin.name,
+            address=plugin.address,
+            remote_provider=plugin.remote_provider,
+            tls=plugin.tls,
+            ca_certificate=plugin.ca_certificate,
+        ),
+        managed_by_file=managed_by_file,
+        reachable=not adapter.problem,
+        detail=adapter.problem,
+        features=adapter.features,
+        wire_formats=adapter.wire_formats,
+    )

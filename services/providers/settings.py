@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -41,6 +42,14 @@ class ProviderSettings(Section):
     """For a provider whose requests are signed: the token of a temporary key."""
     headers: dict[str, Secret] = {}
     """Headers to send with every request; treated as secrets."""
+    address: str = ""
+    """Of a plugin: `host:port` where its ProviderService listens."""
+    remote_provider: str = ""
+    """Of a plugin: which of its providers this is; empty when it serves only one, or one of this name."""
+    tls: bool = False
+    """Of a plugin: speak TLS."""
+    ca_file: Path | None = None
+    """Of a plugin: PEM certificates of the authority that signed its own; else those of the machine."""
     vendor: str = ""
     """Whose price list applies; empty for the known one."""
     output_limit_parameter: str = ""

@@ -34,7 +34,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 LOCAL_MODEL = "local/echo"
 PEER_TIMEOUT_S = 10.0
 PEER_RETRY_S = 0.5
-REFRESH_S = 30.0
+# A plugin that is registered while running can be named within 5 s.
+REFRESH_S = 2.0
 
 _logger = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from services.edge.settings import EdgeSettings
 PORTS = range(20_000, 32_000)
 KEY = "omni_sk_test"
 SPOOFED = "spoofed"
-AREAS = ("auth", "billing", "router", "workflow", "agents", "gateway")
+AREAS = ("auth", "billing", "provider", "router", "workflow", "agents", "gateway")
 
 
 def free_port() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from omnihub.provider.v1 import provider_service_pb2 as pb
 from omnihub.provider.v1.provider_service_api import ProviderService
@@ -35,14 +36,15 @@ async def running_providers(**providers: ProviderSettings) -> AsyncIterator[Prov
     """Run the service with these providers and return a client of it."""
     registry = Registry()
     connector = Connector(registry, {})
-    service = build(providers, Infrastructure(connector=connector, data_dir=Path()))
-    for interface, implementation in service.interfaces:
-        registry.add(interface, implementation)
-    await service.start()
-    try:
-        yield connector.connect(ProviderService, "providers")
-    finally:
-        await service.stop()
+    with TemporaryDirectory() as folder:
+        service = build(providers, Infrastructure(connector=connector, data_dir=Path(folder)))
+        for interface, implementation in service.interfaces:
+            registry.add(interface, implementation)
+        await service.start()
+        try:
+            yield connector.connect(ProviderService, "providers")
+        finally:
+            await service.stop()
 
 
 async def chat(client: ProviderService, attempt: pb.Attempt) -> pb.ChatResponse:

@@ -9,6 +9,12 @@ from typing import Literal
 from services.providers.settings import ProviderSettings
 
 LOCAL = "local"
+PLUGIN = "plugin"
+_HTTP_ONLY = (
+    *("base_url", "api_key", "region", "access_key_id", "secret_access_key", "session_token"),
+    *("headers", "output_limit_parameter", "prefill", "responses"),
+)
+_PLUGIN_ONLY = ("address", "remote_provider", "tls", "ca_file")
 # What nearly every OpenAI-shaped server but the original calls the limit.
 _COMMON_LIMIT = "max_tokens"
 
@@ -139,6 +145,29 @@ def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
             "prefill": settings.prefill or known.prefill,
         }
     )
+    _check_kind(name, settings, completed.adapter)
+    if completed.adapter == PLUGIN:
+        return completed
     if completed.adapter != LOCAL and not completed.base_url.startswith(("http://", "https://")):
         raise ValueError(f"providers.{name}.base_url: give the address, such as http://127.0.0.1:8000/v1")
     return completed
+
+
+def _check_kind(name: str, settings: ProviderSettings, adapter: str) -> None:
+    """Refuse settings that this adapter would ignore."""
+    if adapter == PLUGIN:
+        for setting in _HTTP_ONLY:
+            if getattr(settings, setting):
+                raise ValueError(
+                    f"providers.{name}.{setting}: a plugin holds its own; give only its `address`"
+                )
+        if not settings.address:
+            raise ValueError(
+                f"providers.{name}.address: give where the plugin listens, such as 127.0.0.1:7001"
+            )
+        if settings.ca_file is not None and not settings.tls:
+            raise ValueError(f"providers.{name}.ca_file: set `tls = true` as well")
+        return
+    for setting in _PLUGIN_ONLY:
+        if getattr(settings, setting):
+            raise ValueError(f'providers.{name}.{setting}: only plugins have it; set `adapter = "plugin"`')

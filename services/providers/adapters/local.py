@@ -25,6 +25,7 @@ from services.formats.errors import invalid
 from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of
 from services.providers.domain.estimate import estimate_usage
+from services.providers.domain.failure import Failures, UnsupportedError
 from services.providers.embedding import embedding_inputs
 from services.providers.http import Upstream
 from services.providers.receipts import receipt_of, refuse_drops
@@ -36,6 +37,7 @@ _LARGEST = 4096
 # Parameters that mean something to rules.
 _TAKEN = frozenset({"model", "max_tokens", "max_completion_tokens", "stop", "stop_sequences"})
 _NOTICE = "This is OmniHub's offline provider, not a language model."
+_MEDIA = ("image", "audio", "video", "document")
 _WORD = re.compile(r"\S+\s*")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
@@ -53,8 +55,10 @@ class LocalAdapter:
 
     async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
         """Answer at once."""
+        self._check_model(attempt.model)
+        conversation = self._conversation(attempt)
         receipt = self._receipt(attempt)
-        text, finish, usage = _answer(conversation_of(attempt), attempt)
+        text, finish, usage = _answer(conversation, attempt)
         part = Part()
         part.text.text = text
         return pb.ChatResponse(
@@ -74,11 +78,12 @@ class LocalAdapter:
 
     async def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Answer word by word."""
+        self._check_model(attempt.model)
+        conversation = self._conversation(attempt)
         receipt = self._receipt(attempt)
-        text, finish, usage = _answer(conversation_of(attempt), attempt)
-        yield pb.StreamChatResponse(
-            start=pb.StreamStart(model=attempt.model, response_id=_response_id(attempt), receipt=receipt)
-        )
+        text, finish, usage = _answer(conversation, attempt)
+        start = pb.StreamStart(model=attempt.model, response_id=_response_id(attempt), receipt=receipt)
+        yield pb.StreamChatResponse(start=start)
         part = Part()
         part.text.SetInParent()
         yield pb.StreamChatResponse(part_start=PartStart(index=0, part=part))
@@ -90,6 +95,7 @@ class LocalAdapter:
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Return hashed n-gram vectors: they tell alike spelling, not alike meaning."""
+        self._check_model(request.model)
         inputs, dimensions = embedding_inputs(request)
         size = dimensions or DIMENSIONS
         if size > _LARGEST:
@@ -111,6 +117,19 @@ class LocalAdapter:
 
     async def check_health(self) -> None:
         """Do nothing: there is nothing that could be down."""
+
+    def _check_model(self, model: str) -> None:
+        if model not in MODELS:
+            message = f"has no model {model!r}; it has {', '.join(MODELS)}"
+            raise Failures(self._name, model).of("MODEL_NOT_FOUND", message)
+
+    def _conversation(self, attempt: pb.Attempt) -> ChatInput:
+        conversation = conversation_of(attempt)
+        for index, message in enumerate(conversation.messages):
+            for part in message.parts:
+                if part.WhichOneof("kind") in _MEDIA:
+                    raise UnsupportedError(self._name, f"{self._name} reads text alone", f"messages[{index}]")
+        return conversation
 
 
 def _response_id(attempt: pb.Attempt) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 Phase = Literal["before_first_byte", "mid_stream"]
 BEFORE: Phase = "before_first_byte"
@@ -23,17 +23,59 @@ _RETRYABLE = frozenset(
 )
 
 
+# What an attempt may fail with by contract.
+ATTEMPT_REASONS = frozenset(
+    {
+        "CONTENT_FILTERED",
+        "CONTEXT_LENGTH_EXCEEDED",
+        "INVALID_ARGUMENT",
+        "MALFORMED_BODY",
+        "MODEL_NOT_FOUND",
+        "PARAMETER_UNSUPPORTED",
+        "PROVIDER_BILLING",
+        "PROVIDER_CREDENTIAL_REFUSED",
+        "PROVIDER_FAILED",
+        "PROVIDER_OVERLOADED",
+        "PROVIDER_PROTOCOL",
+        "PROVIDER_RATE_LIMITED",
+        "PROVIDER_REJECTED",
+        "PROVIDER_TIMEOUT",
+        "STREAM_TRUNCATED",
+    }
+)
+
+
+class FieldViolation(Protocol):
+    """One field that is wrong, and what to do about it."""
+
+    @property
+    def field(self) -> str:
+        """Return its path."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """Return what is wrong."""
+        ...
+
+
 class ProviderError(Exception):
     """One attempt failed. `reason` names a row of the error table."""
 
     def __init__(
-        self, reason: str, message: str, metadata: dict[str, str], retry_after_s: float | None = None
+        self,
+        reason: str,
+        message: str,
+        metadata: dict[str, str],
+        retry_after_s: float | None = None,
+        violations: Sequence[FieldViolation] = (),
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.metadata = metadata
         self.retry_after_s = retry_after_s
+        self.violations = violations
 
 
 class UnknownProviderError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,40 @@ def test_wrong_settings_are_named(settings: ProviderSettings, message: str) -> N
 def test_secrets_stay_secret() -> None:
     settings = ProviderSettings(api_key="sk-hidden", headers={"x-key": "hidden-too"})
     assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"adapter": "plugin"}, "providers.acme.address: give where the plugin listens"),
+        (
+            {"adapter": "plugin", "address": "h:1", "base_url": "http://h"},
+            "providers.acme.base_url: a plugin",
+        ),
+        (
+            {"adapter": "plugin", "address": "h:1", "api_key": "k"},
+            "providers.acme.api_key: a plugin holds its",
+        ),
+        (
+            {"adapter": "plugin", "address": "h:1", "ca_file": "/x"},
+            "providers.acme.ca_file: set `tls = true`",
+        ),
+        ({"base_url": "http://h", "address": "h:1"}, "providers.acme.address: only plugins have it"),
+    ],
+)
+def test_settings_of_plugins_and_of_others_do_not_mix(values: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        complete("acme", ProviderSettings.model_validate(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"address": "nowhere"}, "providers.acme.address: 'nowhere' is not host:port"),
+        ({"address": "h:1", "tls": True, "ca_file": "/no/such"}, "providers.acme.ca_file: cannot be read"),
+    ],
+)
+def test_what_a_plugin_cannot_be_reached_with_is_named(values: dict[str, object], said: str) -> None:
+    acme = ProviderSettings.model_validate({"adapter": "plugin", **values})
+    with pytest.raises(StartupError, match=re.escape(said)):
+        build({"acme": acme}, Infrastructure(connector=Connector(Registry(), {}), data_dir=Path()))

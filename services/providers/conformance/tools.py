@@ -1,0 +1,89 @@
+"""Tools: calls, streamed calls, results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from omnihub.common.v1.chat_pb2 import Message, ParameterReceipt, Part, Tool, ToolCall, ToolChoice
+from omnihub.provider.v1 import provider_service_pb2 as pb
+
+from services.providers.conformance.kit import Group, SkippedError, Subject, require
+from services.providers.conformance.streams import judge
+
+GROUP = Group("tools")
+NAME = "get_weather"
+QUESTION = "What is the weather in Paris? Use the tool."
+SCHEMA = '{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}'
+
+
+async def _attempt(subject: Subject) -> pb.Attempt:
+    tool = Tool(name=NAME, description="Tells the weather of a city.", parameters_json=SCHEMA)
+    return await subject.attempt(QUESTION, tools=[tool], tool_choice=ToolChoice(mode="required"))
+
+
+def _check_calls(calls: Iterable[ToolCall], receipt: Iterable[ParameterReceipt]) -> None:
+    found = list(calls)
+    if not found and any(entry.name == "tool_choice" and entry.outcome == "dropped" for entry in receipt):
+        raise SkippedError("the provider cannot be made to call a tool")
+    require(bool(found), "TOOL-1", "no tool was called although `tool_choice` is required")
+    ids = [call.id for call in found]
+    require(all(ids), "TOOL-1", "a tool call has no id; make one and set `id_synthesised`")
+    require(len(set(ids)) == len(ids), "TOOL-1", "two tool calls have the same id")
+    strange = [call.name for call in found if call.name != NAME]
+    require(not strange, "TOOL-1", f"calls of tools that were not sent: {strange}")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+@GROUP.check("TOOL-1", needs=["chat", "tools"])
+async def are_called(subject: Subject) -> None:
+    """A tool that must be called is."""
+    answer = await subject.answered(await _attempt(subject), "TOOL-1")
+    calls = [part.tool_call for part in answer.message.parts if part.HasField("tool_call")]
+    _check_calls(calls, answer.receipt)
+    ends = ("tool_calls", "stop")
+    require(
+        answer.finish.reason in ends, "TOOL-1", f"tools were called, but it ended with {answer.finish.reason}"
+    )
+
+
+@GROUP.check("TOOL-2", "TOOL-1", needs=["stream", "tools"])
+async def are_called_in_pieces(subject: Subject) -> None:
+    """The pieces of a call make the call."""
+    attempt = await _attempt(subject)
+    reply = await subject.stream(attempt)
+    judge(reply, attempt)
+    calls: dict[int, ToolCall] = {}
+    for message in reply.messages:
+        if message.part_start.part.HasField("tool_call"):
+            calls[message.part_start.index] = message.part_start.part.tool_call
+        elif message.part_delta.arguments_json:
+            calls[message.part_delta.index].arguments_json += message.part_delta.arguments_json
+    _check_calls(calls.values(), reply.messages[0].start.receipt)
+    broken = [call.arguments_json for call in calls.values() if not _is_json(call.arguments_json)]
+    if broken and reply.messages[-1].end.finish.reason == "length":
+        raise SkippedError("the model ran out of tokens in a call")
+    require(not broken, "TOOL-2", f"the pieces of the arguments make no JSON: {broken[:1]}")
+
+
+@GROUP.check("TOOL-3", needs=["chat", "tools"])
+async def results_are_taken(subject: Subject) -> None:
+    """A conversation goes on after a tool's result."""
+    attempt = await _attempt(subject)
+    called, result, text = Part(), Part(), Part()
+    called.tool_call.CopyFrom(ToolCall(id="call_1", name=NAME, arguments_json='{"city":"Paris"}'))
+    text.text.text = "18 degrees, light rain"
+    result.tool_result.call_id, result.tool_result.name = "call_1", NAME
+    result.tool_result.parts.append(text)
+    attempt.chat.ClearField("tool_choice")
+    attempt.chat.messages.append(Message(role="assistant", parts=[called]))
+    attempt.chat.messages.append(Message(role="tool", parts=[result]))
+    answer = await subject.answered(attempt, "TOOL-3")
+    require(answer.HasField("message"), "TOOL-3", "the answer after a tool's result has no message")
