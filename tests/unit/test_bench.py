@@ -81,7 +81,8 @@ def test_a_tree_counts_ended_children_and_children_in_another_session():
         assert process.stdout.readline() == "ready\n"
         tree = ProcessTree(process.pid)
         assert len(tree.members()) == 2
-        assert tree.cpu_seconds() >= 0.2
+        # The kernel counts in ticks of 10 ms, and each process may lose one.
+        assert tree.cpu_seconds() >= 0.15
         assert tree.memory_bytes() > 0
     finally:
         process.communicate()  # closing the input ends both
