@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
-from omnihub.provider.v1 import provider_service_pb2 as pb
 from omnihub.provider.v1.provider_service_api import ProviderService
 
 from services.common.rpc import Connector, Registry
@@ -207,8 +206,3 @@ def _build_typescript_sample() -> Path:
                 subprocess.run(command, cwd=_CACHE, check=True, timeout=110)
             done.write_bytes(wanted)
     return _CACHE / "dist" / "provider.js"
-
-
-def text_of(messages: Sequence[pb.StreamChatResponse]) -> str:
-    """Return the text of a typed stream."""
-    return "".join(message.part_delta.text for message in messages)
