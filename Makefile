@@ -5,7 +5,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 PROTOS := $(shell find protos -mindepth 1) tools/build_protos.py tools/protoc_gen_interface.py
-SOURCES := services tests tools bench
+SOURCES := services tests tools bench samples
 # Where `make check-breaking` compares to.
 BASE ?= main
 
