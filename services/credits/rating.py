@@ -63,3 +63,9 @@ def bound(input_tokens: int, output_tokens: int, price: Price) -> int:
     dearest = max(tier.input_pico, tier.cache_write_pico, tier.cache_write_1h_pico)
     extra = input_tokens * (dearest - tier.input_pico)
     return rate(usage, price) + pico_to_nano(extra)
+
+
+def covers_text(price: Price) -> bool:
+    """Tell whether a price says what tokens cost: one that names only media would make a chat free."""
+    media = price.image_pico or price.megapixel_pico or price.second_pico or price.character_pico
+    return not media or bool(price.input_pico or price.output_pico or price.request_pico)

@@ -11,6 +11,7 @@ from omnihub.common.v1.change_pb2 import Change
 
 from services.common.change_feed import Follower
 from services.common.rpc import Call
+from services.credits.rating import covers_text
 from services.router.domain.catalogue import Target
 
 TIMEOUT_S = 10.0
@@ -75,6 +76,7 @@ class Prices:
         priced = {
             (Target(price.key.provider, price.key.model), price.key.configured_model): price
             for price in answer.prices
+            if covers_text(price)
         }
         fetched = {key: priced.get(key) for key in missing}
         if len(known) + len(fetched) > CACHE_SIZE:

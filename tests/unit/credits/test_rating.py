@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from omnihub.billing.v1.price_pb2 import Price, PriceTier
 from omnihub.common.v1.chat_pb2 import Usage
 
-from services.credits.rating import bound, provider_cost_of, rate, tier_of
+from services.credits.rating import bound, covers_text, provider_cost_of, rate, tier_of
 
 PRICE = Price(
     input_pico=1_000_000,
@@ -85,3 +85,11 @@ def test_a_figure_that_cannot_be_a_cost_is_not_believed(said: str) -> None:
     usage = Usage(input_total=10, output_total=10, provider_cost=said)
     assert provider_cost_of(usage) is None
     assert rate(usage, PRICE) == rate(Usage(input_total=10, output_total=10), PRICE)
+
+
+def test_a_price_of_media_alone_is_no_price_of_text() -> None:
+    assert not covers_text(Price(image_pico=5))
+    assert covers_text(Price(image_pico=5, output_pico=1))
+    assert covers_text(Price(request_pico=1))
+    # What is said to be free is free.
+    assert covers_text(Price(source="free"))
