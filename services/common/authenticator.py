@@ -56,6 +56,7 @@ class Authenticator:
         self._exchanges: dict[bytes, asyncio.Task[Identity]] = {}
         self._verified: OrderedDict[str, tuple[Identity, float]] = OrderedDict()
         self._keys: dict[str, jwt.PyJWK] = {}
+        self._changes_heard = 0
         self._follower = Follower(
             auth.watch_changes, auth_service_pb2.WatchChangesRequest, self._forget_changed
         )
@@ -125,9 +126,13 @@ class Authenticator:
             self._forget(digest)
 
     async def _ask(self, digest: bytes, credential: str) -> Identity:
+        heard = self._changes_heard
         request = auth_service_pb2.ExchangeCredentialRequest(credential=credential)
         answer = await self._auth.exchange_credential(request, Call.internal(EXCHANGE_TIMEOUT_S))
         identity = identity_from_proto(answer.identity, answer.identity_token)
+        if heard != self._changes_heard:
+            # A revocation may have overtaken this answer: it serves one request, and is not kept.
+            return identity
         now = time.monotonic()
         lifetime = max(0, answer.expires_in_s - 5)
         self._remember(digest, _Entry(identity, now + lifetime, now + lifetime / 2, tuple(answer.depends_on)))
@@ -150,6 +155,7 @@ class Authenticator:
                 self._dependents.pop(key, None)
 
     async def _forget_changed(self, changes: Sequence[change_pb2.Change]) -> None:
+        self._changes_heard += 1
         for change in changes:
             for digest in tuple(self._dependents.get(change.key, ())):
                 self._forget(digest)

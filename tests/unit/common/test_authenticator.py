@@ -1,0 +1,67 @@
+"""What the authenticator keeps, and what it must not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from omnihub.auth.v1 import auth_service_pb2 as pb
+from omnihub.common.v1.change_pb2 import Change
+
+from services.common.authenticator import Authenticator
+from services.common.rpc import RpcError
+
+
+class FakeAuth:
+    """An auth service whose one key can be revoked while an answer about it is under way."""
+
+    def __init__(self) -> None:
+        self.revoked = False
+        self.exchanges = 0
+        self.heard = asyncio.Event()
+        self.answered = asyncio.Event()
+        self.changes: asyncio.Queue[list[Change]] = asyncio.Queue()
+
+    async def exchange_credential(self, request: Any, call: Any) -> pb.ExchangeCredentialResponse:
+        self.exchanges += 1
+        if self.revoked:
+            raise RpcError("INVALID_CREDENTIAL", "revoked")
+        answer = pb.ExchangeCredentialResponse(expires_in_s=60, depends_on=["key_1"])
+        self.heard.set()
+        await self.answered.wait()
+        return answer
+
+    async def watch_changes(self, request: Any, call: Any) -> AsyncIterator[pb.WatchChangesResponse]:
+        yield pb.WatchChangesResponse()
+        while True:
+            yield pb.WatchChangesResponse(changes=await self.changes.get(), seq=1)
+            self.answered.set()
+
+
+@pytest.mark.parametrize("revoked_meanwhile", [True, False])
+async def test_an_answer_that_a_revocation_overtook_is_not_kept(revoked_meanwhile: bool) -> None:
+    auth = FakeAuth()
+    authenticator = Authenticator(auth)  # type: ignore[arg-type]
+    await authenticator.start()
+    try:
+        async with asyncio.timeout(10):
+            first = asyncio.create_task(authenticator.authenticate("omni_sk_x"))
+            await auth.heard.wait()
+            auth.revoked = True
+            if revoked_meanwhile:
+                await auth.changes.put([Change(seq=1, topic="key", key="key_1")])
+                # The feed asks for more only once the change has been taken in.
+                await auth.answered.wait()
+            else:
+                auth.answered.set()
+            await first
+            if revoked_meanwhile:
+                with pytest.raises(RpcError):
+                    await authenticator.authenticate("omni_sk_x")
+            else:
+                await authenticator.authenticate("omni_sk_x")
+            assert auth.exchanges == (2 if revoked_meanwhile else 1)
+    finally:
+        await authenticator.stop()
