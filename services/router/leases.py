@@ -21,6 +21,8 @@ from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 
 LEASE_FACTOR = 4
+# Requests that come while a lease is being granted may draw it empty before the one that asked for it.
+LEASE_TRIES = 5
 # One lease takes at most this part of what is available, within the settings' limits.
 SHARE = 100
 HOLD_TTL_S = 900
@@ -123,13 +125,17 @@ class Leases:
                 return drawn
             share = self._available.get(organisation_id, 0) // SHARE
             wanted = max(LEASE_FACTOR * amount, min(max(share, self._minimum), self._maximum))
-            try:
-                await asyncio.shield(self._spawn(self._lease(organisation_id, wanted, LEASE_FACTOR * amount)))
-            except RpcError as error:
-                if error.row.http != 402:
-                    raise
-                return await self._hold(organisation_id, amount)
-            drawn = self._draw(organisation_id, amount)
+            for _ in range(LEASE_TRIES):
+                try:
+                    lease = self._lease(organisation_id, wanted, LEASE_FACTOR * amount)
+                    await asyncio.shield(self._spawn(lease))
+                except RpcError as error:
+                    if error.row.http != 402:
+                        raise
+                    return await self._hold(organisation_id, amount)
+                drawn = self._draw(organisation_id, amount)
+                if drawn is not None:
+                    break
         if drawn is None:
             raise RpcError("UNAVAILABLE", "billing grants leases that expire at once; raise lease_ttl_s")
         return drawn
