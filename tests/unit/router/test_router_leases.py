@@ -48,6 +48,24 @@ async def test_concurrent_reservations_share_one_lease() -> None:
     assert world.billing.calls == ["acquire_lease"]
 
 
+async def test_a_lease_drawn_empty_by_others_is_asked_for_again() -> None:
+    world = World()
+    lease_once = world.leases._lease
+    stolen = []
+
+    async def lease_and_lose(organisation_id: str, wanted: int, minimum: int) -> None:
+        """Others are there between the grant and whoever waits for it, once."""
+        await lease_once(organisation_id, wanted, minimum)
+        if not stolen:
+            stolen.extend([world.leases._draw(organisation_id, 10) for _ in range(4)])
+
+    world.leases._lease = lease_and_lose  # type: ignore[method-assign]
+    reservation = await world.leases.reserve(ORG, 10)
+    assert all(stolen)
+    assert reservation.amount == 10
+    assert world.billing.calls.count("acquire_lease") == 2
+
+
 async def test_more_than_was_leased_can_never_be_reserved() -> None:
     world = World(available=1000)
     reserving = (world.leases.reserve(ORG, 90) for _ in range(30))
