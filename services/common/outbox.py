@@ -1,0 +1,93 @@
+"""The outbox: what is to be done, written in the transaction that makes it necessary.
+
+A row carries ids, never state. Whoever relays it, to a broker or to a handler in this process, takes it for a
+while, and removes it once it has been passed on: a crash between the two passes it on again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.common.db import Database
+
+BATCH = 200
+# A relay that has taken rows and died leaves them to others after this.
+TAKEN_S = 30
+SECOND = 1_000_000
+
+
+def outbox_table(metadata: sa.MetaData) -> sa.Table:
+    """Return the `outbox` table; the service's migration creates it with the same columns."""
+    return sa.Table(
+        "outbox",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("queue", sa.String(64), nullable=False),
+        sa.Column("subject_id", sa.String(160), nullable=False),
+        sa.Column("due_at", sa.BigInteger, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One thing to do: `subject_id` names what, `queue` says how."""
+
+    id: int
+    queue: str
+    subject_id: str
+    created_at: int
+
+
+class Outbox:
+    """Reads and writes the table. Times are microseconds since 1970."""
+
+    def __init__(self, database: Database, table: sa.Table) -> None:
+        self._database = database
+        self._table = table
+
+    async def append(
+        self, connection: AsyncConnection, queue: str, subject_id: str, now: int, due_at: int = 0
+    ) -> None:
+        """Add a message, in the transaction that makes it necessary; it is passed on from `due_at`."""
+        row = {"queue": queue, "subject_id": subject_id, "due_at": due_at or now, "created_at": now}
+        await connection.execute(sa.insert(self._table), row)
+
+    async def take(self, now: int, queues: Sequence[str] = (), limit: int = BATCH) -> list[Message]:
+        """Take messages that are due, the oldest first. Any number of relays may do this at once."""
+        table = self._table
+        due = sa.select(table.c.id).where(table.c.due_at <= now)
+        if queues:
+            due = due.where(table.c.queue.in_(queues))
+        due = due.order_by(table.c.due_at, table.c.id).limit(limit)
+        async with self._database.reading() as connection:
+            if (await connection.execute(due.limit(1))).one_or_none() is None:
+                return []
+        async with self._database.transaction() as connection:
+            ids = (await connection.scalars(due.with_for_update(skip_locked=True))).all()
+            if not ids:
+                return []
+            update = sa.update(table).where(table.c.id.in_(ids)).values(due_at=now + TAKEN_S * SECOND)
+            rows = (await connection.execute(update.returning(*table.c))).all()
+        return [_message(row) for row in sorted(rows, key=lambda row: row.id)]
+
+    async def passed_on(self, ids: Sequence[int]) -> None:
+        """Remove messages that have been passed on."""
+        if ids:
+            async with self._database.transaction() as connection:
+                await connection.execute(sa.delete(self._table).where(self._table.c.id.in_(ids)))
+
+    async def oldest(self) -> int | None:
+        """Return when the oldest message was written; None when there is none."""
+        async with self._database.reading() as connection:
+            oldest: int | None = await connection.scalar(sa.select(sa.func.min(self._table.c.created_at)))
+        return oldest
+
+
+def _message(row: Any) -> Message:
+    return Message(row.id, row.queue, row.subject_id, row.created_at)

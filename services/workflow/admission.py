@@ -1,0 +1,160 @@
+"""Lets a job in: read what is asked, plan, hold the credits, begin. Nothing is begun that cannot be paid."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from omnihub.billing.v1 import billing_service_pb2 as billing
+from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.common.v1.media_pb2 import MediaInput
+from omnihub.router.v1 import media_router_service_pb2 as router
+from omnihub.router.v1.media_router_service_api import MediaRouterService
+from omnihub.workflow.v1 import job_service_pb2 as pb
+
+from services.common.ids import new_id
+from services.common.rpc import Call, RpcError
+from services.workflow.domain.errors import IdempotencyKeyReusedError
+from services.workflow.domain.kinds import INTERACTIVE, kind_of, queue_of
+from services.workflow.store.attempts import SECOND
+from services.workflow.store.jobs import Jobs, NewJob
+from services.workflow.store.records import Owner
+
+LIMIT_S = 10.0
+RACERS = 3
+# A hold outlives its job, so that an end shortly before the deadline is still paid from it.
+HOLD_GRACE_S = 3600
+LONGEST_HOLD_S = 86_400
+
+
+class InputCheck(Protocol):
+    """Checks and resolves what goes into a generation: files, foreign addresses, consents."""
+
+    async def __call__(self, given: MediaInput, call: Call) -> MediaInput:
+        """Return the input as workers get it. Raises RpcError naming what is refused."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Begins jobs."""
+
+    jobs: Jobs
+    router: MediaRouterService
+    billing: BillingService
+    check: InputCheck
+    clock: Callable[[], datetime]
+
+    async def begin(self, request: pb.CreateJobRequest, call: Call) -> Any:
+        """Begin a job and return its row, or that of the job this idempotency key began.
+
+        Raises RpcError and JobError; nothing has then been begun.
+        """
+        key = request.idempotency_key or call.idempotency_key
+        fingerprint = fingerprint_of(request)
+        if key:
+            known = await self.jobs.known_by_key(owner_of(call), key)
+            if known is not None:
+                if known.fingerprint != fingerprint:
+                    raise IdempotencyKeyReusedError(
+                        f"the key {key!r} began another job, {known.id}; use a new one", job_id=known.id
+                    )
+                return known
+        new = await self._prepare(request, call, key, fingerprint)
+        await self._hold(new)
+        row, created = await self.jobs.create(new, self._now())
+        if not created:
+            await self._release(new)
+        return row
+
+    async def _prepare(self, request: pb.CreateJobRequest, call: Call, key: str, fingerprint: str) -> NewJob:
+        kind = kind_of(request.input)
+        checked = await self.check(request.input, call)
+        plan = await self.router.plan_media(
+            router.PlanMediaRequest(
+                model=request.model,
+                input=checked,
+                max_cost=request.max_cost,
+                allowed_models=call.identity.allowed_models,
+                organisation_id=call.identity.organisation_id,
+            ),
+            call.within(LIMIT_S),
+        )
+        priority = request.priority or INTERACTIVE
+        racing = plan.targets[:RACERS] if request.parallel else plan.targets[:1]
+        job_id = new_id("job")
+        estimate = sum(target.estimate_nano_credits for target in racing)
+        if not request.parallel:
+            # Whichever target makes it in the end.
+            estimate = max(target.estimate_nano_credits for target in plan.targets)
+        return NewJob(
+            id=job_id,
+            organisation_id=call.identity.organisation_id,
+            owner=owner_of(call).owner,
+            key_id=call.identity.key_id,
+            user_id=call.identity.user_id,
+            workspace_id=call.identity.workspace_id,
+            kind=kind.name,
+            priority=priority,
+            model=request.model or "auto",
+            input=checked.SerializeToString(),
+            targets=plan.SerializeToString(),
+            idempotency_key=key,
+            fingerprint=fingerprint,
+            strict=request.strict,
+            parallel=request.parallel and len(racing) > 1,
+            webhook_endpoint_id=request.webhook_endpoint_id,
+            hold_id=f"hold_{job_id}" if estimate else "",
+            estimate=estimate,
+            deadline_at=self._now() + (request.deadline_s or kind.deadline_s) * SECOND,
+            queues=_queues(racing, priority),
+        )
+
+    async def _hold(self, new: NewJob) -> None:
+        if not new.hold_id:
+            return
+        seconds = (new.deadline_at - self._now()) // SECOND + HOLD_GRACE_S
+        await self.billing.create_hold(
+            billing.CreateHoldRequest(
+                hold_id=new.hold_id,
+                organisation_id=new.organisation_id,
+                amount_nano_credits=new.estimate,
+                ttl_s=min(seconds, LONGEST_HOLD_S),
+            ),
+            Call.internal(LIMIT_S),
+        )
+
+    async def _release(self, new: NewJob) -> None:
+        """Set free what a second request with the same key has held; it also expires by itself."""
+        if not new.hold_id:
+            return
+        request = billing.ReleaseHoldRequest(hold_id=new.hold_id)
+        try:
+            await self.billing.release_hold(request, Call.internal(LIMIT_S))
+        except RpcError as error:
+            if error.reason != "NOT_FOUND":
+                raise
+
+    def _now(self) -> int:
+        return round(self.clock().timestamp() * SECOND)
+
+
+def owner_of(call: Call) -> Owner:
+    """Return whom a call's jobs belong to."""
+    return Owner(call.identity.organisation_id, call.identity.key_id or call.identity.user_id)
+
+
+def fingerprint_of(request: pb.CreateJobRequest) -> str:
+    """Return what must be equal when a key is used again: everything but the key and the waiting."""
+    same = pb.CreateJobRequest()
+    same.CopyFrom(request)
+    same.ClearField("idempotency_key")
+    same.ClearField("wait_s")
+    return hashlib.sha256(same.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _queues(targets: Sequence[router.MediaTarget], priority: str) -> list[str]:
+    return [queue_of(target.immediate, priority) for target in targets]

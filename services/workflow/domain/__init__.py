@@ -1,0 +1,1 @@
+"""The rules of jobs: pure, without clock, database or network."""

@@ -1,0 +1,251 @@
+"""Works off the messages of attempts. Every step can be repeated: no crash loses or doubles anything."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from omnihub.common.v1.media_pb2 import MediaInput
+from omnihub.provider.v1 import media_provider_service_pb2 as provider
+from omnihub.router.v1 import media_router_service_pb2 as router
+from omnihub.router.v1.media_router_service_api import MediaRouterService
+from omnihub.workflow.v1.effect_pb2 import EffectResult
+
+from services.common.rpc import Call, RpcError
+from services.workflow.domain.kinds import queue_of
+from services.workflow.domain.retry import Failure
+from services.workflow.engine.crash import CrashPoints
+from services.workflow.engine.outputs import OutputStore
+from services.workflow.store.attempts import SECOND, Attempts, Claim
+
+LEASE_S = 60.0
+RENEW_EVERY_S = 15.0
+ASK_LIMIT_S = 600.0
+POLL_LIMIT_S = 60.0
+FIRST_POLL_S = 1.0
+LONGEST_POLL_S = 30.0
+# What a provider made and this platform does not take.
+REFUSED_OUTPUT = frozenset({"URL_REFUSED", "UNSUPPORTED_MEDIA", "BODY_TOO_LARGE"})
+
+_logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Takes attempts and brings them to their end."""
+
+    def __init__(
+        self,
+        store: Attempts,
+        router_service: MediaRouterService,
+        outputs: OutputStore,
+        name: str,
+        clock: Callable[[], datetime],
+        crash: CrashPoints,
+        webhook_base: str = "",
+    ) -> None:
+        self._store = store
+        self._router = router_service
+        self._outputs = outputs
+        self._name = name
+        self._clock = clock
+        self._crash = crash
+        self._webhook_base = webhook_base
+
+    def _now(self) -> int:
+        return round(self._clock().timestamp() * SECOND)
+
+    async def work(self, attempt_id: str) -> None:
+        """Work off one message. Returns once nothing is left to do for it; what fails is written down."""
+        claim = await self._store.claim(attempt_id, self._name, LEASE_S, self._now())
+        if claim is None:
+            return
+        self._crash.pass_by("after_claim")
+        keeping = asyncio.create_task(self._keep(claim))
+        try:
+            await self._attempt(claim)
+        except RpcError as error:
+            await self._fail(claim, error)
+        finally:
+            keeping.cancel()
+
+    async def _keep(self, claim: Claim) -> None:
+        """Keep the claim while the provider is being asked."""
+        held = True
+        while held:
+            await asyncio.sleep(RENEW_EVERY_S)
+            held = await self._store.renew(claim, LEASE_S, self._now())
+
+    async def _attempt(self, claim: Claim) -> None:
+        known = await self._store.result_of(claim.attempt.effect_key)
+        if known is not None:
+            await self._store.complete(claim.attempt.id, claim.fence, known, self._now())
+            return
+        target = target_of(claim)
+        if claim.again and await self._adopted(claim, target):
+            return
+        if not await self._store.asking(claim):
+            return
+        request = provider.SubmitMediaRequest(attempt=self._attempt_message(claim, target))
+        answer = await self._router.submit_media(
+            router.SubmitMediaRequest(attempt=request.attempt), Call.internal(ASK_LIMIT_S)
+        )
+        self._crash.pass_by("after_provider")
+        response = answer.response
+        if response.provider_job_id:
+            poll_at = self._now() + round(FIRST_POLL_S * SECOND)
+            await self._store.accepted(claim, response.provider_job_id, poll_at, self._now())
+            self._crash.pass_by("after_accept")
+            await self.take_in(
+                claim.attempt, claim.job, response.progress, response.receipt, fence=claim.fence
+            )
+            return
+        await self._end(claim.attempt, claim.job, claim.fence, response.progress, response.receipt)
+
+    async def _adopted(self, claim: Claim, target: router.MediaTarget) -> bool:
+        """Go on with what an earlier worker may have begun. Tells whether there is something."""
+        if target.idempotent:
+            return False  # Asking again begins nothing new.
+        if not target.finds:
+            await self._store.flag_maybe_double(claim.job.id)
+            return False
+        request = provider.FindMediaRequest(
+            provider=target.provider,
+            model=target.model,
+            effect_key=claim.attempt.effect_key,
+            since=claim.job.created_at / SECOND,
+        )
+        found = await self._router.find_media(
+            router.FindMediaRequest(request=request), Call.internal(POLL_LIMIT_S)
+        )
+        if not found.provider_job_id:
+            return False
+        now = self._now()
+        return await self._store.accepted(claim, found.provider_job_id, now, now)
+
+    def _attempt_message(self, claim: Claim, target: router.MediaTarget) -> provider.MediaAttempt:
+        webhook = f"{self._webhook_base}/webhooks/{target.provider}" if self._webhook_base else ""
+        return provider.MediaAttempt(
+            provider=target.provider,
+            model=target.model,
+            input=MediaInput.FromString(claim.job.input),
+            effect_key=claim.attempt.effect_key,
+            webhook_url=webhook if target.webhooks else "",
+            strict=claim.job.strict,
+            priority="low" if claim.job.priority == "batch" else "normal",
+        )
+
+    async def poll(self, attempt: Any, job: Any) -> None:
+        """Ask how far a provider is with an attempt, or that it stops when nobody wants it any more."""
+        target = targets_of(job)[attempt.target_index]
+        try:
+            unwanted = job.state in ("cancel_requested", "expired", "succeeded", "cancelled", "failed")
+            if unwanted and not attempt.cancel_sent:
+                await self._cancel(attempt, target)
+            request = provider.PollMediaRequest(
+                provider=target.provider,
+                model=target.model,
+                provider_job_id=attempt.provider_job_id,
+                kind=job.kind,
+            )
+            answer = await self._router.poll_media(
+                router.PollMediaRequest(request=request), Call.internal(POLL_LIMIT_S)
+            )
+            await self.take_in(attempt, job, answer.progress, ())
+        except RpcError as error:
+            _logger.info("poll_failed %s %s", attempt.id, error.reason)
+            if error.reason == "NOT_FOUND":
+                message = "the provider has forgotten this job"
+                await self._store_failure(attempt, job, attempt.fence, Failure("PROVIDER_FAILED", message))
+            elif error.reason in REFUSED_OUTPUT:
+                failure = Failure(error.reason, f"its output was refused: {error.message}")
+                await self._store_failure(attempt, job, attempt.fence, failure)
+            else:
+                await self._poll_later(attempt)
+
+    async def _cancel(self, attempt: Any, target: router.MediaTarget) -> None:
+        if target.cancels:
+            request = provider.CancelMediaRequest(
+                provider=target.provider, model=target.model, provider_job_id=attempt.provider_job_id
+            )
+            await self._router.cancel_media(
+                router.CancelMediaRequest(request=request), Call.internal(POLL_LIMIT_S)
+            )
+        await self._store.cancel_sent(attempt.id)
+
+    async def take_in(
+        self, attempt: Any, job: Any, progress: provider.MediaProgress, receipt: Any, fence: int | None = None
+    ) -> None:
+        """Take in what a provider says about a job, in a poll or in a notification."""
+        if progress.state in ("succeeded", "failed", "cancelled"):
+            await self._end(attempt, job, attempt.fence if fence is None else fence, progress, receipt)
+            return
+        fraction = progress.fraction if progress.HasField("fraction") else None
+        position = progress.queue_position if progress.HasField("queue_position") else None
+        await self._store.progress(attempt.id, fraction, position, self._now())
+        await self._poll_later(attempt)
+
+    async def _poll_later(self, attempt: Any) -> None:
+        pause = min(LONGEST_POLL_S, FIRST_POLL_S * 1.5 ** min(attempt.polls, 20))
+        await self._store.poll_again(attempt.id, self._now() + round(pause * SECOND))
+
+    async def _end(
+        self, attempt: Any, job: Any, fence: int, progress: provider.MediaProgress, receipt: Any
+    ) -> None:
+        if progress.state != "succeeded":
+            cancelled = progress.state == "cancelled"
+            reason = "CANCELLED" if cancelled else progress.reason or "PROVIDER_FAILED"
+            failure = Failure(reason, progress.message or progress.state, progress.retryable)
+            await self._store_failure(attempt, job, fence, failure)
+            return
+        target = targets_of(job)[attempt.target_index]
+        result = EffectResult(
+            usage=progress.usage, receipt=receipt, model_used=f"{target.provider}/{target.model}"
+        )
+        for output in progress.outputs:
+            kept = await self._outputs.keep(job.organisation_id, job.id, target.provider, output)
+            kept.synthetic = target.synthetic
+            result.outputs.append(kept)
+        rated = await self._router.rate_media(
+            router.RateMediaRequest(
+                provider=target.provider,
+                model=target.model,
+                priced_as=target.priced_as,
+                price_version=target.price_version,
+                usage=progress.usage,
+            ),
+            Call.internal(POLL_LIMIT_S),
+        )
+        result.amount_nano_credits = rated.amount_nano_credits
+        result.cost_nano_credits = rated.cost_nano_credits
+        result.price_version, result.cost_source = rated.price_version, rated.cost_source
+        stored = await self._store.store_result(attempt.effect_key, result, self._now())
+        self._crash.pass_by("after_result_store")
+        await self._store.complete(attempt.id, fence, stored, self._now())
+        self._crash.pass_by("after_report")
+
+    async def _fail(self, claim: Claim, error: RpcError) -> None:
+        failure = Failure(
+            error.reason,
+            error.message,
+            error.metadata.get("retryable") == "true",
+            error.retry_after_s or 0.0,
+        )
+        await self._store_failure(claim.attempt, claim.job, claim.fence, failure)
+
+    async def _store_failure(self, attempt: Any, job: Any, fence: int, failure: Failure) -> None:
+        queues = [queue_of(target.immediate, job.priority) for target in targets_of(job)]
+        await self._store.fail(attempt.id, fence, failure, queues, self._now())
+
+
+def targets_of(job: Any) -> list[router.MediaTarget]:
+    """Return where a job may be made, as it was planned."""
+    return list(router.PlanMediaResponse.FromString(job.targets).targets)
+
+
+def target_of(claim: Claim) -> router.MediaTarget:
+    """Return where an attempt asks."""
+    index: int = claim.attempt.target_index
+    return targets_of(claim.job)[index]

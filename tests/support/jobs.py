@@ -1,0 +1,107 @@
+"""A media router and a counting provider behind it, for the engine of jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+from omnihub.common.v1.media_pb2 import MediaOutput, MediaUsage
+from omnihub.provider.v1 import media_provider_service_pb2 as provider
+from omnihub.router.v1 import media_router_service_pb2 as router
+
+from services.common.rpc import Call, RpcError
+
+
+class CountingRouter:
+    """Serves MediaRouterService. Counts what it is asked, by effect key; says what a test wants said."""
+
+    def __init__(self, immediate: bool = True, polls: int = 1, **capabilities: Any) -> None:
+        self.immediate = immediate
+        self.polls = polls
+        self.capabilities = capabilities
+        self.targets = 1
+        self.submitted: Counter[str] = Counter()
+        self.cancelled: list[str] = []
+        self.failures: list[RpcError] = []
+        self.jobs: dict[str, int] = {}
+        self.by_effect: dict[str, str] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def plan_media(self, request: router.PlanMediaRequest, call: Call) -> router.PlanMediaResponse:
+        targets = [
+            router.MediaTarget(
+                provider=f"fake{index}",
+                model="m",
+                estimate_nano_credits=10_000_000,
+                price_version="p1",
+                immediate=self.immediate,
+                **self.capabilities,
+            )
+            for index in range(self.targets)
+        ]
+        return router.PlanMediaResponse(targets=targets)
+
+    async def submit_media(
+        self, request: router.SubmitMediaRequest, call: Call
+    ) -> router.SubmitMediaResponse:
+        key = request.attempt.effect_key
+        self.submitted[key] += 1
+        await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        response = provider.SubmitMediaResponse()
+        if self.immediate:
+            response.progress.CopyFrom(_done())
+        else:
+            response.provider_job_id = self.by_effect.setdefault(key, f"pj-{len(self.by_effect)}")
+            self.jobs[response.provider_job_id] = self.polls
+            response.progress.state = "queued"
+        return router.SubmitMediaResponse(response=response)
+
+    async def poll_media(self, request: router.PollMediaRequest, call: Call) -> router.PollMediaResponse:
+        job = request.request.provider_job_id
+        if job in self.cancelled:
+            return router.PollMediaResponse(progress=provider.MediaProgress(state="cancelled"))
+        self.jobs[job] -= 1
+        if self.jobs[job] > 0:
+            return router.PollMediaResponse(
+                progress=provider.MediaProgress(state="running", fraction=1 / (1 + self.jobs[job]))
+            )
+        return router.PollMediaResponse(progress=_done())
+
+    async def cancel_media(
+        self, request: router.CancelMediaRequest, call: Call
+    ) -> router.CancelMediaResponse:
+        self.cancelled.append(request.request.provider_job_id)
+        return router.CancelMediaResponse(outcome="requested")
+
+    async def find_media(self, request: router.FindMediaRequest, call: Call) -> router.FindMediaResponse:
+        return router.FindMediaResponse(provider_job_id=self.by_effect.get(request.request.effect_key, ""))
+
+    async def rate_media(self, request: router.RateMediaRequest, call: Call) -> router.RateMediaResponse:
+        return router.RateMediaResponse(
+            amount_nano_credits=7_000_000,
+            cost_nano_credits=6_000_000,
+            price_version="p1",
+            cost_source="price",
+        )
+
+
+def _done() -> provider.MediaProgress:
+    output = provider.ProviderOutput(data=b"made", facts=MediaOutput(mime="image/png"))
+    return provider.MediaProgress(state="succeeded", outputs=[output], usage=MediaUsage(images=1))
+
+
+class MemoryOutputs:
+    """Keeps outputs in memory."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+
+    async def keep(
+        self, organisation_id: str, job_id: str, provider_name: str, output: provider.ProviderOutput
+    ) -> MediaOutput:
+        self.kept.append(output.data)
+        return MediaOutput(file_id=f"file_{len(self.kept)}", mime=output.facts.mime)
