@@ -75,7 +75,8 @@ def _gateway(module: Any, settings: Settings, infrastructure: Infrastructure) ->
 
 
 def _workflow(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
-    return module.build(settings.workflow, infrastructure)  # type: ignore[no-any-return]
+    public_url = settings.public_url or f"http://127.0.0.1:{settings.port}"
+    return module.build(settings.workflow, infrastructure, public_url=public_url)  # type: ignore[no-any-return]
 
 
 def _agents(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:

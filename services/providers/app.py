@@ -6,6 +6,7 @@ from collections import ChainMap
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
+from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.provider.v1.plugin_service_api import PluginService
 from omnihub.provider.v1.provider_service_api import ProviderService
 
@@ -17,6 +18,9 @@ from services.providers.adapters.plugin import PluginAdapter
 from services.providers.adapters.table import ADAPTERS
 from services.providers.domain.plugin import InvalidPluginError, Plugin, check_address
 from services.providers.http import Upstream
+from services.providers.media.adapter import MediaAdapter
+from services.providers.media.server import MediaProviderServer
+from services.providers.media.table import MEDIA_ADAPTERS
 from services.providers.plugins import Plugins
 from services.providers.server import PluginServer, ProviderServer
 from services.providers.settings import ProviderSettings
@@ -30,9 +34,15 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
     """Return the service for these providers and `local`. Raises StartupError for wrong settings."""
     upstream = Upstream()
     adapters: dict[str, Adapter] = {}
+    makers: dict[str, MediaAdapter] = {}
     for name, given in {LOCAL: ProviderSettings(), **settings}.items():
+        completed = complete(name, given)
+        make = MEDIA_ADAPTERS.get(completed.adapter)
         try:
-            adapters[name] = _adapter(name, given, upstream)
+            if make is not None:
+                makers[name] = make(name, completed, upstream)
+            if completed.adapter in ADAPTERS or make is None:
+                adapters[name] = _adapter(name, completed, upstream)
         except ValueError as error:
             raise StartupError(str(error)) from None
     declared = [each for each in adapters.values() if isinstance(each, PluginAdapter)]
@@ -55,21 +65,24 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
 
     return Service(
         name=NAME,
-        interfaces=[(ProviderService, ProviderServer(served)), (PluginService, PluginServer(plugins))],
+        interfaces=[
+            (ProviderService, ProviderServer(served)),
+            (MediaProviderService, MediaProviderServer(makers)),
+            (PluginService, PluginServer(plugins)),
+        ],
         start=start,
         stop=stop,
         check=upstream.check,
     )
 
 
-def _adapter(name: str, settings: ProviderSettings, upstream: Upstream) -> Adapter:
+def _adapter(name: str, completed: ProviderSettings, upstream: Upstream) -> Adapter:
     """Make one adapter. Raises ValueError naming the setting that is wrong."""
-    completed = complete(name, settings)
     if completed.adapter == PLUGIN:
         return _plugin(name, completed)
     make = ADAPTERS.get(completed.adapter)
     if make is None:
-        known = ", ".join(sorted([*ADAPTERS, PLUGIN]))
+        known = ", ".join(sorted({*ADAPTERS, *MEDIA_ADAPTERS, PLUGIN}))
         raise ValueError(f"providers.{name}.adapter: {completed.adapter!r} is none of {known}")
     return make(name, completed, upstream)
 

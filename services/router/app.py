@@ -9,7 +9,9 @@ from pathlib import Path
 
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.provider.v1 import provider_service_pb2
+from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.rpc import Call, RpcError
@@ -23,6 +25,7 @@ from services.router.health import Health
 from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
+from services.router.media.server import MediaRouterServer
 from services.router.prices import Prices
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
@@ -78,6 +81,13 @@ class RouterApp:
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
         self.server = RouterServer(
             self._admission, execution, self._store, Counting(self._admission, self._providers)
+        )
+        self.media = MediaRouterServer(
+            infrastructure.connector.connect(MediaProviderService, "providers"),
+            billing,
+            lambda: self._admission.catalogue,
+            lambda provider: vendors.get(provider, ""),
+            health,
         )
 
     async def start(self) -> None:
@@ -151,7 +161,7 @@ def build(
     app = RouterApp(settings, routes, vendors, infrastructure)
     return Service(
         name="router",
-        interfaces=[(RouterService, app.server)],
+        interfaces=[(RouterService, app.server), (MediaRouterService, app.media)],
         start=app.start,
         stop=app.stop,
         check=app.check,

@@ -101,6 +101,24 @@ class JobServer:
         await self._jobs.remove(owner_of(call), request.job_id)
         return pb.DeleteJobResponse()
 
+    async def create_batch(self, request: pb.CreateBatchRequest, call: Call) -> pb.CreateBatchResponse:
+        raise RpcError("NOT_IMPLEMENTED", "batches are not part of this version")
+
+    async def receive_webhook(
+        self, request: pb.ReceiveWebhookRequest, call: Call
+    ) -> pb.ReceiveWebhookResponse:
+        raise RpcError("NOT_IMPLEMENTED", "webhooks are not part of this version")
+
+    async def list_dead_letters(
+        self, request: pb.ListDeadLettersRequest, call: Call
+    ) -> pb.ListDeadLettersResponse:
+        raise RpcError("NOT_IMPLEMENTED", "dead letters are not part of this version")
+
+    async def redrive_dead_letter(
+        self, request: pb.RedriveDeadLetterRequest, call: Call
+    ) -> pb.RedriveDeadLetterResponse:
+        raise RpcError("NOT_IMPLEMENTED", "dead letters are not part of this version")
+
     async def _wait(self, row: Any, wait_s: float) -> Any:
         """Return the ended job, or as it is when the time is over."""
         until = time.monotonic() + wait_s

@@ -112,4 +112,21 @@ dead_letter = sa.Table(
     sa.Column("redriven_at", sa.BigInteger, nullable=False),
 )
 
+file = sa.Table(
+    "file",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("organisation_id", sa.String(160), nullable=False),
+    sa.Column("owner", sa.String(160), nullable=False),
+    sa.Column("purpose", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(255), nullable=False),
+    sa.Column("mime", sa.String(128), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("path", sa.String(512), nullable=False),
+    sa.Column("job_id", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+)
+
 outbox = outbox_table(metadata)

@@ -35,7 +35,6 @@ class CountingRouter:
                 provider=f"fake{index}",
                 model="m",
                 estimate_nano_credits=10_000_000,
-                price_version="p1",
                 immediate=self.immediate,
                 **self.capabilities,
             )

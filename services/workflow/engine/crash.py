@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-VARIABLE = "OMNIHUB_TEST_CRASH_AT"
-
 
 class CrashPoints:
     """Ends the process at the armed place, the `count`th time it is passed."""
@@ -21,8 +19,3 @@ class CrashPoints:
             self._left -= 1
             if self._left == 0:
                 os._exit(86)
-
-
-def armed_by(environment: dict[str, str]) -> CrashPoints:
-    """Return the crash points of an environment: none, outside of tests."""
-    return CrashPoints(environment.get(VARIABLE, ""))

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
-from omnihub.common.v1.media_pb2 import MediaInput
+from omnihub.common.v1.media_pb2 import MediaInput, MediaOutput
 from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.router.v1 import media_router_service_pb2 as router
 from omnihub.router.v1.media_router_service_api import MediaRouterService
@@ -18,7 +18,6 @@ from services.common.rpc import Call, RpcError
 from services.workflow.domain.kinds import queue_of
 from services.workflow.domain.retry import Failure
 from services.workflow.engine.crash import CrashPoints
-from services.workflow.engine.outputs import OutputStore
 from services.workflow.store.attempts import SECOND, Attempts, Claim
 
 LEASE_S = 60.0
@@ -31,6 +30,16 @@ LONGEST_POLL_S = 30.0
 REFUSED_OUTPUT = frozenset({"URL_REFUSED", "UNSUPPORTED_MEDIA", "BODY_TOO_LARGE"})
 
 _logger = logging.getLogger(__name__)
+
+
+class OutputStore(Protocol):
+    """Where outputs are kept."""
+
+    async def keep(
+        self, organisation_id: str, job_id: str, provider_name: str, output: provider.ProviderOutput
+    ) -> MediaOutput:
+        """Return the output as it is kept: with id, size, type and hash. Raises RpcError."""
+        ...
 
 
 class Worker:
@@ -209,13 +218,7 @@ class Worker:
             kept.synthetic = target.synthetic
             result.outputs.append(kept)
         rated = await self._router.rate_media(
-            router.RateMediaRequest(
-                provider=target.provider,
-                model=target.model,
-                priced_as=target.priced_as,
-                price_version=target.price_version,
-                usage=progress.usage,
-            ),
+            router.RateMediaRequest(price=target.price, usage=progress.usage),
             Call.internal(POLL_LIMIT_S),
         )
         result.amount_nano_credits = rated.amount_nano_credits

@@ -103,6 +103,22 @@ def upgrade() -> None:
         sa.Column("redriven_at", sa.BigInteger, nullable=False),
     )
     op.create_table(
+        "file",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("organisation_id", sa.String(160), nullable=False),
+        sa.Column("owner", sa.String(160), nullable=False),
+        sa.Column("purpose", sa.String(16), nullable=False),
+        sa.Column("name", sa.String(255), nullable=False),
+        sa.Column("mime", sa.String(128), nullable=False),
+        sa.Column("size", sa.BigInteger, nullable=False),
+        sa.Column("sha256", sa.String(64), nullable=False),
+        sa.Column("path", sa.String(512), nullable=False),
+        sa.Column("job_id", sa.String(64), nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("expires_at", sa.BigInteger, nullable=False),
+    )
+    op.create_index("file_organisation", "file", ["organisation_id", "created_at", "id"])
+    op.create_table(
         "outbox",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
         sa.Column("queue", sa.String(64), nullable=False),

@@ -14,7 +14,8 @@ from omnihub.billing.v1 import billing_service_pb2
 from omnihub.common.v1 import options_pb2
 from omnihub.provider.v1 import plugin_service_pb2, provider_service_pb2
 from omnihub.router.v1 import router_service_pb2
-from omnihub.workflow.v1alpha1 import job_service_pb2, workflow_service_pb2
+from omnihub.workflow.v1 import consent_service_pb2, file_service_pb2, job_service_pb2, webhook_service_pb2
+from omnihub.workflow.v1alpha1 import workflow_service_pb2
 
 from services.edge.config import bootstrap
 from services.edge.routes import contract, match_template, read_descriptors
@@ -29,7 +30,10 @@ MODULES = (
     plugin_service_pb2,
     provider_service_pb2,
     router_service_pb2,
+    consent_service_pb2,
+    file_service_pb2,
     job_service_pb2,
+    webhook_service_pb2,
     workflow_service_pb2,
 )
 METHODS = [

@@ -1,0 +1,14 @@
+"""Which adapter of media speaks to which vendor: `adapter = "..."` in the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from services.providers.http import Upstream
+from services.providers.media.adapter import MediaAdapter
+from services.providers.media.local import LocalMediaAdapter
+from services.providers.settings import ProviderSettings
+
+Make = Callable[[str, ProviderSettings, Upstream], MediaAdapter]
+
+MEDIA_ADAPTERS: Mapping[str, Make] = {"local": LocalMediaAdapter}

@@ -1,0 +1,118 @@
+"""Where a generation may be made: the targets of its model that make this kind and have a price."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from omnihub.billing.v1.price_pb2 import Price
+from omnihub.provider.v1.media_provider_service_pb2 import MediaCapabilities
+from omnihub.router.v1 import media_router_service_pb2 as pb
+
+from services.credits.media_rating import bound_media, covers_media
+from services.credits.money import parse_nano
+from services.router.domain.catalogue import AUTO, Catalogue, Model, Target
+from services.router.domain.errors import NoCandidateError, PriceUnknownError
+from services.router.settings import RouteSettings
+
+PriceOf = Callable[[Target, Model], Price | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A target of a model."""
+
+    target: Target
+    model: Model
+
+
+def candidates(
+    request: pb.PlanMediaRequest, catalogue: Catalogue, makers: Mapping[str, MediaCapabilities]
+) -> Sequence[Candidate]:
+    """Return what may be asked, best first. Raises ModelNotFoundError, ModelNotAllowedError."""
+    allowed = tuple(request.allowed_models)
+    if request.model and request.model != AUTO:
+        models: Iterable[Model] = [catalogue.find(request.model, allowed)]
+    else:
+        models = [*catalogue.usable(allowed), *_of_this_machine(makers, allowed)]
+    return [Candidate(target, model) for model in models for target in model.targets]
+
+
+def _of_this_machine(makers: Mapping[str, MediaCapabilities], allowed: tuple[str, ...]) -> list[Model]:
+    """Return what needs no configuration: the makers that are rules, when nothing else makes a kind."""
+    found = []
+    for name, maker in makers.items():
+        target = Target(name, "default")
+        if maker.synthetic and (not allowed or target.name in allowed):
+            found.append(Model(target.name, (target,), RouteSettings(route=[target.name]), configured=False))
+    return found
+
+
+def plan(
+    request: pb.PlanMediaRequest,
+    given: Sequence[Candidate],
+    makers: Mapping[str, MediaCapabilities],
+    price_of: PriceOf,
+) -> pb.PlanMediaResponse:
+    """Return the plan of a request. Raises NoCandidateError, PriceUnknownError."""
+    kind = request.input.WhichOneof("kind") or ""
+    limit = parse_nano(request.max_cost) if request.max_cost else None
+    response = pb.PlanMediaResponse(requested_model=request.model or AUTO)
+    unpriced = 0
+    for candidate in given:
+        target = candidate.target
+        maker = makers.get(target.provider)
+        because = ""
+        if maker is None or kind not in maker.kinds:
+            because = f"provider {target.provider} does not make {kind}"
+        else:
+            price = price_of(target, candidate.model)
+            if price is None or not covers_media(price):
+                because, unpriced = "price unknown", unpriced + 1
+            else:
+                planned = _target(candidate, maker, kind, price, bound_media(request.input, price))
+                if limit is None or planned.estimate_nano_credits <= limit:
+                    response.targets.append(planned)
+                    continue
+                because = "may cost more than max_cost"
+        response.excluded.append(pb.MediaExclusion(target=target.name, because=because))
+    if not response.targets:
+        raise _nothing_left(response, kind, unpriced)
+    return response
+
+
+def _target(
+    candidate: Candidate, maker: MediaCapabilities, kind: str, price: Price, estimate: int
+) -> pb.MediaTarget:
+    return pb.MediaTarget(
+        provider=candidate.target.provider,
+        model=candidate.target.model,
+        estimate_nano_credits=estimate,
+        price=price,
+        immediate=kind in maker.immediate,
+        cancels=maker.cancels,
+        webhooks=maker.webhooks,
+        idempotent=maker.idempotent,
+        finds=maker.finds,
+        synthetic=maker.synthetic,
+        concurrency=maker.concurrency,
+    )
+
+
+def _nothing_left(
+    response: pb.PlanMediaResponse, kind: str, unpriced: int
+) -> NoCandidateError | PriceUnknownError:
+    if not response.excluded:
+        message = f"no model that makes {kind} is configured for this key"
+        return NoCandidateError(message, model=response.requested_model)
+    last = response.excluded[-1]
+    if unpriced == len(response.excluded):
+        return PriceUnknownError(
+            f"{last.target} has no price; set `price` for it in omnihub.toml", model=last.target
+        )
+    return NoCandidateError(
+        f"nothing is left to make {kind}: {last.target}: {last.because}",
+        model=response.requested_model,
+        last_excluded=last.target,
+        constraint=last.because,
+    )

@@ -1,0 +1,155 @@
+"""Serves omnihub.router.v1.MediaRouterService: plans, relays to the providers, watches their health."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from omnihub.billing.v1 import billing_service_pb2 as billing
+from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.price_pb2 import Price, PriceKey
+from omnihub.provider.v1 import media_provider_service_pb2 as provider
+from omnihub.provider.v1.media_provider_service_api import MediaProviderService
+from omnihub.router.v1 import media_router_service_pb2 as pb
+
+from services.common.rpc import Call, RpcError
+from services.credits.media_rating import rate_media
+from services.router.domain.catalogue import Catalogue, Model, Target
+from services.router.health import Health
+from services.router.media.planning import Candidate, candidates, plan
+
+LIMIT_S = 10.0
+
+Answer = TypeVar("Answer")
+
+
+class MediaRouterServer:
+    """See the contract in omnihub/router/v1/media_router_service.proto."""
+
+    def __init__(
+        self,
+        providers: MediaProviderService,
+        billing_service: BillingService,
+        catalogue: Callable[[], Catalogue],
+        vendors: Callable[[str], str],
+        health: Health,
+    ) -> None:
+        self._providers = providers
+        self._billing = billing_service
+        self._catalogue = catalogue
+        self._vendors = vendors
+        self._health = health
+
+    async def plan_media(self, request: pb.PlanMediaRequest, call: Call) -> pb.PlanMediaResponse:
+        makers = await self._makers()
+        given = candidates(request, self._catalogue(), makers)
+        prices = await self._prices(given)
+        free = Price(version="free", source="free")
+
+        def price_of(target: Target, model: Model) -> Price | None:
+            maker = makers[target.provider]
+            return prices.get((target.provider, target.model, model.priced_as)) or (
+                free if maker.synthetic else None
+            )
+
+        return plan(request, given, makers, price_of)
+
+    async def _makers(self) -> dict[str, provider.MediaCapabilities]:
+        request = provider.GetMediaCapabilitiesRequest()
+        answer = await self._providers.get_media_capabilities(request, Call.internal(LIMIT_S))
+        return {each.provider: each for each in answer.providers}
+
+    async def _prices(self, given: Sequence[Candidate]) -> dict[tuple[str, str, str], Price]:
+        keys = [
+            PriceKey(
+                provider=each.target.provider,
+                model=each.target.model,
+                configured_model=each.model.priced_as,
+                vendor=self._vendors(each.target.provider),
+            )
+            for each in given
+        ]
+        request = billing.BatchGetPricesRequest(keys=keys)
+        answer = await self._billing.batch_get_prices(request, Call.internal(LIMIT_S))
+        return {
+            (price.key.provider, price.key.model, price.key.configured_model): price
+            for price in answer.prices
+        }
+
+    async def submit_media(self, request: pb.SubmitMediaRequest, call: Call) -> pb.SubmitMediaResponse:
+        attempt = request.attempt
+        target = Target(attempt.provider, attempt.model)
+        message = provider.SubmitMediaRequest(attempt=attempt)
+        return pb.SubmitMediaResponse(
+            response=await self._watched(target, self._providers.submit_media(message, call))
+        )
+
+    async def _watched(self, target: Target, asking: Awaitable[Answer]) -> Answer:
+        """Ask, and take in what the outcome says about the provider."""
+        began = time.monotonic()
+        try:
+            answer = await asking
+        except RpcError as error:
+            self._health.failed(target, error, began)
+            raise
+        except BaseException:
+            self._health.released(target)
+            raise
+        self._health.succeeded(target, began)
+        return answer
+
+    async def poll_media(self, request: pb.PollMediaRequest, call: Call) -> pb.PollMediaResponse:
+        answer = await self._providers.poll_media(request.request, call)
+        return pb.PollMediaResponse(progress=answer.progress)
+
+    async def cancel_media(self, request: pb.CancelMediaRequest, call: Call) -> pb.CancelMediaResponse:
+        answer = await self._providers.cancel_media(request.request, call)
+        return pb.CancelMediaResponse(outcome=answer.outcome)
+
+    async def find_media(self, request: pb.FindMediaRequest, call: Call) -> pb.FindMediaResponse:
+        answer = await self._providers.find_media(request.request, call)
+        return pb.FindMediaResponse(provider_job_id=answer.provider_job_id)
+
+    async def read_webhook(self, request: pb.ReadWebhookRequest, call: Call) -> pb.ReadWebhookResponse:
+        return pb.ReadWebhookResponse(response=await self._providers.read_webhook(request.request, call))
+
+    async def fetch_output(
+        self, request: pb.FetchOutputRequest, call: Call
+    ) -> AsyncIterator[pb.FetchOutputResponse]:
+        stream: Any = self._providers.fetch_output(request.request, call)
+        async with aclosing(stream):
+            async for message in stream:
+                yield pb.FetchOutputResponse(data=message.data)
+
+    async def rate_media(self, request: pb.RateMediaRequest, call: Call) -> pb.RateMediaResponse:
+        amount = rate_media(request.usage, request.price)
+        usage = request.usage
+        source = "provider" if usage.provider_cost else "estimate" if usage.estimated else "price"
+        return pb.RateMediaResponse(
+            amount_nano_credits=amount,
+            cost_nano_credits=amount,
+            price_version=request.price.version,
+            cost_source=source,
+        )
+
+    async def stream_speech(
+        self, request: pb.StreamSpeechRequest, call: Call
+    ) -> AsyncIterator[pb.StreamSpeechResponse]:
+        raise RpcError("NOT_IMPLEMENTED", "speech is made as a job in this version")
+        yield pb.StreamSpeechResponse()
+
+    async def list_voices(self, request: pb.ListVoicesRequest, call: Call) -> pb.ListVoicesResponse:
+        makers = [request.provider] if request.provider else list(await self._makers())
+        response = pb.ListVoicesResponse()
+        for name in makers:
+            try:
+                asked = provider.ListVoicesRequest(provider=name)
+                answer = await self._providers.list_voices(asked, call)
+            except RpcError as error:
+                if request.provider or error.reason != "NOT_IMPLEMENTED":
+                    raise
+                continue
+            response.voices.extend(pb.ProviderVoice(provider=name, voice=voice) for voice in answer.voices)
+        return response
