@@ -170,6 +170,7 @@ class Process:
             connector=self._connector,
             data_dir=settings.data_dir,
             database_url=settings.database_url,
+            amqp_url=settings.amqp_url.get_secret_value() if settings.amqp_url is not None else "",
             instance_id=new_id("proc"),
         )
         self._started: list[Service] = []

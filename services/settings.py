@@ -103,8 +103,10 @@ class Settings(Section):
     """Internal HTTP listener: facade, /health, /ready and /metrics."""
     database_url: str = Field("", pattern=r"^(postgresql://.*)?$")
     """`postgresql://...`; empty: SQLite files in data_dir."""
-    public_url: str = ""
-    """How callers reach the platform. Accepted already; read once answers contain links."""
+    amqp_url: Secret | None = None
+    """`amqp://user:password@host/`; not set: asynchronous work is drained in the process that begins it."""
+    public_url: str = Field("", pattern=r"^(https?://\S+)?$")
+    """How callers reach the platform: links to files and notifications of providers begin with it."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web clients, such as `https://app.example.com`."""
     bootstrap_api_key: Secret | None = None

@@ -49,6 +49,8 @@ class Infrastructure:
     connector: Connector
     data_dir: Path
     database_url: str = ""
+    amqp_url: str = ""
+    """Of RabbitMQ; empty: asynchronous work is drained in the process that begins it."""
     instance_id: str = ""
     """Unique to this start of this process."""
     authenticator: Authenticator | None = field(default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 import obstore.store
@@ -12,6 +13,7 @@ from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.workflow.v1.job_service_api import JobService
 from omnihub.workflow.v1alpha1.workflow_service_api import WorkflowService
 
+from services.common.bus import Consumer, Relay, Topology
 from services.common.clock import now
 from services.common.foreign import ForeignClient
 from services.common.outbox import Outbox
@@ -30,12 +32,35 @@ from services.workflow.files.outputs import Outputs
 from services.workflow.files.store import FileStore
 from services.workflow.server import JobServer, WorkflowServer
 from services.workflow.settings import WorkflowSettings
-from services.workflow.store.attempts import Attempts
+from services.workflow.store.attempts import SECOND, Attempts
 from services.workflow.store.jobs import Jobs
 from services.workflow.store.records import SETTLE_QUEUE
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 SETTLED_AT_ONCE = 8
+
+
+class Queue:
+    """The parts that bring messages to handlers, stopped in reverse."""
+
+    def __init__(self, *parts: Dispatcher | Relay | Consumer) -> None:
+        self._parts = parts
+
+    def start(self) -> None:
+        """Begin."""
+        for part in self._parts:
+            part.start()
+
+    async def stop(self) -> None:
+        """End."""
+        for part in reversed(self._parts):
+            await part.stop()
+
+    def wake(self) -> None:
+        """Look for messages now."""
+        for part in self._parts:
+            if not isinstance(part, Consumer):
+                part.wake()
 
 
 def build(settings: WorkflowSettings, infrastructure: Infrastructure, *, public_url: str) -> Service:
@@ -56,13 +81,8 @@ def build(settings: WorkflowSettings, infrastructure: Infrastructure, *, public_
     )
     settler = Settler(jobs, attempts, billing)
     limits = {LATE: settings.late_concurrency, SUBMIT: settings.submit_concurrency}
-    queues = {f"job.{way}.{priority}": limits[way] for way in limits for priority in PRIORITIES}
-    dispatcher = Dispatcher(
-        outbox,
-        {**dict.fromkeys(queues, worker.work), SETTLE_QUEUE: settler.settle},
-        {**queues, SETTLE_QUEUE: SETTLED_AT_ONCE},
-        now,
-    )
+    room = {f"job.{way}.{priority}": limits[way] for way in limits for priority in PRIORITIES}
+    queue = _queue(infrastructure, outbox, room, worker, attempts, settler)
     clockwork = Clockwork(jobs, attempts, worker, now)
 
     async def check(given: MediaInput, call: Call) -> MediaInput:
@@ -73,22 +93,47 @@ def build(settings: WorkflowSettings, infrastructure: Infrastructure, *, public_
     async def start() -> None:
         await database.migrate(MIGRATIONS)
         await foreign.start()
-        dispatcher.start()
+        queue.start()
         clockwork.start()
 
     async def stop() -> None:
         await clockwork.stop()
-        await dispatcher.stop()
+        await queue.stop()
         await foreign.stop()
         await database.close()
 
-    server = JobServer(jobs, admission, links.to, dispatcher.wake, now)
+    server = JobServer(jobs, admission, links.to, queue.wake, now)
     return Service(
         name="workflow",
         interfaces=[(WorkflowService, WorkflowServer()), (JobService, server)],
         start=start,
         stop=stop,
         check=database.ping,
+    )
+
+
+def _queue(
+    infrastructure: Infrastructure,
+    outbox: Outbox,
+    room: Mapping[str, int],
+    worker: Worker,
+    attempts: Attempts,
+    settler: Settler,
+) -> Queue:
+    """Return what brings messages to the worker: this process alone, or RabbitMQ."""
+    handlers = dict.fromkeys(room, worker.work)
+    if not infrastructure.amqp_url:
+        everything = {**handlers, SETTLE_QUEUE: settler.settle}
+        return Queue(Dispatcher(outbox, everything, {**room, SETTLE_QUEUE: SETTLED_AT_ONCE}, now))
+    topology = Topology("job", tuple(room))
+
+    async def bury(name: str, subject_id: str, reason: str) -> None:
+        await attempts.bury(name, subject_id, reason, round(now().timestamp() * SECOND))
+
+    return Queue(
+        Dispatcher(outbox, {SETTLE_QUEUE: settler.settle}, {SETTLE_QUEUE: SETTLED_AT_ONCE}, now),
+        Relay(infrastructure.amqp_url, topology, outbox, now),
+        Consumer(infrastructure.amqp_url, topology, handlers, room, bury),
     )
 
 

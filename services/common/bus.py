@@ -1,0 +1,261 @@
+"""RabbitMQ: messages of the outbox to workers in other processes, at least once.
+
+A publish counts once the quorum has confirmed it; a message is acknowledged once its handler has returned.
+Messages carry ids, never state. The topology is declared, never changed: other arguments, another name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+
+import aio_pika
+from aio_pika.abc import (
+    AbstractChannel,
+    AbstractExchange,
+    AbstractIncomingMessage,
+    AbstractRobustConnection,
+    HeadersType,
+)
+from aio_pika.exceptions import AMQPError, DeliveryError
+
+from services.common.outbox import SECOND, Message, Outbox
+
+CONFIRM_LIMIT_S = 10.0
+IN_FLIGHT = 50
+POLL_S = 0.5
+RETRY_S = 1.0
+STOP_GRACE_S = 5.0
+DELIVERY_LIMIT = 5
+LENGTH_LIMIT = 50_000
+
+Handler = Callable[[str], Awaitable[None]]
+Buried = Callable[[str, str, str], Awaitable[None]]
+"""Takes in a dead letter: its queue, what it was about, and why it died."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The names of one area, such as `job`: a direct exchange, its queues, and where the dead go."""
+
+    area: str
+    queues: Sequence[str]
+    version: int = 1
+
+    @property
+    def exchange(self) -> str:
+        """Return the name of the exchange that messages are published to."""
+        return f"{self.area}.dispatch"
+
+    @property
+    def dead_exchange(self) -> str:
+        """Return the name of the exchange that dead letters go to."""
+        return f"{self.area}.dlx"
+
+    @property
+    def dead_queue(self) -> str:
+        """Return the name of the queue of dead letters."""
+        return f"{self.area}.dead.v{self.version}"
+
+    def queue(self, name: str) -> str:
+        """Return the broker's name of a queue."""
+        return f"{name}.v{self.version}"
+
+    async def declare(self, channel: AbstractChannel) -> AbstractExchange:
+        """Make sure that all of it exists; return the exchange to publish to."""
+        dead = await channel.declare_exchange(self.dead_exchange, aio_pika.ExchangeType.FANOUT, durable=True)
+        graves = await channel.declare_queue(
+            self.dead_queue, durable=True, arguments={"x-queue-type": "quorum"}
+        )
+        await graves.bind(dead)
+        exchange = await channel.declare_exchange(self.exchange, aio_pika.ExchangeType.DIRECT, durable=True)
+        arguments: HeadersType = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-max-length": LENGTH_LIMIT,
+            # A full queue refuses: the message stays in the outbox, and producers feel it.
+            "x-overflow": "reject-publish",
+            "x-dead-letter-exchange": self.dead_exchange,
+            "x-dead-letter-strategy": "at-least-once",
+        }
+        for name in self.queues:
+            queue = await channel.declare_queue(self.queue(name), durable=True, arguments=arguments)
+            await queue.bind(exchange, routing_key=name)
+        return exchange
+
+
+class Relay:
+    """Publishes the outbox. Any number of relays may run: each takes other rows."""
+
+    def __init__(self, url: str, topology: Topology, outbox: Outbox, clock: Callable[[], datetime]) -> None:
+        self._url = url
+        self._topology = topology
+        self._outbox = outbox
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._connection: AbstractRobustConnection | None = None
+        self.connected = False
+
+    def start(self) -> None:
+        """Begin to publish."""
+        self._task = asyncio.create_task(self._run(), name=f"{self._topology.area}-relay")
+
+    async def stop(self) -> None:
+        """Stop. What was not confirmed stays in the outbox."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._connection is not None:
+            await self._connection.close()
+
+    def wake(self) -> None:
+        """Look at the outbox now: something has just been written."""
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                exchange = await self._connect()
+                self.connected = True
+                await self._publish_all(exchange)
+            except (AMQPError, OSError, TimeoutError) as error:
+                self.connected = False
+                _logger.warning("relay_interrupted %s", type(error).__name__)
+            await asyncio.sleep(RETRY_S)
+
+    async def _connect(self) -> AbstractExchange:
+        if self._connection is None:
+            self._connection = await aio_pika.connect_robust(self._url, timeout=CONFIRM_LIMIT_S)
+        channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+        return await self._topology.declare(channel)
+
+    async def _publish_all(self, exchange: AbstractExchange) -> None:
+        while True:
+            self._wake.clear()
+            now = round(self._clock().timestamp() * SECOND)
+            messages = await self._outbox.take(now, self._topology.queues)
+            if not messages:
+                try:
+                    async with asyncio.timeout(POLL_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+                continue
+            gate = asyncio.Semaphore(IN_FLIGHT)
+            confirmed = await asyncio.gather(*(self._publish(exchange, gate, each) for each in messages))
+            await self._outbox.passed_on([number for number in confirmed if number is not None])
+            if None in confirmed:
+                await asyncio.sleep(RETRY_S)
+
+    async def _publish(
+        self, exchange: AbstractExchange, gate: asyncio.Semaphore, message: Message
+    ) -> int | None:
+        """Publish one message; return its row once it is confirmed, None when it stays."""
+        body = aio_pika.Message(
+            message.subject_id.encode(),
+            message_id=message.subject_id,
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            content_type="text/plain",
+        )
+        async with gate:
+            try:
+                await exchange.publish(
+                    body, routing_key=message.queue, mandatory=True, timeout=CONFIRM_LIMIT_S
+                )
+            except DeliveryError:
+                # Refused by a full queue: it is published again when its row is due again.
+                _logger.warning("queue_full %s", message.queue)
+                return None
+        return message.id
+
+
+class Consumer:
+    """Brings messages to handlers; acknowledges a message once its handler has returned."""
+
+    def __init__(
+        self,
+        url: str,
+        topology: Topology,
+        handlers: Mapping[str, Handler],
+        concurrency: Mapping[str, int],
+        buried: Buried,
+    ) -> None:
+        self._url = url
+        self._topology = topology
+        self._handlers = handlers
+        self._concurrency = concurrency
+        self._buried = buried
+        self._task: asyncio.Task[None] | None = None
+        self._connection: AbstractRobustConnection | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self.ready = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to consume, as soon as the broker can be reached."""
+        self._task = asyncio.create_task(self._run(), name=f"{self._topology.area}-consumer")
+
+    async def stop(self) -> None:
+        """Let handlers end for a moment; what they leave is delivered again, to whoever is there."""
+        self._stopping = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._running:
+            await asyncio.wait(self._running, timeout=STOP_GRACE_S)
+        if self._connection is not None:
+            await self._connection.close()
+        for task in list(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while self._connection is None:
+            try:
+                self._connection = await aio_pika.connect_robust(self._url, timeout=CONFIRM_LIMIT_S)
+            except (AMQPError, OSError, TimeoutError) as error:
+                _logger.warning("consumer_waits_for_broker %s", type(error).__name__)
+                await asyncio.sleep(RETRY_S)
+        await self._topology.declare(await self._connection.channel())
+        for name in self._topology.queues:
+            # A channel of its own: what one queue does to its channel must not stop the others.
+            channel = await self._connection.channel()
+            await channel.set_qos(prefetch_count=self._concurrency[name])
+            queue = await channel.get_queue(self._topology.queue(name))
+            await queue.consume(partial(self._receive, name))
+        channel = await self._connection.channel()
+        await channel.set_qos(prefetch_count=1)
+        graves = await channel.get_queue(self._topology.dead_queue)
+        await graves.consume(self._bury)
+        self.ready.set()
+
+    async def _receive(self, name: str, message: AbstractIncomingMessage) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        try:
+            await self._handlers[name](message.body.decode())
+        except Exception:
+            _logger.exception("message_failed %s %s", name, message.message_id)
+            await asyncio.sleep(RETRY_S)
+            # Counts towards the delivery limit: a message that always fails ends among the dead.
+            await message.reject(requeue=True)
+            return
+        if not self._stopping or not message.channel.is_closed:
+            await message.ack()
+
+    async def _bury(self, message: AbstractIncomingMessage) -> None:
+        deaths = message.headers.get("x-death") or []
+        first = deaths[0] if isinstance(deaths, list) and deaths else {}
+        queue = str(first.get("queue", "")) if isinstance(first, dict) else ""
+        reason = str(first.get("reason", "")) if isinstance(first, dict) else ""
+        await self._buried(queue.rpartition(".v")[0] or queue, message.body.decode(), reason or "unknown")
+        await message.ack()
