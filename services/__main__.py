@@ -17,6 +17,7 @@ from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
 from services.providers.conformance import command as conformance
 from services.settings import Settings, SettingsError, load
+from services.workflow import command as jobs_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     edge = commands.add_parser("edge", help="print the edge's configuration, for any Envoy fleet")
     edge.add_argument("action", choices=["config"])
     edge.set_defaults(run=_edge)
+    jobs = commands.add_parser("jobs", help="look after jobs").add_subparsers(required=True, metavar="action")
+    jobs_command.add_arguments(jobs)
+    for action in jobs.choices.values():
+        action.set_defaults(run=_jobs)
     provider = commands.add_parser("provider", help="judge a plugin").add_subparsers(
         required=True, metavar="action"
     )
@@ -53,6 +58,20 @@ def _parser() -> argparse.ArgumentParser:
     # It needs only an address, and no settings that could be wrong.
     check.set_defaults(run=conformance.run, standalone=True)
     return parser
+
+
+def _jobs(settings: Settings, options: argparse.Namespace) -> int:
+    key = options.key
+    if not key and settings.bootstrap_api_key is not None:
+        key = settings.bootstrap_api_key.get_secret_value()
+    written = settings.data_dir / "bootstrap-key"
+    if not key and written.exists():
+        key = written.read_text().strip()
+    if not key:
+        sys.stderr.write("no key: say --key, or run this where the platform keeps its data\n")
+        return 2
+    url = options.url or settings.public_url or f"http://127.0.0.1:{settings.port}"
+    return jobs_command.run(url, key, options)
 
 
 def _config(settings: Settings, options: argparse.Namespace) -> int:

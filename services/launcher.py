@@ -79,6 +79,12 @@ def _workflow(module: Any, settings: Settings, infrastructure: Infrastructure) -
     return module.build(settings.workflow, infrastructure, public_url=public_url)  # type: ignore[no-any-return]
 
 
+def _worker(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
+    return module.build_worker(  # type: ignore[no-any-return]
+        settings.workflow, infrastructure, public_url=settings.public_url
+    )
+
+
 def _agents(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
     return module.build(settings.agents, infrastructure)  # type: ignore[no-any-return]
 
@@ -130,6 +136,7 @@ TARGETS: Mapping[str, Target] = {
     "router": Target("services.router.app", ("providers", "billing", "auth"), _router),
     "agents": Target("services.agents.app", ("router", "billing", "auth"), _agents),
     "workflow": Target("services.workflow.app", ("agents", "router", "billing", "auth"), _workflow),
+    "worker": Target("services.workflow.app", ("router", "billing", "auth"), _worker),
     "gateway": Target("services.gateway.app", ("router", "billing", "workflow", "agents", "auth"), _gateway),
     "edge": Target("services.edge.app", (), _edge),
 }

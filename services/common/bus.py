@@ -21,7 +21,8 @@ from aio_pika.abc import (
     AbstractRobustConnection,
     HeadersType,
 )
-from aio_pika.exceptions import AMQPError, DeliveryError
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
+from sqlalchemy.exc import SQLAlchemyError
 
 from services.common.outbox import SECOND, Message, Outbox
 
@@ -32,6 +33,9 @@ RETRY_S = 1.0
 STOP_GRACE_S = 5.0
 DELIVERY_LIMIT = 5
 LENGTH_LIMIT = 50_000
+
+# What becomes of calls when the broker goes away.
+BROKEN = (AMQPError, ChannelInvalidStateError, ConnectionError, OSError, TimeoutError)
 
 Handler = Callable[[str], Awaitable[None]]
 Buried = Callable[[str, str, str], Awaitable[None]]
@@ -46,7 +50,9 @@ class Topology:
 
     area: str
     queues: Sequence[str]
+    """The most urgent first."""
     version: int = 1
+    length_limit: int = LENGTH_LIMIT
 
     @property
     def exchange(self) -> str:
@@ -78,7 +84,7 @@ class Topology:
         arguments: HeadersType = {
             "x-queue-type": "quorum",
             "x-delivery-limit": DELIVERY_LIMIT,
-            "x-max-length": LENGTH_LIMIT,
+            "x-max-length": self.length_limit,
             # A full queue refuses: the message stays in the outbox, and producers feel it.
             "x-overflow": "reject-publish",
             "x-dead-letter-exchange": self.dead_exchange,
@@ -93,8 +99,17 @@ class Topology:
 class Relay:
     """Publishes the outbox. Any number of relays may run: each takes other rows."""
 
-    def __init__(self, url: str, topology: Topology, outbox: Outbox, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        url: str,
+        topology: Topology,
+        outbox: Outbox,
+        clock: Callable[[], datetime],
+        confirmed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`confirmed` is called between the broker's confirmation and the removal from the outbox."""
         self._url = url
+        self._confirmed = confirmed
         self._topology = topology
         self._outbox = outbox
         self._clock = clock
@@ -124,8 +139,9 @@ class Relay:
             try:
                 exchange = await self._connect()
                 self.connected = True
-                await self._publish_all(exchange)
-            except (AMQPError, OSError, TimeoutError) as error:
+                while True:
+                    await self._publish_next(exchange)
+            except (*BROKEN, SQLAlchemyError) as error:
                 self.connected = False
                 _logger.warning("relay_interrupted %s", type(error).__name__)
             await asyncio.sleep(RETRY_S)
@@ -136,28 +152,55 @@ class Relay:
         channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
         return await self._topology.declare(channel)
 
-    async def _publish_all(self, exchange: AbstractExchange) -> None:
-        while True:
-            self._wake.clear()
-            now = round(self._clock().timestamp() * SECOND)
-            messages = await self._outbox.take(now, self._topology.queues)
-            if not messages:
-                try:
-                    async with asyncio.timeout(POLL_S):
-                        await self._wake.wait()
-                except TimeoutError:
-                    continue
-                continue
-            gate = asyncio.Semaphore(IN_FLIGHT)
-            confirmed = await asyncio.gather(*(self._publish(exchange, gate, each) for each in messages))
-            await self._outbox.passed_on([number for number in confirmed if number is not None])
-            if None in confirmed:
-                await asyncio.sleep(RETRY_S)
+    async def _publish_next(self, exchange: AbstractExchange) -> None:
+        """Publish what is due, the most urgent queue first; wait when there is nothing."""
+        self._wake.clear()
+        now = self._now()
+        for queue in self._topology.queues:
+            if messages := await self._outbox.take(now, [queue]):
+                await self._publish_all(exchange, messages)
+                # What is more urgent may have come meanwhile.
+                return
+        try:
+            async with asyncio.timeout(POLL_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return
 
-    async def _publish(
-        self, exchange: AbstractExchange, gate: asyncio.Semaphore, message: Message
-    ) -> int | None:
-        """Publish one message; return its row once it is confirmed, None when it stays."""
+    async def _publish_all(self, exchange: AbstractExchange, messages: Sequence[Message]) -> None:
+        """Publish and remove; what is not confirmed is given back at once, also when this is cancelled."""
+        gate = asyncio.Semaphore(IN_FLIGHT)
+        confirmed: set[int] = set()
+        refused = False
+        publishing = [asyncio.create_task(self._publish(exchange, gate, each)) for each in messages]
+        try:
+            for message, done in zip(messages, publishing, strict=True):
+                if await done:
+                    confirmed.add(message.id)
+                else:
+                    refused = True
+        finally:
+            for task in publishing:
+                task.cancel()
+            outcomes = await asyncio.gather(*publishing, return_exceptions=True)
+            # Confirmed while another one failed.
+            confirmed.update(each.id for each, done in zip(messages, outcomes, strict=True) if done is True)
+            if confirmed:
+                self._confirmed()
+            await asyncio.shield(self._put_away(messages, confirmed))
+        if refused:
+            await asyncio.sleep(RETRY_S)
+
+    async def _put_away(self, messages: Sequence[Message], confirmed: set[int]) -> None:
+        await self._outbox.passed_on(sorted(confirmed))
+        left = [message.id for message in messages if message.id not in confirmed]
+        await self._outbox.give_back(left, self._now())
+
+    def _now(self) -> int:
+        return round(self._clock().timestamp() * SECOND)
+
+    async def _publish(self, exchange: AbstractExchange, gate: asyncio.Semaphore, message: Message) -> bool:
+        """Publish one message. Tells whether it is confirmed, not refused by a full queue."""
         body = aio_pika.Message(
             message.subject_id.encode(),
             message_id=message.subject_id,
@@ -170,10 +213,9 @@ class Relay:
                     body, routing_key=message.queue, mandatory=True, timeout=CONFIRM_LIMIT_S
                 )
             except DeliveryError:
-                # Refused by a full queue: it is published again when its row is due again.
                 _logger.warning("queue_full %s", message.queue)
-                return None
-        return message.id
+                return False
+        return True
 
 
 class Consumer:
@@ -217,14 +259,25 @@ class Consumer:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _run(self) -> None:
-        while self._connection is None:
+        while True:
             try:
-                self._connection = await aio_pika.connect_robust(self._url, timeout=CONFIRM_LIMIT_S)
-            except (AMQPError, OSError, TimeoutError) as error:
+                await self._subscribe()
+            except BROKEN as error:
                 _logger.warning("consumer_waits_for_broker %s", type(error).__name__)
                 await asyncio.sleep(RETRY_S)
+            else:
+                # From here on the connection restores itself.
+                self.ready.set()
+                return
+
+    async def _subscribe(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+        self._connection = await aio_pika.connect_robust(self._url, timeout=CONFIRM_LIMIT_S)
         await self._topology.declare(await self._connection.channel())
         for name in self._topology.queues:
+            if name not in self._handlers:
+                continue
             # A channel of its own: what one queue does to its channel must not stop the others.
             channel = await self._connection.channel()
             await channel.set_qos(prefetch_count=self._concurrency[name])
@@ -233,8 +286,7 @@ class Consumer:
         channel = await self._connection.channel()
         await channel.set_qos(prefetch_count=1)
         graves = await channel.get_queue(self._topology.dead_queue)
-        await graves.consume(self._bury)
-        self.ready.set()
+        await graves.consume(self._receive_dead)
 
     async def _receive(self, name: str, message: AbstractIncomingMessage) -> None:
         task = asyncio.current_task()
@@ -247,15 +299,28 @@ class Consumer:
             _logger.exception("message_failed %s %s", name, message.message_id)
             await asyncio.sleep(RETRY_S)
             # Counts towards the delivery limit: a message that always fails ends among the dead.
-            await message.reject(requeue=True)
+            await _answered(message.reject(requeue=True))
             return
-        if not self._stopping or not message.channel.is_closed:
-            await message.ack()
+        await _answered(message.ack())
 
-    async def _bury(self, message: AbstractIncomingMessage) -> None:
+    async def _receive_dead(self, message: AbstractIncomingMessage) -> None:
         deaths = message.headers.get("x-death") or []
         first = deaths[0] if isinstance(deaths, list) and deaths else {}
         queue = str(first.get("queue", "")) if isinstance(first, dict) else ""
         reason = str(first.get("reason", "")) if isinstance(first, dict) else ""
-        await self._buried(queue.rpartition(".v")[0] or queue, message.body.decode(), reason or "unknown")
-        await message.ack()
+        try:
+            await self._buried(queue.rpartition(".v")[0] or queue, message.body.decode(), reason or "unknown")
+        except Exception:
+            _logger.exception("dead_letter_not_kept %s", message.message_id)
+            await asyncio.sleep(RETRY_S)
+            await _answered(message.reject(requeue=True))
+            return
+        await _answered(message.ack())
+
+
+async def _answered(answer: Awaitable[None]) -> None:
+    """Tell the broker, if it is still there: otherwise it delivers the message again."""
+    try:
+        await answer
+    except BROKEN as error:
+        _logger.info("answer_lost %s", type(error).__name__)

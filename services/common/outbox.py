@@ -55,8 +55,17 @@ class Outbox:
         self, connection: AsyncConnection, queue: str, subject_id: str, now: int, due_at: int = 0
     ) -> None:
         """Add a message, in the transaction that makes it necessary; it is passed on from `due_at`."""
-        row = {"queue": queue, "subject_id": subject_id, "due_at": due_at or now, "created_at": now}
-        await connection.execute(sa.insert(self._table), row)
+        await self.append_all(connection, [(queue, subject_id, due_at or now)], now)
+
+    async def append_all(
+        self, connection: AsyncConnection, messages: Sequence[tuple[str, str, int]], now: int
+    ) -> None:
+        """Add messages: queue, subject and from when each is passed on."""
+        rows = [
+            {"queue": queue, "subject_id": subject_id, "due_at": due_at, "created_at": now}
+            for queue, subject_id, due_at in messages
+        ]
+        await connection.execute(sa.insert(self._table), rows)
 
     async def take(self, now: int, queues: Sequence[str] = (), limit: int = BATCH) -> list[Message]:
         """Take messages that are due, the oldest first. Any number of relays may do this at once."""
@@ -81,6 +90,13 @@ class Outbox:
         if ids:
             async with self._database.transaction() as connection:
                 await connection.execute(sa.delete(self._table).where(self._table.c.id.in_(ids)))
+
+    async def give_back(self, ids: Sequence[int], due_at: int) -> None:
+        """Let messages that could not be passed on be taken again, from `due_at`."""
+        if ids:
+            statement = sa.update(self._table).where(self._table.c.id.in_(ids)).values(due_at=due_at)
+            async with self._database.transaction() as connection:
+                await connection.execute(statement)
 
     async def oldest(self) -> int | None:
         """Return when the oldest message was written; None when there is none."""

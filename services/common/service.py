@@ -10,6 +10,7 @@ from typing import Any
 from starlette.routing import BaseRoute
 
 from services.common.authenticator import Authenticator
+from services.common.bell import Bell
 from services.common.db import Database, sqlite_url
 from services.common.rpc.connect import Connector
 from services.common.rpc.method import ServiceInterface
@@ -55,7 +56,19 @@ class Infrastructure:
     """Unique to this start of this process."""
     authenticator: Authenticator | None = field(default=None)
     """Set once the auth service can be connected, before any other service is built."""
+    _databases: dict[str, Database] = field(default_factory=dict)
+    _bells: dict[str, Bell] = field(default_factory=dict)
 
     def database(self, service: str) -> Database:
-        """Return the database of a service: its own SQLite file, or its own PostgreSQL schema."""
-        return Database(self.database_url or sqlite_url(self.data_dir / f"{service}.db"), service)
+        """Return the database of a service: its own SQLite file, or its own PostgreSQL schema.
+
+        The targets of one service share it in a process: writers of SQLite then queue up in one place.
+        """
+        if service not in self._databases:
+            url = self.database_url or sqlite_url(self.data_dir / f"{service}.db")
+            self._databases[service] = Database(url, service)
+        return self._databases[service]
+
+    def bell(self, area: str) -> Bell:
+        """Return what wakes those who wait for work of an area in this process."""
+        return self._bells.setdefault(area, Bell())

@@ -73,6 +73,12 @@ class Health:
             return f"circuit open: it failed again and again; next try in {pause_s:.0f} s"
         return ""
 
+    def pause_s(self, target: Target) -> float:
+        """Return for how many seconds `target` should not be asked; 0 when it may be."""
+        now = self._clock()
+        known = (self._credentials.get(target.provider), self._targets.get(target))
+        return max(0.0, *(breaker.pause_s(now) for breaker in known if breaker is not None), 0.0)
+
     def succeeded(self, target: Target, began: float) -> None:
         """Take in an answer, or its first token, of an attempt that `began` then."""
         for breaker in self._known(target):

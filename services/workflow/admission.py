@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -18,10 +18,10 @@ from omnihub.workflow.v1 import job_service_pb2 as pb
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.workflow.domain.errors import IdempotencyKeyReusedError
-from services.workflow.domain.kinds import INTERACTIVE, kind_of, queue_of
-from services.workflow.store.attempts import SECOND
+from services.workflow.domain.kinds import INTERACTIVE, kind_of
+from services.workflow.domain.routes import routes_of
 from services.workflow.store.jobs import Jobs, NewJob
-from services.workflow.store.records import Owner
+from services.workflow.store.records import SECOND, Owner
 
 LIMIT_S = 10.0
 RACERS = 3
@@ -55,22 +55,27 @@ class Admission:
         """
         key = request.idempotency_key or call.idempotency_key
         fingerprint = fingerprint_of(request)
-        if key:
-            known = await self.jobs.known_by_key(owner_of(call), key)
-            if known is not None:
-                if known.fingerprint != fingerprint:
-                    raise IdempotencyKeyReusedError(
-                        f"the key {key!r} began another job, {known.id}; use a new one", job_id=known.id
-                    )
-                return known
-        new = await self._prepare(request, call, key, fingerprint)
-        await self._hold(new)
-        row, created = await self.jobs.create(new, self._now())
+        known = await self.known(key, fingerprint, call)
+        if known is not None:
+            return known
+        new = await self.prepare(request, call, key, fingerprint)
+        await self.hold(new)
+        row, created = await self.jobs.create(new, self.now())
         if not created:
-            await self._release(new)
+            await self.release(new)
         return row
 
-    async def _prepare(self, request: pb.CreateJobRequest, call: Call, key: str, fingerprint: str) -> NewJob:
+    async def known(self, key: str, fingerprint: str, call: Call) -> Any:
+        """Return the job that a key began, or None. Raises IdempotencyKeyReusedError."""
+        known = await self.jobs.known_by_key(owner_of(call), key) if key else None
+        if known is not None and known.fingerprint != fingerprint:
+            raise IdempotencyKeyReusedError(
+                f"the key {key!r} began another job, {known.id}; use a new one", job_id=known.id
+            )
+        return known
+
+    async def prepare(self, request: pb.CreateJobRequest, call: Call, key: str, fingerprint: str) -> NewJob:
+        """Plan a job: nothing is held and nothing begun. Raises RpcError and JobError."""
         kind = kind_of(request.input)
         checked = await self.check(request.input, call)
         plan = await self.router.plan_media(
@@ -90,6 +95,7 @@ class Admission:
         if not request.parallel:
             # Whichever target makes it in the end.
             estimate = max(target.estimate_nano_credits for target in plan.targets)
+        deadline_at = self.now() + (request.deadline_s or kind.deadline_s) * SECOND
         return NewJob(
             id=job_id,
             organisation_id=call.identity.organisation_id,
@@ -109,25 +115,30 @@ class Admission:
             webhook_endpoint_id=request.webhook_endpoint_id,
             hold_id=f"hold_{job_id}" if estimate else "",
             estimate=estimate,
-            deadline_at=self._now() + (request.deadline_s or kind.deadline_s) * SECOND,
-            queues=_queues(racing, priority),
+            deadline_at=deadline_at,
+            hold_until=self.now() + self.hold_s(deadline_at) * SECOND,
+            routes=routes_of(racing, priority),
         )
 
-    async def _hold(self, new: NewJob) -> None:
+    def hold_s(self, deadline_at: int) -> int:
+        """Return for how long a job's credits are held at first; longer ones are extended while it runs."""
+        return min((deadline_at - self.now()) // SECOND + HOLD_GRACE_S, LONGEST_HOLD_S)
+
+    async def hold(self, new: NewJob) -> None:
+        """Hold what a job may cost. Raises RpcError when that is not there."""
         if not new.hold_id:
             return
-        seconds = (new.deadline_at - self._now()) // SECOND + HOLD_GRACE_S
         await self.billing.create_hold(
             billing.CreateHoldRequest(
                 hold_id=new.hold_id,
                 organisation_id=new.organisation_id,
                 amount_nano_credits=new.estimate,
-                ttl_s=min(seconds, LONGEST_HOLD_S),
+                ttl_s=self.hold_s(new.deadline_at),
             ),
             Call.internal(LIMIT_S),
         )
 
-    async def _release(self, new: NewJob) -> None:
+    async def release(self, new: NewJob) -> None:
         """Set free what a second request with the same key has held; it also expires by itself."""
         if not new.hold_id:
             return
@@ -138,7 +149,8 @@ class Admission:
             if error.reason != "NOT_FOUND":
                 raise
 
-    def _now(self) -> int:
+    def now(self) -> int:
+        """Return the time in microseconds since 1970."""
         return round(self.clock().timestamp() * SECOND)
 
 
@@ -147,14 +159,10 @@ def owner_of(call: Call) -> Owner:
     return Owner(call.identity.organisation_id, call.identity.key_id or call.identity.user_id)
 
 
-def fingerprint_of(request: pb.CreateJobRequest) -> str:
+def fingerprint_of(request: pb.CreateJobRequest | pb.CreateBatchRequest) -> str:
     """Return what must be equal when a key is used again: everything but the key and the waiting."""
-    same = pb.CreateJobRequest()
-    same.CopyFrom(request)
+    same = type(request).FromString(request.SerializeToString())
     same.ClearField("idempotency_key")
-    same.ClearField("wait_s")
+    if isinstance(same, pb.CreateJobRequest):
+        same.ClearField("wait_s")
     return hashlib.sha256(same.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _queues(targets: Sequence[router.MediaTarget], priority: str) -> list[str]:
-    return [queue_of(target.immediate, priority) for target in targets]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from omnihub.workflow.v1.effect_pb2 import EffectResult
 from omnihub.workflow.v1.job_pb2 import Job, JobError
+from omnihub.workflow.v1.job_service_pb2 import DeadLetter
 
 from services.credits.money import format_nano
-from services.workflow.domain.states import QUEUED, RUNNING
+from services.workflow.domain.states import (
+    CANCEL_REQUESTED,
+    CANCELLED,
+    EXPIRED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+)
 
 Link = Callable[[str], str]
 """Returns a signed, expiring link to a file."""
@@ -62,3 +71,25 @@ def _result(message: Job, result: EffectResult, link: Link) -> None:
             output.url = link(output.file_id)
     message.usage.CopyFrom(result.usage)
     message.receipt.extend(result.receipt)
+
+
+def count_items(message: Job, items: Mapping[str, int]) -> None:
+    """Say of a batch how many of its items are in each state. One that has expired has failed."""
+    message.items.queued = items.get(QUEUED, 0)
+    message.items.running = items.get(RUNNING, 0) + items.get(CANCEL_REQUESTED, 0)
+    message.items.succeeded = items.get(SUCCEEDED, 0)
+    message.items.failed = items.get(FAILED, 0) + items.get(EXPIRED, 0)
+    message.items.cancelled = items.get(CANCELLED, 0)
+
+
+def letter_view(row: Any) -> DeadLetter:
+    """Return a dead letter."""
+    message = DeadLetter(
+        dead_letter_id=row.id,
+        queue=row.queue,
+        subject_id=row.subject_id,
+        reason=row.reason,
+        redriven=row.redriven_at > 0,
+    )
+    message.at.FromMicroseconds(row.at)
+    return message

@@ -9,18 +9,21 @@ from datetime import datetime
 from typing import Any
 
 from omnihub.workflow.v1 import job_service_pb2 as pb
-from omnihub.workflow.v1.job_pb2 import Job
+from omnihub.workflow.v1.job_pb2 import Job, JobError
 from omnihub.workflow.v1alpha1 import workflow_service_pb2
 
 from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import Violation
 from services.workflow.admission import Admission, owner_of
-from services.workflow.domain.kinds import KINDS
+from services.workflow.batch_admission import BatchAdmission
+from services.workflow.desk import Desk
+from services.workflow.domain.errors import JobNotFoundError
+from services.workflow.domain.kinds import BATCH_KIND, KINDS
 from services.workflow.domain.states import FINAL, JOB_STATES, QUEUED
-from services.workflow.job_view import Link, view
-from services.workflow.store.attempts import SECOND
-from services.workflow.store.jobs import Jobs
+from services.workflow.job_view import Link, count_items, letter_view, view
+from services.workflow.store.batches import Batches
+from services.workflow.store.records import SECOND
 
 DEFAULT_PAGE = 100
 NOT_BUILT = "workflows are not part of this version"
@@ -32,14 +35,17 @@ class JobServer:
 
     def __init__(
         self,
-        jobs: Jobs,
+        jobs: Batches,
         admission: Admission,
+        desk: Desk,
         link: Link,
         wake: Callable[[], None],
         clock: Callable[[], datetime],
     ) -> None:
         self._jobs = jobs
         self._admission = admission
+        self._batches = BatchAdmission(admission, jobs)
+        self._desk = desk
         self._link = link
         self._wake = wake
         self._clock = clock
@@ -75,14 +81,19 @@ class JobServer:
         )
         shown = rows[:size]
         response = pb.ListJobsResponse(jobs=[view(row, self._link) for row in shown])
+        counts = await self._jobs.counts([row.id for row in shown if row.kind == BATCH_KIND])
+        for job in response.jobs:
+            if job.kind == BATCH_KIND:
+                count_items(job, counts[job.job_id])
         if len(rows) > size:
-            response.next_page_token = encode_page_token(shown[-1].created_at, shown[-1].id)
+            place = shown[-1].item_index if request.parent_job_id else shown[-1].created_at
+            response.next_page_token = encode_page_token(place, shown[-1].id)
         return response
 
     async def watch_job(self, request: pb.WatchJobRequest, call: Call) -> AsyncIterator[pb.WatchJobResponse]:
         owner, seen = owner_of(call), request.after_version
+        row = await self._jobs.find(owner, request.job_id)
         while True:
-            row = await self._jobs.find(owner, request.job_id)
             if row.state in FINAL and row.settled:
                 yield pb.WatchJobResponse(end=await self._view(row))
                 return
@@ -90,6 +101,12 @@ class JobServer:
                 seen = row.version
                 yield pb.WatchJobResponse(job=await self._view(row))
             await asyncio.sleep(LOOK_S)
+            try:
+                row = await self._jobs.find(owner, request.job_id)
+            except JobNotFoundError as error:
+                # It has been removed meanwhile.
+                yield pb.WatchJobResponse(error=JobError(reason=error.reason, message=error.message))
+                raise
 
     async def cancel_job(self, request: pb.CancelJobRequest, call: Call) -> pb.CancelJobResponse:
         await self._jobs.find(owner_of(call), request.job_id)
@@ -102,22 +119,33 @@ class JobServer:
         return pb.DeleteJobResponse()
 
     async def create_batch(self, request: pb.CreateBatchRequest, call: Call) -> pb.CreateBatchResponse:
-        raise RpcError("NOT_IMPLEMENTED", "batches are not part of this version")
+        row = await self._batches.begin(request, call)
+        self._wake()
+        return pb.CreateBatchResponse(job=await self._view(row))
 
     async def receive_webhook(
         self, request: pb.ReceiveWebhookRequest, call: Call
     ) -> pb.ReceiveWebhookResponse:
-        raise RpcError("NOT_IMPLEMENTED", "webhooks are not part of this version")
+        job_id = await self._desk.receive(request, call)
+        self._wake()
+        return pb.ReceiveWebhookResponse(job_id=job_id)
 
     async def list_dead_letters(
         self, request: pb.ListDeadLettersRequest, call: Call
     ) -> pb.ListDeadLettersResponse:
-        raise RpcError("NOT_IMPLEMENTED", "dead letters are not part of this version")
+        size = request.page_size or DEFAULT_PAGE
+        rows = await self._desk.letters(size + 1, _before(request.page_token))
+        response = pb.ListDeadLettersResponse(dead_letters=[letter_view(row) for row in rows[:size]])
+        if len(rows) > size:
+            response.next_page_token = encode_page_token(rows[size - 1].at, rows[size - 1].id)
+        return response
 
     async def redrive_dead_letter(
         self, request: pb.RedriveDeadLetterRequest, call: Call
     ) -> pb.RedriveDeadLetterResponse:
-        raise RpcError("NOT_IMPLEMENTED", "dead letters are not part of this version")
+        job_id = await self._desk.redrive(request.dead_letter_id)
+        self._wake()
+        return pb.RedriveDeadLetterResponse(job_id=job_id)
 
     async def _wait(self, row: Any, wait_s: float) -> Any:
         """Return the ended job, or as it is when the time is over."""
@@ -129,12 +157,15 @@ class JobServer:
 
     async def _view(self, row: Any) -> Job:
         position = await self._jobs.ahead_of(row) if row.state == QUEUED else None
-        return view(row, self._link, position)
+        message = view(row, self._link, position)
+        if row.kind == BATCH_KIND:
+            count_items(message, (await self._jobs.counts([row.id]))[row.id])
+        return message
 
 
 def _check_filter(request: pb.ListJobsRequest) -> None:
     for field, value, known in (
-        ("kind", request.kind, {*KINDS, "batch"}),
+        ("kind", request.kind, {*KINDS, BATCH_KIND}),
         ("state", request.state, JOB_STATES),
     ):
         if value and value not in known:

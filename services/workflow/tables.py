@@ -49,6 +49,7 @@ job = sa.Table(
     sa.Column("started_at", sa.BigInteger, nullable=False),
     sa.Column("ended_at", sa.BigInteger, nullable=False),
     sa.Column("deadline_at", sa.BigInteger, nullable=False),
+    sa.Column("hold_until", sa.BigInteger, nullable=False, default=0),
 )
 
 attempt = sa.Table(
@@ -60,6 +61,9 @@ attempt = sa.Table(
     sa.Column("target_index", sa.Integer, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("queue", sa.String(64), nullable=False),
+    sa.Column("provider", sa.String(128), nullable=False),
+    sa.Column("concurrency", sa.Integer, nullable=False),
+    sa.Column("crashes", sa.Integer, nullable=False),
     sa.Column("effect_key", sa.String(64), nullable=False),
     sa.Column("fence", sa.Integer, nullable=False),
     sa.Column("worker", sa.String(160), nullable=False),
@@ -98,6 +102,8 @@ webhook_event = sa.Table(
     metadata,
     sa.Column("provider", sa.String(128), primary_key=True),
     sa.Column("event_id", sa.String(256), primary_key=True),
+    sa.Column("attempt_id", sa.String(64), nullable=False),
+    sa.Column("progress", sa.LargeBinary, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
 )
 

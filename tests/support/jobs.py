@@ -24,6 +24,7 @@ class CountingRouter:
         self.submitted: Counter[str] = Counter()
         self.cancelled: list[str] = []
         self.failures: list[RpcError] = []
+        self.lose_answers = 0
         self.jobs: dict[str, int] = {}
         self.by_effect: dict[str, str] = {}
         self.gate = asyncio.Event()
@@ -57,6 +58,9 @@ class CountingRouter:
             response.provider_job_id = self.by_effect.setdefault(key, f"pj-{len(self.by_effect)}")
             self.jobs[response.provider_job_id] = self.polls
             response.progress.state = "queued"
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise RpcError("DEADLINE_EXCEEDED", "no answer in time")
         return router.SubmitMediaResponse(response=response)
 
     async def poll_media(self, request: router.PollMediaRequest, call: Call) -> router.PollMediaResponse:
@@ -75,6 +79,20 @@ class CountingRouter:
     ) -> router.CancelMediaResponse:
         self.cancelled.append(request.request.provider_job_id)
         return router.CancelMediaResponse(outcome="requested")
+
+    async def read_webhook(
+        self, request: router.ReadWebhookRequest, call: Call
+    ) -> router.ReadWebhookResponse:
+        """Read `signed:<event id>:<provider job>:<state>`, and add outputs to what has succeeded."""
+        signature, *parts = request.request.body.decode().split(":")
+        if signature != "signed":
+            raise RpcError("INVALID_CREDENTIAL", "the signature is wrong")
+        event_id, provider_job_id, state = parts
+        progress = _done() if state == "succeeded" else provider.MediaProgress(state=state.strip("!"))
+        answer = provider.ReadWebhookResponse(
+            event_id=event_id, provider_job_id=provider_job_id, progress=progress
+        )
+        return router.ReadWebhookResponse(response=answer)
 
     async def find_media(self, request: router.FindMediaRequest, call: Call) -> router.FindMediaResponse:
         return router.FindMediaResponse(provider_job_id=self.by_effect.get(request.request.effect_key, ""))

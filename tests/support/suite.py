@@ -19,7 +19,7 @@ KEY = "omni_sk_test_0123456789abcdefghijklmnopqrstuvwxyz"
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 45
 # What runs alone when the suite is split, in the order of needs.
-SPLIT = ("auth", "billing", "providers", "router", "agents", "workflow", "gateway", "edge")
+SPLIT = ("auth", "billing", "providers", "router", "agents", "workflow", "worker", "gateway", "edge")
 
 
 class Suite:
@@ -89,7 +89,7 @@ class Suite:
         }
         if len(self._targets) > 1:
             for peer in self._targets:
-                if peer != target and peer not in ("edge", "gateway"):
+                if peer != target and peer not in ("edge", "gateway", "worker"):
                     environment[f"OMNIHUB_PEERS__{peer.upper()}"] = self.grpc_address(peer)
             environment["OMNIHUB_PEERS__FACADE"] = f"127.0.0.1:{self._http['gateway']}"
         return environment

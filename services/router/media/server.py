@@ -81,6 +81,13 @@ class MediaRouterServer:
     async def submit_media(self, request: pb.SubmitMediaRequest, call: Call) -> pb.SubmitMediaResponse:
         attempt = request.attempt
         target = Target(attempt.provider, attempt.model)
+        if objection := self._health.objection(target):
+            raise RpcError(
+                "UNAVAILABLE",
+                f"{target.name}: {objection}",
+                metadata={"circuit": "open"},
+                retry_after_s=self._health.pause_s(target) or 1.0,
+            )
         message = provider.SubmitMediaRequest(attempt=attempt)
         return pb.SubmitMediaResponse(
             response=await self._watched(target, self._providers.submit_media(message, call))

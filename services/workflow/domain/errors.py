@@ -53,3 +53,9 @@ class JobNotEndedError(JobError):
     """Only an ended job can be removed."""
 
     reason = "PRECONDITION_FAILED"
+
+
+class DeadLetterNotFoundError(JobError):
+    """There is no such dead letter."""
+
+    reason = "NOT_FOUND"

@@ -11,6 +11,8 @@ from services.workflow.domain.errors import InvalidInputError
 
 INTERACTIVE, BATCH = "interactive", "batch"
 PRIORITIES = (INTERACTIVE, BATCH)
+# Many jobs as one.
+BATCH_KIND = "batch"
 # A worker keeps the message until it is done, or only until the provider has accepted.
 LATE, SUBMIT = "late", "submit"
 

@@ -36,6 +36,10 @@ class Failure:
     message: str
     retryable: bool = False
     retry_after_s: float = 0.0
+    maybe_accepted: bool = False
+    """The provider may have begun it, and will be paid for it."""
+    circuit_open: bool = False
+    """The provider was not asked: it has failed again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,20 @@ class Retry:
 
     target_index: int
     after_s: float
+
+
+def pause_of(failure: Failure, target_index: int, targets: int, seed: str) -> float | None:
+    """Return for how many seconds an attempt is put back, as if it had not begun; None when it has failed.
+
+    A provider whose account is busy is waited for. One that is not asked at all now, or a platform that
+    cannot be reached, is waited for when there is nobody else to ask.
+    """
+    if failure.reason == "PROVIDER_CONCURRENCY":
+        return max(BACK_OFF_S[0], min(LONGEST_WAIT_S, failure.retry_after_s)) * _jitter(seed)
+    last = target_index + 1 >= targets
+    if failure.reason == "UNAVAILABLE" and (last or not failure.circuit_open):
+        return max(BACK_OFF_S[0] * _jitter(seed), min(LONGEST_WAIT_S, failure.retry_after_s))
+    return None
 
 
 def decide(

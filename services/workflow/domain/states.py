@@ -15,10 +15,14 @@ EXPIRED = "expired"
 FINAL = frozenset({SUCCEEDED, FAILED, CANCELLED, EXPIRED})
 JOB_STATES = frozenset({QUEUED, RUNNING, CANCEL_REQUESTED, *FINAL})
 
-# An attempt waits for a worker, is with one, or has been accepted by its provider and waits for it.
+# An attempt waits for a worker, waits for room at its provider, is with a worker, or has been accepted by
+# its provider and waits for it.
 DISPATCHED = "dispatched"
+PARKED = "parked"
 CLAIMED = "claimed"
 ACCEPTED = "accepted"
+# Nobody works on these.
+IDLE = (DISPATCHED, PARKED)
 ATTEMPT_FINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
 
 _NEXT: Mapping[str, frozenset[str]] = {

@@ -1,4 +1,4 @@
-"""What happens by itself: providers are asked how far they are, deadlines pass, lost attempts come back."""
+"""What happens by itself: providers are asked how far they are, deadlines pass, what was lost comes back."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
+from omnihub.billing.v1 import billing_service_pb2 as billing
+from omnihub.billing.v1.billing_service_api import BillingService
+
+from services.common.rpc import Call, RpcError
 from services.workflow.engine.worker import POLL_LIMIT_S, Worker
-from services.workflow.store.attempts import SECOND, Attempts
 from services.workflow.store.jobs import Jobs
+from services.workflow.store.records import SECOND
+from services.workflow.store.rounds import Rounds
 
 TICK_S = 0.5
 SWEEP_S = 5.0
 POLLS_AT_ONCE = 50
+LIMIT_S = 10.0
+# A hold that ends sooner than this is extended while its job may still run.
+EXTEND_BEFORE_S = 6 * 3600
+HOLD_GRACE_S = 3600
+LONGEST_HOLD_S = 86_400
 
 _logger = logging.getLogger(__name__)
 
@@ -21,16 +31,28 @@ _logger = logging.getLogger(__name__)
 class Clockwork:
     """Two loops; replicas share the work through the database."""
 
-    def __init__(self, jobs: Jobs, attempts: Attempts, worker: Worker, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        rounds: Rounds,
+        worker: Worker,
+        billing_service: BillingService,
+        clock: Callable[[], datetime],
+        wake: Callable[[], None],
+        sweep_s: float = SWEEP_S,
+    ) -> None:
         self._jobs = jobs
-        self._attempts = attempts
+        self._rounds = rounds
         self._worker = worker
+        self._billing = billing_service
         self._clock = clock
+        self._wake = wake
+        self._sweep_s = sweep_s
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin."""
-        loops = ((self.poll, TICK_S), (self.sweep, SWEEP_S))
+        loops = ((self.poll, TICK_S), (self.sweep, self._sweep_s))
         self._tasks = [asyncio.create_task(_repeat(action, pause)) for action, pause in loops]
 
     async def stop(self) -> None:
@@ -44,7 +66,7 @@ class Clockwork:
 
     async def poll(self) -> None:
         """Ask every provider whose time has come."""
-        due = await self._attempts.due_polls(self._now(), POLL_LIMIT_S)
+        due = await self._rounds.due_polls(self._now(), POLL_LIMIT_S)
         gate = asyncio.Semaphore(POLLS_AT_ONCE)
 
         async def ask(attempt: object, job: object) -> None:
@@ -54,9 +76,29 @@ class Clockwork:
         await asyncio.gather(*(ask(attempt, job) for attempt, job in due))
 
     async def sweep(self) -> None:
-        """End what is too late, and bring back what was lost."""
-        await self._jobs.expire_due(self._now())
-        await self._attempts.bring_back_lost(self._now())
+        """End what is too late, bring back what was lost, keep credits held for what still runs."""
+        expired = await self._jobs.expire_due(self._now())
+        brought_back = await self._rounds.bring_back_lost(self._now())
+        await self._rounds.unpark_all(self._now())
+        if expired or brought_back:
+            self._wake()
+        await self._extend_holds()
+
+    async def _extend_holds(self) -> None:
+        for job in await self._rounds.ending_holds(self._now() + EXTEND_BEFORE_S * SECOND):
+            wanted = (job.deadline_at - self._now()) // SECOND + HOLD_GRACE_S
+            ttl_s = max(HOLD_GRACE_S, min(wanted, LONGEST_HOLD_S))
+            request = billing.ExtendHoldRequest(
+                hold_id=job.hold_id, amount_nano_credits=job.estimate, ttl_s=ttl_s
+            )
+            try:
+                await self._billing.extend_hold(request, Call.internal(LIMIT_S))
+            except RpcError as error:
+                _logger.warning("hold_not_extended %s %s", job.id, error.reason)
+                if error.reason not in ("NOT_FOUND", "PRECONDITION_FAILED"):
+                    continue
+                # It has ended: what the job makes is booked all the same.
+            await self._rounds.held_until(job.id, self._now() + ttl_s * SECOND)
 
 
 async def _repeat(action: Callable[[], Awaitable[None]], pause_s: float) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from services.common.outbox import SECOND, Message, Outbox
 
 POLL_S = 0.5
 STOP_GRACE_S = 5.0
+# Messages handed to a handler of many at a time, and the pause before those it could not work off.
+BULK = 100
+RETRY_S = 5
+GATHER_S = 0.02
 
 Handler = Callable[[str], Awaitable[None]]
+BulkHandler = Callable[[Sequence[str]], Awaitable[Collection[str]]]
+"""Takes subjects, and returns those it has worked off."""
 
 _logger = logging.getLogger(__name__)
 
@@ -57,7 +63,13 @@ class Dispatcher:
     async def _drain(self) -> None:
         while True:
             self._wake.clear()
-            if not await self._take():
+            try:
+                found = await self._take()
+            except Exception:
+                # The database is away for a moment.
+                _logger.exception("outbox_not_read")
+                found = False
+            if not found:
                 try:
                     async with asyncio.timeout(POLL_S):
                         await self._wake.wait()
@@ -90,3 +102,66 @@ class Dispatcher:
             _logger.exception("message_failed %s %s", message.queue, message.subject_id)
             return
         await self._outbox.passed_on([message.id])
+
+
+class BulkDispatcher:
+    """Hands the messages of one queue to a handler many at a time, and removes those it has worked off."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        queue: str,
+        handler: BulkHandler,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._outbox = outbox
+        self._queue = queue
+        self._handler = handler
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to drain."""
+        self._loop = asyncio.create_task(self._drain(), name=f"{self._queue}-dispatcher")
+
+    async def stop(self) -> None:
+        """Stop; what is not worked off is taken again later."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Look for messages now."""
+        self._wake.set()
+
+    async def _drain(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                found = await self.drain_once()
+            except Exception:
+                _logger.exception("queue_failed %s", self._queue)
+                found = False
+            if not found:
+                try:
+                    async with asyncio.timeout(POLL_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+                # Others may come in a moment: together they cost less.
+                await asyncio.sleep(GATHER_S)
+
+    async def drain_once(self) -> bool:
+        """Work off what is due. Tells whether there was anything."""
+        messages = await self._outbox.take(self._now(), [self._queue], BULK)
+        if not messages:
+            return False
+        done = await self._handler(list(dict.fromkeys(message.subject_id for message in messages)))
+        await self._outbox.passed_on([each.id for each in messages if each.subject_id in done])
+        later = self._now() + RETRY_S * SECOND
+        await self._outbox.give_back([each.id for each in messages if each.subject_id not in done], later)
+        return True
+
+    def _now(self) -> int:
+        return round(self._clock().timestamp() * SECOND)

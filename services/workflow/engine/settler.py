@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,34 +14,80 @@ from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.workflow.v1.effect_pb2 import EffectResult
 
 from services.common.rpc import Call, RpcError
+from services.workflow.domain.kinds import BATCH_KIND
+from services.workflow.domain.states import FINAL
+from services.workflow.engine.crash import CrashPoints
 from services.workflow.store.attempts import Attempts
-from services.workflow.store.jobs import Jobs
+from services.workflow.store.batches import Batches
+from services.workflow.store.records import SECOND
 
 LIMIT_S = 10.0
+
+_logger = logging.getLogger(__name__)
 
 
 class Settler:
     """Books at billing, as often as asked: a charge's id is its attempt's, for ever."""
 
-    def __init__(self, jobs: Jobs, attempts: Attempts, service: BillingService) -> None:
+    def __init__(
+        self, jobs: Batches, attempts: Attempts, service: BillingService, crash: CrashPoints | None = None
+    ) -> None:
         self._jobs = jobs
         self._attempts = attempts
         self._billing = service
+        self._crash = crash or CrashPoints("")
+
+    async def settle_many(self, job_ids: Sequence[str]) -> Collection[str]:
+        """Pay for ended jobs in one booking; return those that need not be looked at again.
+
+        What cannot be booked together is booked one by one, so that one job does not keep up the others.
+        """
+        try:
+            await self._settle(job_ids)
+        except RpcError as error:
+            if len(job_ids) == 1 or error.reason == "UNAVAILABLE":
+                _logger.warning("settling_failed %s %s", error.reason, error.message)
+                return ()
+            done: list[str] = []
+            for job_id in job_ids:
+                done += await self.settle_many([job_id])
+            return done
+        return job_ids
 
     async def settle(self, job_id: str) -> None:
-        """Pay for what the attempts of an ended job made. Raises RpcError when billing cannot be reached."""
-        job = await self._jobs.job_of(job_id)
-        if job is None:
+        """Pay for what the attempts of one ended job made. Raises RpcError when billing cannot be reached."""
+        await self._settle([job_id])
+
+    async def _settle(self, job_ids: Sequence[str]) -> None:
+        jobs = {job.id: job for job in await self._jobs.ended(job_ids) if job.state in FINAL}
+        if not jobs:
             return
-        made = await self._attempts.results_of(job_id)
-        charges = [_charge(job, attempt_id, result) for attempt_id, result in made]
+        charges: dict[str, list[Charge]] = defaultdict(list)
+        for job_id, attempt_id, result in await self._attempts.results_of(list(jobs)):
+            charges[job_id].append(_charge(jobs[job_id], attempt_id, result))
         if charges:
-            await self._billing.settle(billing.SettleRequest(charges=charges), Call.internal(LIMIT_S))
-        if await self._attempts.running(job_id):
-            return  # A loser of a race, or a late one: its end comes back here.
-        if job.hold_id and not any(charge.hold_id for charge in charges):
-            await self._release(job.hold_id)
-        await self._jobs.settled(job_id, sum(charge.amount_nano_credits for charge in charges))
+            everything = [charge for each in charges.values() for charge in each]
+            await self._billing.settle(billing.SettleRequest(charges=everything), Call.internal(LIMIT_S))
+        self._crash.pass_by("after_settle")
+        # A loser of a race, or a late one: its end comes back here.
+        running = await self._attempts.running(list(jobs))
+        costs = await self._batch_costs([job for job in jobs.values() if job.kind == BATCH_KIND])
+        for job in jobs.values():
+            if job.kind == BATCH_KIND or job.id in running:
+                continue
+            if job.hold_id and not charges[job.id]:
+                await self._release(job.hold_id)
+            costs[job.id] = sum(charge.amount_nano_credits for charge in charges[job.id])
+        await self._jobs.settled(costs, max(job.ended_at for job in jobs.values()))
+
+    async def _batch_costs(self, batches: Sequence[Any]) -> dict[str, int]:
+        """Return what batches cost whose items are all settled; the others come back after their last one."""
+        costs = {}
+        for batch in batches:
+            items = await self._jobs.items_of(batch.id)
+            if all(item.settled for item in items):
+                costs[batch.id] = sum(item.cost for item in items)
+        return costs
 
     async def _release(self, hold_id: str) -> None:
         request = billing.ReleaseHoldRequest(hold_id=hold_id)
@@ -56,7 +105,7 @@ def _charge(job: Any, attempt_id: str, result: EffectResult) -> Charge:
         organisation_id=job.organisation_id,
         hold_id=job.hold_id,
         amount_nano_credits=result.amount_nano_credits,
-        at=Timestamp(seconds=job.ended_at // 1_000_000),
+        at=Timestamp(seconds=job.ended_at // SECOND),
         request_id=job.id,
         key_id=job.key_id,
         user_id=job.user_id,

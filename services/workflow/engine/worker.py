@@ -13,16 +13,25 @@ from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.router.v1 import media_router_service_pb2 as router
 from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.workflow.v1.effect_pb2 import EffectResult
+from sqlalchemy.exc import SQLAlchemyError
 
 from services.common.rpc import Call, RpcError
-from services.workflow.domain.kinds import queue_of
-from services.workflow.domain.retry import Failure
+from services.workflow.domain.retry import Failure, pause_of
+from services.workflow.domain.routes import routes_of
+from services.workflow.domain.states import ACCEPTED, CANCEL_REQUESTED, FINAL
 from services.workflow.engine.crash import CrashPoints
-from services.workflow.store.attempts import SECOND, Attempts, Claim
+from services.workflow.store.attempts import Attempts, Claim
+from services.workflow.store.notices import Notices
+from services.workflow.store.records import SECOND
+from services.workflow.store.rounds import Rounds
 
-LEASE_S = 60.0
-RENEW_EVERY_S = 15.0
+LEASE_S = 20.0
+# A lease is renewed this often while it lasts.
+RENEWALS = 4
+# For fetching what a provider has made.
+TAKE_IN_S = 600.0
 ASK_LIMIT_S = 600.0
+PUT_BACK_S = 5.0
 POLL_LIMIT_S = 60.0
 FIRST_POLL_S = 1.0
 LONGEST_POLL_S = 30.0
@@ -48,14 +57,18 @@ class Worker:
     def __init__(
         self,
         store: Attempts,
+        rounds: Rounds,
         router_service: MediaRouterService,
         outputs: OutputStore,
         name: str,
         clock: Callable[[], datetime],
         crash: CrashPoints,
         webhook_base: str = "",
+        lease_s: float = LEASE_S,
     ) -> None:
         self._store = store
+        self._rounds = rounds
+        self._lease_s = lease_s
         self._router = router_service
         self._outputs = outputs
         self._name = name
@@ -68,7 +81,7 @@ class Worker:
 
     async def work(self, attempt_id: str) -> None:
         """Work off one message. Returns once nothing is left to do for it; what fails is written down."""
-        claim = await self._store.claim(attempt_id, self._name, LEASE_S, self._now())
+        claim = await self._store.claim(attempt_id, self._name, self._lease_s, self._now())
         if claim is None:
             return
         self._crash.pass_by("after_claim")
@@ -84,34 +97,47 @@ class Worker:
         """Keep the claim while the provider is being asked."""
         held = True
         while held:
-            await asyncio.sleep(RENEW_EVERY_S)
-            held = await self._store.renew(claim, LEASE_S, self._now())
+            await asyncio.sleep(self._lease_s / RENEWALS)
+            try:
+                held = await self._store.renew(claim, self._lease_s, self._now())
+            except (SQLAlchemyError, OSError) as error:
+                _logger.warning("claim_not_renewed %s %s", claim.attempt.id, type(error).__name__)
 
     async def _attempt(self, claim: Claim) -> None:
-        known = await self._store.result_of(claim.attempt.effect_key)
+        known = None if claim.first else await self._store.result_of(claim.attempt.effect_key)
         if known is not None:
-            await self._store.complete(claim.attempt.id, claim.fence, known, self._now())
+            await self._store.complete(claim.attempt, claim.fence, known, self._now())
             return
         target = target_of(claim)
         if claim.again and await self._adopted(claim, target):
             return
-        if not await self._store.asking(claim):
+        # Of a provider that takes the effect key for one and the same, it need not be known.
+        if not target.idempotent and not await self._store.asking(claim):
             return
-        request = provider.SubmitMediaRequest(attempt=self._attempt_message(claim, target))
         answer = await self._router.submit_media(
-            router.SubmitMediaRequest(attempt=request.attempt), Call.internal(ASK_LIMIT_S)
+            router.SubmitMediaRequest(attempt=self._attempt_message(claim, target)),
+            Call.internal(ASK_LIMIT_S),
         )
         self._crash.pass_by("after_provider")
         response = answer.response
         if response.provider_job_id:
             poll_at = self._now() + round(FIRST_POLL_S * SECOND)
-            await self._store.accepted(claim, response.provider_job_id, poll_at, self._now())
+            if not await self._store.accepted(claim, response.provider_job_id, poll_at, self._now()):
+                return
             self._crash.pass_by("after_accept")
-            await self.take_in(
-                claim.attempt, claim.job, response.progress, response.receipt, fence=claim.fence
+            row = claim.attempt._replace(
+                state=ACCEPTED, provider_job_id=response.provider_job_id, lease_until=0
             )
+            await self.take_in(row, claim.job, response.progress, response.receipt)
             return
-        await self._end(claim.attempt, claim.job, claim.fence, response.progress, response.receipt)
+        try:
+            await self._end(claim.attempt, claim.job, claim.fence, response.progress, response.receipt)
+        except RpcError as error:
+            if error.reason in REFUSED_OUTPUT:
+                raise
+            # The provider has made it: it is asked for the same again, never for another.
+            wait = self._now() + round(PUT_BACK_S * SECOND)
+            await self._store.put_back(claim, error.reason, wait, True, self._now())
 
     async def _adopted(self, claim: Claim, target: router.MediaTarget) -> bool:
         """Go on with what an earlier worker may have begun. Tells whether there is something."""
@@ -150,7 +176,7 @@ class Worker:
         """Ask how far a provider is with an attempt, or that it stops when nobody wants it any more."""
         target = targets_of(job)[attempt.target_index]
         try:
-            unwanted = job.state in ("cancel_requested", "expired", "succeeded", "cancelled", "failed")
+            unwanted = job.state in FINAL or job.state == CANCEL_REQUESTED
             if unwanted and not attempt.cancel_sent:
                 await self._cancel(attempt, target)
             request = provider.PollMediaRequest(
@@ -164,15 +190,18 @@ class Worker:
             )
             await self.take_in(attempt, job, answer.progress, ())
         except RpcError as error:
-            _logger.info("poll_failed %s %s", attempt.id, error.reason)
-            if error.reason == "NOT_FOUND":
-                message = "the provider has forgotten this job"
-                await self._store_failure(attempt, job, attempt.fence, Failure("PROVIDER_FAILED", message))
-            elif error.reason in REFUSED_OUTPUT:
-                failure = Failure(error.reason, f"its output was refused: {error.message}")
-                await self._store_failure(attempt, job, attempt.fence, failure)
-            else:
-                await self._poll_later(attempt)
+            await self._poll_failed(attempt, job, error)
+
+    async def _poll_failed(self, attempt: Any, job: Any, error: RpcError) -> None:
+        _logger.info("poll_failed %s %s", attempt.id, error.reason)
+        if error.reason == "NOT_FOUND":
+            message = "the provider has forgotten this job"
+            await self._store_failure(attempt, job, attempt.fence, Failure("PROVIDER_FAILED", message))
+        elif error.reason in REFUSED_OUTPUT:
+            failure = Failure(error.reason, f"its output was refused: {error.message}")
+            await self._store_failure(attempt, job, attempt.fence, failure)
+        else:
+            await self._poll_later(attempt)
 
     async def _cancel(self, attempt: Any, target: router.MediaTarget) -> None:
         if target.cancels:
@@ -182,23 +211,40 @@ class Worker:
             await self._router.cancel_media(
                 router.CancelMediaRequest(request=request), Call.internal(POLL_LIMIT_S)
             )
-        await self._store.cancel_sent(attempt.id)
+        await self._rounds.cancel_sent(attempt.id)
 
-    async def take_in(
-        self, attempt: Any, job: Any, progress: provider.MediaProgress, receipt: Any, fence: int | None = None
-    ) -> None:
-        """Take in what a provider says about a job, in a poll or in a notification."""
+    async def take_in(self, attempt: Any, job: Any, progress: provider.MediaProgress, receipt: Any) -> None:
+        """Take in what a provider says about an attempt that it has accepted, in a poll or in a notice."""
         if progress.state in ("succeeded", "failed", "cancelled"):
-            await self._end(attempt, job, attempt.fence if fence is None else fence, progress, receipt)
+            # Who comes second to the same end leaves it to the first.
+            if await self._rounds.taking_in(attempt.id, TAKE_IN_S, self._now()):
+                await self._end(attempt, job, attempt.fence, progress, receipt)
             return
         fraction = progress.fraction if progress.HasField("fraction") else None
         position = progress.queue_position if progress.HasField("queue_position") else None
-        await self._store.progress(attempt.id, fraction, position, self._now())
+        if fraction is not None or position is not None:
+            await self._store.progress(attempt.id, fraction, position, self._now())
         await self._poll_later(attempt)
+
+    async def notice(self, notices: Notices, attempt_id: str) -> None:
+        """Take in what a provider has notified of an attempt. An end without outputs is asked for."""
+        attempt, job, noted = await notices.notices_of(attempt_id)
+        if attempt is None or attempt.state != ACCEPTED:
+            return
+        told = [provider.MediaProgress.FromString(each) for each in noted]
+        ends = [each for each in told if each.state in ("succeeded", "failed", "cancelled")]
+        progress = ends[0] if ends else told[-1]
+        if progress.state == "succeeded" and not progress.outputs:
+            await self.poll(attempt, job)
+            return
+        try:
+            await self.take_in(attempt, job, progress, ())
+        except RpcError as error:
+            await self._poll_failed(attempt, job, error)
 
     async def _poll_later(self, attempt: Any) -> None:
         pause = min(LONGEST_POLL_S, FIRST_POLL_S * 1.5 ** min(attempt.polls, 20))
-        await self._store.poll_again(attempt.id, self._now() + round(pause * SECOND))
+        await self._rounds.poll_again(attempt.id, self._now() + round(pause * SECOND))
 
     async def _end(
         self, attempt: Any, job: Any, fence: int, progress: provider.MediaProgress, receipt: Any
@@ -224,23 +270,38 @@ class Worker:
         result.amount_nano_credits = rated.amount_nano_credits
         result.cost_nano_credits = rated.cost_nano_credits
         result.price_version, result.cost_source = rated.price_version, rated.cost_source
-        stored = await self._store.store_result(attempt.effect_key, result, self._now())
-        self._crash.pass_by("after_result_store")
-        await self._store.complete(attempt.id, fence, stored, self._now())
+        self._crash.pass_by("after_outputs")
+        await self._store.complete(attempt, fence, result, self._now())
         self._crash.pass_by("after_report")
 
     async def _fail(self, claim: Claim, error: RpcError) -> None:
-        failure = Failure(
-            error.reason,
-            error.message,
-            error.metadata.get("retryable") == "true",
-            error.retry_after_s or 0.0,
-        )
-        await self._store_failure(claim.attempt, claim.job, claim.fence, failure)
+        failure = failure_of(error)
+        count = len(targets_of(claim.job))
+        pause = pause_of(failure, claim.attempt.target_index, count, claim.attempt.id)
+        if pause is None or claim.job.parallel:
+            await self._store_failure(claim.attempt, claim.job, claim.fence, failure)
+            return
+        due_at = self._now() + round(pause * SECOND)
+        await self._store.put_back(claim, error.reason, due_at, failure.maybe_accepted, self._now())
 
     async def _store_failure(self, attempt: Any, job: Any, fence: int, failure: Failure) -> None:
-        queues = [queue_of(target.immediate, job.priority) for target in targets_of(job)]
-        await self._store.fail(attempt.id, fence, failure, queues, self._now())
+        await self._store.fail(
+            attempt.id, fence, failure, routes_of(targets_of(job), job.priority), self._now()
+        )
+
+
+def failure_of(error: RpcError) -> Failure:
+    """Return what a refused or lost call says about an attempt."""
+    circuit_open = error.metadata.get("circuit") == "open"
+    lost = error.reason in ("DEADLINE_EXCEEDED", "UNAVAILABLE", "INTERNAL") and not circuit_open
+    return Failure(
+        error.reason,
+        error.message,
+        error.metadata.get("retryable") == "true" or error.reason == "DEADLINE_EXCEEDED",
+        error.retry_after_s or 0.0,
+        maybe_accepted=lost or error.metadata.get("accepted") == "unknown",
+        circuit_open=circuit_open,
+    )
 
 
 def targets_of(job: Any) -> list[router.MediaTarget]:

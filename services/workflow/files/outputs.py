@@ -13,7 +13,7 @@ from omnihub.router.v1.media_router_service_api import MediaRouterService
 
 from services.common.rpc import Call, RpcError
 from services.workflow.files.store import FileStore
-from services.workflow.store.attempts import SECOND
+from services.workflow.store.records import SECOND
 
 FETCH_LIMIT_S = 300.0
 LARGEST_OUTPUT = 512 * 2**20

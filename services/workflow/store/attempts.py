@@ -11,7 +11,8 @@ from omnihub.workflow.v1.effect_pb2 import EffectResult
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.ids import new_id
-from services.workflow.domain.retry import Failure, decide
+from services.workflow.domain.retry import Failure, Retry, decide
+from services.workflow.domain.routes import Route
 from services.workflow.domain.states import (
     ACCEPTED,
     ATTEMPT_FINAL,
@@ -21,17 +22,24 @@ from services.workflow.domain.states import (
     DISPATCHED,
     FAILED,
     FINAL,
+    IDLE,
+    PARKED,
     QUEUED,
     RUNNING,
     SUCCEEDED,
 )
-from services.workflow.store.records import SETTLE_QUEUE, Records
-from services.workflow.tables import attempt, dead_letter, effect_result, job, webhook_event
+from services.workflow.store.records import (
+    SECOND,
+    SETTLE_QUEUE,
+    UNCLAIMED_S,
+    Records,
+    new_attempt,
+)
+from services.workflow.tables import attempt, dead_letter, effect_result, job
 
-SECOND = 1_000_000
-# An attempt whose message has not brought a worker by then gets another message.
-UNCLAIMED_S = 30
-SWEEP = 200
+# An attempt that has cost so many workers their lives gets no other.
+MOST_CRASHES = 5
+POISONED = Failure("JOB_POISONED", "every worker that took it up was lost before it had ended")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,44 +55,67 @@ class Claim:
         """Tell whether somebody has asked the provider before and did not come back."""
         return bool(self.attempt.asked)
 
+    @property
+    def first(self) -> bool:
+        """Tell whether nobody can have made anything under its effect key yet."""
+        return self.fence == 1 and (self.attempt.number == 1 or bool(self.job.parallel))
+
 
 class Attempts(Records):
     """The workers' side."""
 
     async def claim(self, attempt_id: str, worker: str, lease_s: float, now: int) -> Claim | None:
-        """Take an attempt; None when it is taken, has ended, or is no longer wanted."""
-        free = sa.or_(
-            attempt.c.state == DISPATCHED,
-            sa.and_(attempt.c.state == CLAIMED, attempt.c.lease_until < now),
-        )
-        statement = (
-            sa.update(attempt)
-            .where(attempt.c.id == attempt_id, free)
-            .values(
-                state=CLAIMED,
-                fence=attempt.c.fence + 1,
-                worker=worker,
-                lease_until=now + round(lease_s * SECOND),
-            )
-            .returning(*attempt.c)
-        )
+        """Take an attempt; None when it is taken, has ended, is not wanted, or its provider has no room."""
         async with self.database.transaction() as connection:
-            job_id = await connection.scalar(sa.select(attempt.c.job_id).where(attempt.c.id == attempt_id))
-            if job_id is None:
+            both = await self.lock_both(connection, attempt_id)
+            if both is None:
                 return None
-            owner = await self.lock_job(connection, job_id)
-            row = (await connection.execute(statement)).one_or_none()
-            if row is None:
+            row, owner = both
+            lost = row.state == CLAIMED and row.lease_until < now
+            if row.state not in IDLE and not lost:
                 return None
             if owner.state in FINAL or owner.state == CANCEL_REQUESTED:
-                await self._end(connection, row, CANCELLED, now)
-                if owner.state == CANCEL_REQUESTED:
-                    await self._nothing_left(connection, owner, now)
+                await self._unwanted(connection, row, owner, now)
                 return None
+            if lost and row.crashes + 1 >= MOST_CRASHES:
+                await self.poison(connection, row, owner, "delivery_limit", now)
+                return None
+            if not await self._room(connection, row, lost):
+                return None
+            values = {
+                "state": CLAIMED,
+                "fence": row.fence + 1,
+                "worker": worker,
+                "crashes": row.crashes + lost,
+                "lease_until": now + round(lease_s * SECOND),
+            }
+            await connection.execute(sa.update(attempt).where(attempt.c.id == row.id).values(values))
             if owner.state == QUEUED:
-                values = {"state": RUNNING, "started_at": owner.started_at or now, "queue_position": None}
-                await self.change(connection, owner, now, "attempt.claimed", worker, **values)
-        return Claim(row, owner, row.fence)
+                started = {"state": RUNNING, "started_at": owner.started_at or now, "queue_position": None}
+                await self.change(connection, owner, now, "attempt.claimed", worker, **started)
+        return Claim(row._replace(**values), owner, row.fence + 1)
+
+    async def _unwanted(self, connection: AsyncConnection, row: Any, owner: Any, now: int) -> None:
+        await self._end(connection, row, CANCELLED, now)
+        if owner.state == CANCEL_REQUESTED:
+            await self._nothing_left(connection, owner, now)
+        else:
+            await self.outbox.append(connection, SETTLE_QUEUE, owner.id, now)
+
+    async def _room(self, connection: AsyncConnection, row: Any, lost: bool) -> bool:
+        """Tell whether its provider may run one more; without room the attempt is parked."""
+        if not row.concurrency or lost:
+            return True
+        await self.lock_provider(connection, row.provider)
+        running = sa.select(sa.func.count()).where(
+            attempt.c.provider == row.provider,
+            attempt.c.concurrency > 0,
+            attempt.c.state.in_((CLAIMED, ACCEPTED)),
+        )
+        if (await connection.scalar(running) or 0) < row.concurrency:
+            return True
+        await connection.execute(sa.update(attempt).where(attempt.c.id == row.id).values(state=PARKED))
+        return False
 
     async def renew(self, claim: Claim, lease_s: float, now: int) -> bool:
         """Keep a claim. Tells whether it is still held."""
@@ -104,14 +135,33 @@ class Attempts(Records):
         async with self.database.transaction() as connection:
             return (await connection.scalar(statement)) is not None
 
+    async def put_back(self, claim: Claim, reason: str, due_at: int, asked: bool, now: int) -> bool:
+        """Give a claim back, to be taken up again from `due_at`. Tells whether it counted."""
+        async with self.database.transaction() as connection:
+            both = await self._current(connection, claim.attempt.id, claim.fence)
+            if both is None:
+                return False
+            row, owner = both
+            values = {"state": DISPATCHED, "asked": asked, "lease_until": due_at + UNCLAIMED_S * SECOND}
+            await self._leave(connection, row, now, values)
+            await self.outbox.append(connection, row.queue, row.id, now, due_at)
+            if owner.state == RUNNING and not owner.parallel:
+                await self.change(connection, owner, now, "attempt.put_back", reason, state=QUEUED)
+        return True
+
     async def accepted(self, claim: Claim, provider_job_id: str, poll_at: int, now: int) -> bool:
         """Note that the provider works on it: the message can be acknowledged. Tells whether it counted."""
         async with self.database.transaction() as connection:
-            owner = await self.lock_job(connection, claim.job.id)
-            row = await self._current(connection, claim.attempt.id)
-            if row is None or row.fence != claim.fence or row.state != CLAIMED:
+            both = await self._current(connection, claim.attempt.id, claim.fence)
+            if both is None or both[0].state != CLAIMED:
                 return False
-            values = {"state": ACCEPTED, "provider_job_id": provider_job_id, "poll_at": poll_at}
+            row, owner = both
+            values = {
+                "state": ACCEPTED,
+                "provider_job_id": provider_job_id,
+                "poll_at": poll_at,
+                "lease_until": 0,
+            }
             await connection.execute(sa.update(attempt).where(attempt.c.id == row.id).values(values))
             await self.change(connection, owner, now, "attempt.accepted", provider_job_id)
         return True
@@ -121,10 +171,10 @@ class Attempts(Records):
     ) -> None:
         """Note how far a provider is, when that is news."""
         async with self.database.transaction() as connection:
-            row = await self._current(connection, attempt_id)
-            if row is None or row.state in ATTEMPT_FINAL:
+            both = await self.lock_both(connection, attempt_id)
+            if both is None or both[0].state in ATTEMPT_FINAL:
                 return
-            owner = await self.lock_job(connection, row.job_id)
+            owner = both[1]
             if owner.state in FINAL or (owner.progress, owner.queue_position) == (fraction, queue_position):
                 return
             values: dict[str, Any] = {"progress": fraction, "queue_position": queue_position}
@@ -132,28 +182,30 @@ class Attempts(Records):
 
     async def result_of(self, effect_key: str) -> EffectResult | None:
         """Return what was made under an effect key, if anything was."""
-        query = sa.select(effect_result.c.result).where(effect_result.c.effect_key == effect_key)
         async with self.database.reading() as connection:
-            stored = await connection.scalar(query)
+            return await self._result(connection, effect_key)
+
+    async def _result(self, connection: AsyncConnection, effect_key: str) -> EffectResult | None:
+        query = sa.select(effect_result.c.result).where(effect_result.c.effect_key == effect_key)
+        stored = await connection.scalar(query)
         return EffectResult.FromString(stored) if stored is not None else None
 
-    async def store_result(self, effect_key: str, result: EffectResult, now: int) -> EffectResult:
-        """Keep what was made, before it is reported. Returns what is kept: the first one counts."""
-        row = {"effect_key": effect_key, "result": result.SerializeToString(), "created_at": now}
-        async with self.database.transaction() as connection:
-            await connection.execute(self.insert(effect_result).values(row).on_conflict_do_nothing())
-        return await self.result_of(effect_key) or result
+    async def complete(self, row: Any, fence: int, result: EffectResult, now: int) -> bool:
+        """Keep what was made under its effect key, and end the attempt and its job with it.
 
-    async def complete(self, attempt_id: str, fence: int, result: EffectResult, now: int) -> bool:
-        """End an attempt, and its job, with what was made. Tells whether it was this call that did."""
+        What is kept first counts, and is kept also for who has lost its claim. Tells whether it was this call
+        that ended the job.
+        """
+        kept = {"effect_key": row.effect_key, "result": result.SerializeToString(), "created_at": now}
+        statement = self.insert(effect_result).values(kept).on_conflict_do_nothing()
         async with self.database.transaction() as connection:
-            row = await self._current(connection, attempt_id)
-            if row is None:
+            new = await connection.scalar(statement.returning(effect_result.c.effect_key))
+            if new is None:
+                result = await self._result(connection, row.effect_key) or result
+            both = await self._current(connection, row.id, fence)
+            if both is None:
                 return False
-            owner = await self.lock_job(connection, row.job_id)
-            row = await self._current(connection, attempt_id)
-            if row.fence != fence or row.state in ATTEMPT_FINAL:
-                return False
+            row, owner = both
             await self._end(connection, row, SUCCEEDED, now)
             if owner.state in FINAL:
                 # Too late to count, and paid all the same: the provider was.
@@ -167,29 +219,30 @@ class Attempts(Records):
                 "progress": 1.0,
                 "queue_position": None,
             }
-            await self._cancel_others(connection, row, now)
+            if owner.attempts > 1:
+                await self._cancel_others(connection, row, now)
             await self.change(connection, owner, now, "job.succeeded", **values)
         return True
 
     async def fail(
-        self, attempt_id: str, fence: int, failure: Failure, targets: Sequence[str], now: int
+        self, attempt_id: str, fence: int, failure: Failure, routes: Sequence[Route], now: int
     ) -> bool:
-        """End an attempt badly: another follows, or the job fails. `targets` holds each target's queue.
+        """End an attempt badly: another follows, or the job fails. `routes` leads to each target.
 
         Tells whether it was this call that did.
         """
         async with self.database.transaction() as connection:
-            row = await self._current(connection, attempt_id)
-            if row is None:
+            both = await self._current(connection, attempt_id, fence)
+            if both is None:
                 return False
-            owner = await self.lock_job(connection, row.job_id)
-            row = await self._current(connection, attempt_id)
-            if row.fence != fence or row.state in ATTEMPT_FINAL:
-                return False
+            row, owner = both
             state = CANCELLED if failure.reason == "CANCELLED" else FAILED
             await self._end(connection, row, state, now, failure)
-            if owner.state not in FINAL:
-                await self._after_failure(connection, owner, row, failure, targets, now)
+            if owner.state in FINAL:
+                # Its settlement has waited for this end.
+                await self.outbox.append(connection, SETTLE_QUEUE, owner.id, now)
+            else:
+                await self._after_failure(connection, owner, row, failure, routes, now)
         return True
 
     async def _after_failure(
@@ -198,7 +251,7 @@ class Attempts(Records):
         owner: Any,
         row: Any,
         failure: Failure,
-        targets: Sequence[str],
+        routes: Sequence[Route],
         now: int,
     ) -> None:
         attempts = await self.attempts_of(connection, owner.id)
@@ -208,53 +261,100 @@ class Attempts(Records):
         if any(other.state not in ATTEMPT_FINAL for other in attempts):
             return  # A race goes on without this one.
         at_target = sum(other.target_index == row.target_index for other in attempts)
-        following = decide(failure, row.target_index, len(targets), at_target, row.id)
+        following = decide(failure, row.target_index, len(routes), at_target, row.id)
         if following is None or owner.parallel:
-            values = {
-                "state": FAILED,
-                "error_reason": failure.reason,
-                "error_message": failure.message[:2000],
-                "error_retryable": failure.retryable,
-            }
-            await self.change(connection, owner, now, "job.failed", failure.reason, **values)
+            await self._job_failed(connection, owner, failure, now)
             return
-        number = len(attempts) + 1
-        # The same target is asked for the same effect: what it may have made already is looked for.
+        await self._follow(connection, owner, row, following, failure, routes, len(attempts) + 1, now)
+
+    async def _follow(
+        self,
+        connection: AsyncConnection,
+        owner: Any,
+        row: Any,
+        following: Retry,
+        failure: Failure,
+        routes: Sequence[Route],
+        number: int,
+        now: int,
+    ) -> None:
+        """Begin the next attempt. The same target is asked for the same effect, which it may have made."""
         same = following.target_index == row.target_index
-        await self.dispatch(
-            connection,
-            new_id("att"),
+        again = new_attempt(
             owner.id,
             number,
             following.target_index,
-            targets[following.target_index],
-            row.effect_key if same else new_id("eff"),
+            routes[following.target_index],
             now,
-            now + round(following.after_s * SECOND),
+            effect_key=row.effect_key if same else "",
+            due_at=now + round(following.after_s * SECOND),
+            asked=same and failure.maybe_accepted,
         )
-        await self.change(
-            connection, owner, now, "attempt.failed", failure.reason, state=QUEUED, attempts=number
-        )
+        await self.dispatch(connection, [again], now)
+        values: dict[str, Any] = {"state": QUEUED, "attempts": number}
+        if failure.maybe_accepted and not same:
+            values["maybe_double_charge"] = True
+        if owner.state == QUEUED:
+            del values["state"]
+        await self.change(connection, owner, now, "attempt.failed", failure.reason, **values)
 
-    async def results_of(self, job_id: str) -> list[tuple[str, EffectResult]]:
-        """Return what the ended attempts of a job made, by attempt; and nothing for the others."""
+    async def _job_failed(self, connection: AsyncConnection, owner: Any, failure: Failure, now: int) -> None:
+        values = {
+            "state": FAILED,
+            "error_reason": failure.reason,
+            "error_message": failure.message[:2000],
+            "error_retryable": failure.retryable,
+        }
+        await self.change(connection, owner, now, "job.failed", failure.reason, **values)
+
+    async def poison(self, connection: AsyncConnection, row: Any, owner: Any, reason: str, now: int) -> None:
+        """End an attempt that no worker survives, with its job, and keep a letter about it."""
+        await self.letter(connection, row.queue, row.id, reason, now)
+        await self._end(connection, row, FAILED, now, POISONED)
+        if owner.state not in FINAL:
+            await self._job_failed(connection, owner, POISONED, now)
+        else:
+            await self.outbox.append(connection, SETTLE_QUEUE, owner.id, now)
+
+    async def letter(
+        self,
+        connection: AsyncConnection,
+        queue: str,
+        subject_id: str,
+        reason: str,
+        now: int,
+        redriven_at: int = 0,
+    ) -> None:
+        """Keep a dead letter."""
+        row = {
+            "id": new_id("dead"),
+            "queue": queue,
+            "subject_id": subject_id,
+            "reason": reason,
+            "at": now,
+            "redriven_at": redriven_at,
+        }
+        await connection.execute(sa.insert(dead_letter), row)
+
+    async def results_of(self, job_ids: Sequence[str]) -> list[tuple[str, str, EffectResult]]:
+        """Return what the ended attempts of jobs made: job, attempt, result."""
         query = (
-            sa.select(attempt.c.id, effect_result.c.result)
+            sa.select(attempt.c.job_id, attempt.c.id, effect_result.c.result)
             .join(effect_result, effect_result.c.effect_key == attempt.c.effect_key)
-            .where(attempt.c.job_id == job_id, attempt.c.state == SUCCEEDED)
-            .order_by(attempt.c.number)
+            .where(attempt.c.job_id.in_(job_ids), attempt.c.state == SUCCEEDED)
+            .order_by(attempt.c.job_id, attempt.c.number)
         )
         async with self.database.reading() as connection:
             rows = (await connection.execute(query)).all()
-        return [(row.id, EffectResult.FromString(row.result)) for row in rows]
+        return [(row.job_id, row.id, EffectResult.FromString(row.result)) for row in rows]
 
-    async def running(self, job_id: str) -> bool:
-        """Tell whether an attempt of a job may still bring something."""
-        query = sa.select(attempt.c.id).where(
-            attempt.c.job_id == job_id, attempt.c.state.not_in(sorted(ATTEMPT_FINAL))
+    async def running(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those of some jobs that have attempts which may still bring something."""
+        query = sa.select(attempt.c.job_id).where(
+            attempt.c.job_id.in_(job_ids), attempt.c.state.not_in(sorted(ATTEMPT_FINAL))
         )
         async with self.database.reading() as connection:
-            return (await connection.scalar(query.limit(1))) is not None
+            return set((await connection.scalars(query)).all())
 
     async def flag_maybe_double(self, job_id: str) -> None:
         """Note that a provider may have been asked, and paid, twice."""
@@ -263,90 +363,14 @@ class Attempts(Records):
                 sa.update(job).where(job.c.id == job_id).values(maybe_double_charge=True)
             )
 
-    async def due_polls(self, now: int, hide_s: float) -> list[tuple[Any, Any]]:
-        """Take attempts whose provider is to be asked how far it is. Replicas do not get the same ones."""
-        due = sa.select(attempt.c.id).where(attempt.c.state == ACCEPTED, attempt.c.poll_at <= now)
-        async with self.database.reading() as connection:
-            if (await connection.execute(due.limit(1))).one_or_none() is None:
-                return []
-        async with self.database.transaction() as connection:
-            locked = due.order_by(attempt.c.poll_at).limit(SWEEP).with_for_update(skip_locked=True)
-            ids = (await connection.scalars(locked)).all()
-            values = {"poll_at": now + round(hide_s * SECOND), "polls": attempt.c.polls + 1}
-            taken = sa.update(attempt).where(attempt.c.id.in_(ids)).values(values).returning(*attempt.c)
-            rows = (await connection.execute(taken)).all()
-            jobs = sa.select(job).where(job.c.id.in_({row.job_id for row in rows}))
-            owners = {row.id: row for row in (await connection.execute(jobs)).all()}
-        return [(row, owners[row.job_id]) for row in rows]
-
-    async def poll_again(self, attempt_id: str, at: int) -> None:
-        """Say when a provider is to be asked next."""
-        waiting = attempt.c.id == attempt_id, attempt.c.state == ACCEPTED
-        async with self.database.transaction() as connection:
-            await connection.execute(sa.update(attempt).where(*waiting).values(poll_at=at))
-
-    async def cancel_sent(self, attempt_id: str) -> None:
-        """Note that a provider has been asked to stop."""
-        async with self.database.transaction() as connection:
-            await connection.execute(
-                sa.update(attempt).where(attempt.c.id == attempt_id).values(cancel_sent=True)
-            )
-
-    async def by_provider_job(self, provider_job_id: str) -> list[tuple[Any, Any]]:
-        """Return the attempts that a provider knows by this id, with their jobs."""
-        query = sa.select(attempt).where(attempt.c.provider_job_id == provider_job_id)
-        async with self.database.reading() as connection:
-            rows = (await connection.execute(query)).all()
-            return [
-                (row, (await connection.execute(sa.select(job).where(job.c.id == row.job_id))).one())
-                for row in rows
-            ]
-
-    async def webhook_is_new(self, provider: str, event_id: str, now: int) -> bool:
-        """Note a notification. Tells whether it is the first of its id."""
-        row = {"provider": provider, "event_id": event_id, "at": now}
-        statement = self.insert(webhook_event).values(row).on_conflict_do_nothing()
-        async with self.database.transaction() as connection:
-            taken = await connection.execute(statement.returning(webhook_event.c.event_id))
-            return taken.one_or_none() is not None
-
-    async def bring_back_lost(self, now: int) -> int:
-        """Send a message again for attempts that nobody came for or whose worker is gone; return how many."""
-        lost = sa.or_(
-            sa.and_(attempt.c.state == DISPATCHED, attempt.c.dispatched_at < now - UNCLAIMED_S * SECOND),
-            sa.and_(attempt.c.state == CLAIMED, attempt.c.lease_until < now),
-        )
-        query = sa.select(attempt.c.id, attempt.c.queue).where(lost)
-        async with self.database.reading() as connection:
-            if (await connection.execute(query.limit(1))).one_or_none() is None:
-                return 0
-        async with self.database.transaction() as connection:
-            rows = (await connection.execute(query.limit(SWEEP).with_for_update(skip_locked=True))).all()
-            # Not again at the next look: by then the message has had its time.
-            await connection.execute(
-                sa.update(attempt)
-                .where(attempt.c.id.in_([row.id for row in rows]), attempt.c.state == DISPATCHED)
-                .values(dispatched_at=now)
-            )
-            for row in rows:
-                await self.outbox.append(connection, row.queue, row.id, now)
-        return len(rows)
-
-    async def bury(self, queue: str, subject_id: str, reason: str, now: int) -> None:
-        """Keep a message that could not be worked off, and fail what it was about."""
-        row = {
-            "id": new_id("dead"),
-            "queue": queue,
-            "subject_id": subject_id,
-            "reason": reason,
-            "at": now,
-            "redriven_at": 0,
-        }
-        async with self.database.transaction() as connection:
-            await connection.execute(sa.insert(dead_letter), row)
-
-    async def _current(self, connection: AsyncConnection, attempt_id: str) -> Any:
-        return (await connection.execute(sa.select(attempt).where(attempt.c.id == attempt_id))).one_or_none()
+    async def _current(
+        self, connection: AsyncConnection, attempt_id: str, fence: int
+    ) -> tuple[Any, Any] | None:
+        """Return an attempt and its job, locked, when the attempt has not ended and the fence is its own."""
+        both = await self.lock_both(connection, attempt_id)
+        if both is None or both[0].fence != fence or both[0].state in ATTEMPT_FINAL:
+            return None
+        return both
 
     async def _end(
         self, connection: AsyncConnection, row: Any, state: str, now: int, failure: Failure | None = None
@@ -354,13 +378,21 @@ class Attempts(Records):
         values: dict[str, Any] = {"state": state, "ended_at": now}
         if failure is not None:
             values |= {"reason": failure.reason, "message": failure.message[:2000]}
+        await self._leave(connection, row, now, values)
+
+    async def _leave(self, connection: AsyncConnection, row: Any, now: int, values: dict[str, Any]) -> None:
+        """Change an attempt that its provider does not run any more: whoever waits there may begin."""
+        if row.concurrency:
+            await self.lock_provider(connection, row.provider)
         await connection.execute(sa.update(attempt).where(attempt.c.id == row.id).values(values))
+        if row.concurrency and row.state in (CLAIMED, ACCEPTED):
+            await self.unpark(connection, row.provider, now)
 
     async def _cancel_others(self, connection: AsyncConnection, winner: Any, now: int) -> None:
         """Let the losers of a race be cancelled: those that wait for their provider at once."""
         others = attempt.c.job_id == winner.job_id, attempt.c.id != winner.id
-        dispatched = sa.update(attempt).where(*others, attempt.c.state == DISPATCHED)
-        await connection.execute(dispatched.values(state=CANCELLED, ended_at=now))
+        idle = sa.update(attempt).where(*others, attempt.c.state.in_(IDLE))
+        await connection.execute(idle.values(state=CANCELLED, ended_at=now))
         waiting = sa.update(attempt).where(*others, attempt.c.state == ACCEPTED)
         await connection.execute(waiting.values(poll_at=now))
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.common.ids import new_id
 from services.workflow.domain.errors import IdempotencyKeyReusedError, JobNotEndedError, JobNotFoundError
+from services.workflow.domain.kinds import BATCH_KIND
+from services.workflow.domain.routes import Route
 from services.workflow.domain.states import (
+    ACCEPTED,
     CANCEL_REQUESTED,
     CANCELLED,
-    DISPATCHED,
     EXPIRED,
     FINAL,
+    IDLE,
     QUEUED,
     RUNNING,
 )
-from services.workflow.store.records import Owner, Records
+from services.workflow.store.records import ADVANCE_QUEUE, SETTLE_QUEUE, SMALL, Owner, Records, first_attempts
 from services.workflow.tables import attempt, effect_result, job, job_event
 
 SWEEP = 200
@@ -49,13 +51,19 @@ class NewJob:
     hold_id: str
     estimate: int
     deadline_at: int
-    queues: Sequence[str]
-    """Of the targets at which attempts begin at once: one, or several in a race."""
+    routes: Sequence[Route]
+    """To the targets at which attempts begin at once: one, or several in a race."""
     parent_id: str = ""
     item_index: int = 0
     max_concurrency: int = 0
+    hold_until: int = 0
+    """When the hold expires, unless it is extended."""
     waiting: bool = False
     """An item of a batch whose turn comes later."""
+
+
+# What a new job says of itself that is a column.
+_GIVEN = [field.name for field in fields(NewJob) if field.name not in ("routes", "waiting")]
 
 
 class Jobs(Records):
@@ -68,19 +76,13 @@ class Jobs(Records):
 
     async def create_in(self, connection: AsyncConnection, new: NewJob, now: int) -> tuple[Any, bool]:
         """Do the same inside a transaction."""
-        values = asdict(new)
-        queues, waiting = values.pop("queues"), values.pop("waiting")
-        row = _blank(now) | values | {"attempts": 0 if waiting else len(queues)}
-        statement = self.insert(job).values(row).on_conflict_do_nothing().returning(*job.c)
+        statement = self.insert(job).values(row_of(new, now)).on_conflict_do_nothing().returning(*job.c)
         created = (await connection.execute(statement)).one_or_none()
         if created is None:
             return await self._known(connection, new), False
         await self.note(connection, new.id, 1, "job.created", "", now)
-        if not waiting:
-            for index, queue in enumerate(queues):
-                await self.dispatch(
-                    connection, new_id("att"), new.id, index + 1, index, queue, new_id("eff"), now
-                )
+        if not new.waiting:
+            await self.dispatch(connection, first_attempts(new.id, new.routes, now), now)
         return created, True
 
     async def _known(self, connection: AsyncConnection, new: NewJob) -> Any:
@@ -123,7 +125,7 @@ class Jobs(Records):
         state: str = "",
         parent_id: str = "",
     ) -> Sequence[Any]:
-        """Return jobs, the newest first; those of a batch in its order, by `item_index`."""
+        """Return jobs, the newest first, after `before` (time, id); a batch's by `item_index` (index, id)."""
         query = sa.select(job).where(
             job.c.organisation_id == owner.organisation_id, job.c.owner == owner.owner
         )
@@ -132,20 +134,26 @@ class Jobs(Records):
         if state:
             query = query.where(job.c.state == state)
         query = query.where(job.c.parent_id == parent_id)
-        if before is not None:
-            query = query.where(sa.tuple_(job.c.created_at, job.c.id) < sa.tuple_(*map(sa.literal, before)))
-        query = query.order_by(job.c.created_at.desc(), job.c.id.desc()).limit(limit)
+        if parent_id:
+            if before is not None:
+                query = query.where(job.c.item_index > before[0])
+            query = query.order_by(job.c.item_index).limit(limit)
+        else:
+            if before is not None:
+                here = sa.tuple_(job.c.created_at, job.c.id)
+                query = query.where(here < sa.tuple_(*map(sa.literal, before)))
+            query = query.order_by(job.c.created_at.desc(), job.c.id.desc()).limit(limit)
         async with self.database.reading() as connection:
             return (await connection.execute(query)).all()
 
     async def ahead_of(self, row: Any) -> int:
         """Return how many attempts wait in the same queue before those of a job."""
         own = sa.select(sa.func.min(attempt.c.dispatched_at)).where(
-            attempt.c.job_id == row.id, attempt.c.state == DISPATCHED
+            attempt.c.job_id == row.id, attempt.c.state.in_(IDLE)
         )
         queue = sa.select(attempt.c.queue).where(attempt.c.job_id == row.id).limit(1)
         query = sa.select(sa.func.count()).where(
-            attempt.c.state == DISPATCHED,
+            attempt.c.state.in_(IDLE),
             attempt.c.queue == queue.scalar_subquery(),
             attempt.c.dispatched_at < own.scalar_subquery(),
         )
@@ -153,27 +161,38 @@ class Jobs(Records):
             return await connection.scalar(query) or 0
 
     async def cancel(self, job_id: str, now: int) -> Any:
-        """Ask a job to stop: one that nobody works on ends at once. Again: no change."""
+        """Ask a job to stop, a batch with its items: what nobody works on ends at once. Again: no change."""
         async with self.database.transaction() as connection:
             row = await self.lock_job(connection, job_id)
-            if row.state == QUEUED:
-                await self._end_dispatched(connection, job_id, now)
-                await self.change(connection, row, now, "job.cancelled", state=CANCELLED)
-            elif row.state == RUNNING:
-                await self.change(connection, row, now, "job.cancel_requested", state=CANCEL_REQUESTED)
-                # Those that wait for their provider are asked about now, not at their next turn.
-                waiting = attempt.c.job_id == job_id, attempt.c.state == "accepted"
-                await connection.execute(sa.update(attempt).where(*waiting).values(poll_at=now))
+            await self._cancel(connection, row, now)
+            if row.kind == BATCH_KIND:
+                items = sa.select(job.c.id).where(job.c.parent_id == job_id, job.c.state.not_in(FINAL))
+                for item_id in (await connection.scalars(items.order_by(job.c.item_index))).all():
+                    await self._cancel(connection, await self.lock_job(connection, item_id), now)
+                await self.outbox.append(connection, ADVANCE_QUEUE, job_id, now)
         return await self.job_of(job_id)
 
+    async def _cancel(self, connection: AsyncConnection, row: Any, now: int) -> None:
+        if row.state == QUEUED:
+            await self._end_dispatched(connection, row.id, now)
+            await self.change(connection, row, now, "job.cancelled", state=CANCELLED)
+        elif row.state == RUNNING:
+            await self.change(connection, row, now, "job.cancel_requested", state=CANCEL_REQUESTED)
+            # Those that wait for their provider are asked about now, not at their next turn.
+            waiting = attempt.c.job_id == row.id, attempt.c.state == ACCEPTED
+            await connection.execute(sa.update(attempt).where(*waiting).values(poll_at=now))
+
     async def _end_dispatched(self, connection: AsyncConnection, job_id: str, now: int) -> None:
-        waiting = attempt.c.job_id == job_id, attempt.c.state == DISPATCHED
+        waiting = attempt.c.job_id == job_id, attempt.c.state.in_(IDLE)
         await connection.execute(sa.update(attempt).where(*waiting).values(state=CANCELLED, ended_at=now))
 
     async def expire_due(self, now: int) -> list[str]:
         """End jobs whose deadline has passed and return them. What their providers make is not waited for."""
         due = sa.select(job.c.id).where(
-            job.c.state.in_((QUEUED, RUNNING, CANCEL_REQUESTED)), job.c.deadline_at <= now
+            job.c.state.in_((QUEUED, RUNNING, CANCEL_REQUESTED)),
+            job.c.deadline_at <= now,
+            # A batch ends with its items.
+            job.c.kind != BATCH_KIND,
         )
         async with self.database.reading() as connection:
             ids = (await connection.scalars(due.order_by(job.c.deadline_at).limit(SWEEP))).all()
@@ -198,18 +217,39 @@ class Jobs(Records):
         if row.state not in FINAL or not row.settled:
             raise JobNotEndedError(f"the job {job_id} is {row.state}; cancel it first", state=row.state)
         async with self.database.transaction() as connection:
-            keys = sa.select(attempt.c.effect_key).where(attempt.c.job_id == job_id)
+            items = (await connection.scalars(sa.select(job.c.id).where(job.c.parent_id == job_id))).all()
+            gone = [job_id, *items]
+            keys = sa.select(attempt.c.effect_key).where(attempt.c.job_id.in_(gone))
             await connection.execute(sa.delete(effect_result).where(effect_result.c.effect_key.in_(keys)))
-            await connection.execute(sa.delete(attempt).where(attempt.c.job_id == job_id))
-            await connection.execute(sa.delete(job_event).where(job_event.c.job_id == job_id))
-            await connection.execute(sa.delete(job).where(job.c.id == job_id))
+            await connection.execute(sa.delete(attempt).where(attempt.c.job_id.in_(gone)))
+            await connection.execute(sa.delete(job_event).where(job_event.c.job_id.in_(gone)))
+            await connection.execute(sa.delete(job).where(job.c.id.in_(gone)))
         return bytes(row.result)
 
-    async def settled(self, job_id: str, cost: int) -> None:
-        """Note that billing has booked what a job cost, and set the rest free."""
+    async def ended(self, job_ids: Sequence[str]) -> Sequence[Any]:
+        """Return jobs, without their large parts, for their settlement."""
+        async with self.database.reading() as connection:
+            return (await connection.execute(sa.select(*SMALL).where(job.c.id.in_(job_ids)))).all()
+
+    async def settled(self, costs: Mapping[str, int], now: int) -> None:
+        """Note that billing has booked what jobs cost, and has set the rest free."""
+        if not costs:
+            return
+        amount = sa.case(costs, value=job.c.id, else_=0)
+        values = {"settled": True, "cost": sa.cast(amount, sa.BigInteger), "version": job.c.version + 1}
+        statement = sa.update(job).where(job.c.id.in_(costs), ~job.c.settled).values(values)
         async with self.database.transaction() as connection:
-            values = {"settled": True, "cost": cost, "version": job.c.version + 1}
-            await connection.execute(sa.update(job).where(job.c.id == job_id).values(values))
+            parents = await connection.scalars(statement.returning(job.c.parent_id))
+            # A batch is settled after its items.
+            messages = [(SETTLE_QUEUE, parent_id, now) for parent_id in {*parents.all()} if parent_id]
+            if messages:
+                await self.outbox.append_all(connection, messages, now)
+
+
+def row_of(new: NewJob, now: int) -> dict[str, Any]:
+    """Return the row of a job that is to begin."""
+    values = {name: getattr(new, name) for name in _GIVEN}
+    return _blank(now) | values | {"attempts": 0 if new.waiting else len(new.routes)}
 
 
 def _blank(now: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import namedtuple
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,29 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.db import Database
+from services.common.ids import new_id
 from services.common.outbox import Outbox
-from services.workflow.domain.states import FINAL, may_become
+from services.workflow.domain.routes import Route
+from services.workflow.domain.states import DISPATCHED, FINAL, PARKED, may_become
 from services.workflow.tables import attempt, job, job_event
 
+SECOND = 1_000_000
 SETTLE_QUEUE = "job.settle"
 NOTIFY_QUEUE = "job.notify"
+ADVANCE_QUEUE = "job.advance"
+NOTICE_QUEUE = "job.notice"
+# An attempt whose message has not brought a worker by then gets another message.
+UNCLAIMED_S = 30
+# What is large and seldom looked at is not read with the rest of a job.
+SMALL = [column for column in job.c if column.name not in ("input", "targets", "result")]
+
+
+def _row_type(table: sa.Table) -> Any:
+    """Return a row of a table that stands alone, out of a join."""
+    return namedtuple(table.name, list(table.c.keys()))
+
+
+AttemptRow, JobRow = _row_type(attempt), _row_type(job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +63,22 @@ class Records:
             return (await connection.execute(sa.select(job).where(job.c.id == job_id))).one_or_none()
 
     async def lock_job(self, connection: AsyncConnection, job_id: str) -> Any:
-        """Return a job's row, which nobody else changes until this transaction has ended."""
-        query = sa.select(job).where(job.c.id == job_id).with_for_update()
+        """Return a job's row without its large parts, which nobody else changes meanwhile."""
+        query = sa.select(*SMALL).where(job.c.id == job_id).with_for_update()
         return (await connection.execute(query)).one_or_none()
+
+    async def lock_both(self, connection: AsyncConnection, attempt_id: str) -> tuple[Any, Any] | None:
+        """Return an attempt and its whole job, locked in that order: the job first."""
+        query = (
+            sa.select(*job.c, *attempt.c)
+            .select_from(job.join(attempt, attempt.c.job_id == job.c.id))
+            .where(attempt.c.id == attempt_id)
+            .with_for_update()
+        )
+        row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            return None
+        return AttemptRow._make(row[len(job.c) :]), JobRow._make(row[: len(job.c)])
 
     async def change(
         self, connection: AsyncConnection, row: Any, now: int, event: str, detail: str = "", **values: Any
@@ -63,9 +94,12 @@ class Records:
         await connection.execute(sa.update(job).where(job.c.id == row.id).values(version=version, **values))
         await self.note(connection, row.id, version, event, detail, now)
         if state in FINAL and state != row.state:
-            await self.outbox.append(connection, SETTLE_QUEUE, row.id, now)
+            following = [SETTLE_QUEUE]
             if row.webhook_endpoint_id:
-                await self.outbox.append(connection, NOTIFY_QUEUE, row.id, now)
+                following.append(NOTIFY_QUEUE)
+            await self.outbox.append_all(connection, [(queue, row.id, now) for queue in following], now)
+            if row.parent_id:
+                await self.outbox.append(connection, ADVANCE_QUEUE, row.parent_id, now)
 
     async def note(
         self, connection: AsyncConnection, job_id: str, seq: int, event: str, detail: str, now: int
@@ -75,43 +109,83 @@ class Records:
         await connection.execute(sa.insert(job_event), entry)
 
     async def dispatch(
-        self,
-        connection: AsyncConnection,
-        attempt_id: str,
-        job_id: str,
-        number: int,
-        target_index: int,
-        queue: str,
-        effect_key: str,
-        now: int,
-        due_at: int = 0,
+        self, connection: AsyncConnection, attempts: Sequence[dict[str, Any]], now: int
     ) -> None:
-        """Begin an attempt: its row, and the message that brings it to a worker."""
-        row = {
-            "id": attempt_id,
-            "job_id": job_id,
-            "number": number,
-            "target_index": target_index,
-            "state": "dispatched",
-            "queue": queue,
-            "effect_key": effect_key,
-            "fence": 0,
-            "worker": "",
-            "lease_until": 0,
-            "asked": False,
-            "provider_job_id": "",
-            "poll_at": 0,
-            "polls": 0,
-            "cancel_sent": False,
-            "reason": "",
-            "message": "",
-            "dispatched_at": due_at or now,
-            "ended_at": 0,
-        }
-        await connection.execute(sa.insert(attempt), row)
-        await self.outbox.append(connection, queue, attempt_id, now, due_at)
+        """Begin attempts: their rows, and the messages that bring them to workers."""
+        if attempts:
+            await connection.execute(sa.insert(attempt), list(attempts))
+            messages = [(row["queue"], row["id"], row["dispatched_at"]) for row in attempts]
+            await self.outbox.append_all(connection, messages, now)
 
     async def attempts_of(self, connection: AsyncConnection, job_id: str) -> Sequence[Any]:
         """Return a job's attempts in order."""
         query = sa.select(attempt).where(attempt.c.job_id == job_id).order_by(attempt.c.number)
         return (await connection.execute(query)).all()
+
+    async def lock_provider(self, connection: AsyncConnection, provider: str) -> None:
+        """Let nobody else count what a provider runs until this transaction has ended."""
+        if not self.database.sqlite:
+            key = sa.func.hashtext(f"omnihub.provider.{provider}")
+            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
+
+    async def unpark(self, connection: AsyncConnection, provider: str, now: int) -> bool:
+        """Send the attempt that has waited longest for a provider to a worker, interactive ones first."""
+        interactive = sa.case((attempt.c.queue.like("%.interactive"), 0), else_=1)
+        waiting = (
+            sa.select(attempt.c.id, attempt.c.queue)
+            .where(attempt.c.provider == provider, attempt.c.concurrency > 0, attempt.c.state == PARKED)
+            .order_by(interactive, attempt.c.dispatched_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        row = (await connection.execute(waiting)).one_or_none()
+        if row is None:
+            return False
+        values = {"state": DISPATCHED, "lease_until": now + UNCLAIMED_S * SECOND}
+        await connection.execute(sa.update(attempt).where(attempt.c.id == row.id).values(values))
+        await self.outbox.append(connection, row.queue, row.id, now)
+        return True
+
+
+def new_attempt(
+    job_id: str,
+    number: int,
+    target_index: int,
+    route: Route,
+    now: int,
+    *,
+    effect_key: str = "",
+    due_at: int = 0,
+    asked: bool = False,
+) -> dict[str, Any]:
+    """Return the row of an attempt that is to begin. `asked`: its provider may know it already."""
+    due = due_at or now
+    return {
+        "id": new_id("att"),
+        "job_id": job_id,
+        "number": number,
+        "target_index": target_index,
+        "state": DISPATCHED,
+        "queue": route.queue,
+        "provider": route.provider,
+        "concurrency": route.concurrency,
+        "crashes": 0,
+        "effect_key": effect_key or new_id("eff"),
+        "fence": 0,
+        "worker": "",
+        "lease_until": due + UNCLAIMED_S * SECOND,
+        "asked": asked,
+        "provider_job_id": "",
+        "poll_at": 0,
+        "polls": 0,
+        "cancel_sent": False,
+        "reason": "",
+        "message": "",
+        "dispatched_at": due,
+        "ended_at": 0,
+    }
+
+
+def first_attempts(job_id: str, routes: Iterable[Route], now: int) -> list[dict[str, Any]]:
+    """Return the attempts a job begins with: one, or those of a race."""
+    return [new_attempt(job_id, index + 1, index, route, now) for index, route in enumerate(routes)]

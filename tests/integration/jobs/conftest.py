@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,22 @@ import pytest_asyncio
 from services.common.clock import now
 from services.common.db import Database
 from services.common.outbox import Outbox
-from services.common.rpc import Call
+from services.common.rpc import Call, RpcError
 from services.common.rpc.call import Identity
 from services.workflow import tables
 from services.workflow.admission import Admission
+from services.workflow.desk import Desk
+from services.workflow.engine.batches import Advancer
 from services.workflow.engine.clockwork import Clockwork
 from services.workflow.engine.crash import CrashPoints
 from services.workflow.engine.settler import Settler
 from services.workflow.engine.worker import Worker
 from services.workflow.server import JobServer
-from services.workflow.store.attempts import SECOND, Attempts
-from services.workflow.store.jobs import Jobs
+from services.workflow.store.batches import Batches
+from services.workflow.store.letters import Letters
+from services.workflow.store.notices import Notices
+from services.workflow.store.records import SECOND
+from services.workflow.store.rounds import Rounds
 from tests.support.jobs import CountingRouter, MemoryOutputs
 
 MIGRATIONS = Path("services/workflow/migrations").resolve()
@@ -35,8 +41,20 @@ class CountingBilling:
         self.holds: dict[str, int] = {}
         self.charges: dict[str, int] = {}
         self.released: list[str] = []
+        self.extended: list[int] = []
+        self.extend_fails: RpcError | None = None
+        self.room = 1_000_000
+
+    async def extend_hold(self, request, call):
+        if self.extend_fails is not None:
+            raise self.extend_fails
+        assert request.amount_nano_credits == self.holds[request.hold_id]
+        self.extended.append(request.ttl_s)
 
     async def create_hold(self, request, call):
+        if not self.room:
+            raise RpcError("INSUFFICIENT_CREDITS", "no credits")
+        self.room -= 1
         self.holds[request.hold_id] = request.amount_nano_credits
 
     async def release_hold(self, request, call):
@@ -48,12 +66,24 @@ class CountingBilling:
             assert known == charge.amount_nano_credits
 
 
+class Clock:
+    """The wall clock, or ahead of it."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> datetime:
+        return now() + timedelta(seconds=self.ahead_s)
+
+
 @dataclass
 class Engine:
     """Everything between a caller and a provider."""
 
-    jobs: Jobs
-    attempts: Attempts
+    jobs: Batches
+    attempts: Letters
+    rounds: Rounds
+    notices: Notices
     outbox: Outbox
     router: CountingRouter
     billing: CountingBilling
@@ -62,10 +92,21 @@ class Engine:
     clockwork: Clockwork
     server: JobServer
     settler: Settler
+    advancer: Advancer
+    clock: Clock
     later_s: float = 0.0
 
+    @property
+    def shift_s(self) -> float:
+        """How far the clock of the engine itself is ahead."""
+        return self.clock.ahead_s
+
+    @shift_s.setter
+    def shift_s(self, seconds: float) -> None:
+        self.clock.ahead_s = seconds
+
     def now(self) -> int:
-        return round((now().timestamp() + self.later_s) * SECOND)
+        return round((self.clock().timestamp() + self.later_s) * SECOND)
 
     async def work_off(self) -> int:
         """Work off every message that is due, one after the other; return how many."""
@@ -73,10 +114,20 @@ class Engine:
         while messages := await self.outbox.take(self.now()):
             for message in messages:
                 count += 1
-                handler = self.settler.settle if message.queue == "job.settle" else self.worker.work
-                await handler(message.subject_id)
+                await self.handle(message.queue, message.subject_id)
                 await self.outbox.passed_on([message.id])
         return count
+
+    async def handle(self, queue: str, subject_id: str) -> None:
+        match queue:
+            case "job.settle":
+                await self.settler.settle(subject_id)
+            case "job.advance":
+                await self.advancer.advance_many([subject_id])
+            case "job.notice":
+                await self.worker.notice(self.notices, subject_id)
+            case _:
+                await self.worker.work(subject_id)
 
 
 CALLER = Call(
@@ -87,29 +138,35 @@ STRANGER = Call("req_2", Identity(organisation_id="org_1", key_id="key_2", token
 
 @pytest_asyncio.fixture
 async def engine(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    database = Database(database_url, "workflow")
+    database, clock = Database(database_url, "workflow"), Clock()
     await database.migrate(MIGRATIONS)
     outbox = Outbox(database, tables.outbox)
-    jobs, attempts = Jobs(database, outbox), Attempts(database, outbox)
+    jobs, attempts = Batches(database, outbox), Letters(database, outbox)
+    rounds, notices = Rounds(database, outbox), Notices(database, outbox)
     router, billing, outputs = CountingRouter(), CountingBilling(), MemoryOutputs()
 
     async def unchecked(given, call):
         return given
 
-    worker = Worker(attempts, router, outputs, "w1", now, CrashPoints(""))
-    admission = Admission(jobs, router, billing, unchecked, now)
-    server = JobServer(jobs, admission, lambda file_id: f"link:{file_id}", lambda: None, now)
+    worker = Worker(attempts, rounds, router, outputs, "w1", clock, CrashPoints(""))
+    admission = Admission(jobs, router, billing, unchecked, clock)
+    desk = Desk(admission, notices, attempts, router, clock)
+    server = JobServer(jobs, admission, desk, lambda file_id: f"link:{file_id}", lambda: None, clock)
     engine = Engine(
         jobs,
         attempts,
+        rounds,
+        notices,
         outbox,
         router,
         billing,
         outputs,
         worker,
-        Clockwork(jobs, attempts, worker, now),
+        Clockwork(jobs, rounds, worker, billing, clock, lambda: None),
         server,
+        Settler(jobs, attempts, billing),
+        Advancer(jobs, clock),
+        clock,
     )
-    engine.settler = Settler(jobs, attempts, billing)
     yield engine
     await database.close()

@@ -57,7 +57,7 @@ async def test_a_slow_job_is_submitted_and_polled(engine):
     job = await seen(engine, job.job_id)
     assert job.state == "running"
     for _ in range(2):
-        for attempt, row in await engine.attempts.due_polls(engine.now() + 60_000_000, 60):
+        for attempt, row in await engine.rounds.due_polls(engine.now() + 60_000_000, 60):
             await engine.worker.poll(attempt, row)
     await engine.work_off()
     assert (await seen(engine, job.job_id)).state == "succeeded"
@@ -97,7 +97,7 @@ async def test_a_running_job_is_cancelled_at_its_provider(engine):
     await engine.work_off()
     await engine.server.cancel_job(pb.CancelJobRequest(job_id=job.job_id), CALLER)
     assert (await seen(engine, job.job_id)).state == "cancel_requested"
-    for attempt, row in await engine.attempts.due_polls(engine.now() + 1, 60):
+    for attempt, row in await engine.rounds.due_polls(engine.now() + 1, 60):
         await engine.worker.poll(attempt, row)
     await engine.work_off()
     assert (await seen(engine, job.job_id)).state == "cancelled"
@@ -160,7 +160,7 @@ async def test_a_worker_lost_after_asking_is_looked_for_at_the_provider(engine):
     engine.router.jobs["pj-7"] = 1
     await engine.worker.work(message.subject_id)
     assert not engine.router.submitted
-    for attempt, row in await engine.attempts.due_polls(engine.now() + 1_000_000, 60):
+    for attempt, row in await engine.rounds.due_polls(engine.now() + 1_000_000, 60):
         await engine.worker.poll(attempt, row)
     assert (await seen(engine, job.job_id)).state == "succeeded"
 
@@ -176,8 +176,8 @@ async def test_an_attempt_that_nobody_came_for_gets_another_message(engine):
     await begin(engine)
     (message,) = await engine.outbox.take(engine.now())
     await engine.outbox.passed_on([message.id])
-    assert await engine.attempts.bring_back_lost(engine.now()) == 0
-    assert await engine.attempts.bring_back_lost(engine.now() + 31_000_000) == 1
+    assert await engine.rounds.bring_back_lost(engine.now()) == 0
+    assert await engine.rounds.bring_back_lost(engine.now() + 31_000_000) == 1
     assert [again.subject_id for again in await engine.outbox.take(engine.now() + 31_000_000)] == [
         message.subject_id
     ]

@@ -1,0 +1,135 @@
+"""What is taken up because its time has come: providers to ask, attempts that were lost, holds that end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from services.workflow.domain.states import (
+    ACCEPTED,
+    CANCEL_REQUESTED,
+    CLAIMED,
+    DISPATCHED,
+    PARKED,
+    QUEUED,
+    RUNNING,
+)
+from services.workflow.store.records import SECOND, UNCLAIMED_S, Records
+from services.workflow.tables import attempt, job, outbox
+
+SWEEP = 200
+# A message that brings nobody is sent again after twice the time, up to about an hour.
+MOST_DOUBLINGS = 7
+
+
+class Rounds(Records):
+    """The clockwork's side."""
+
+    async def due_polls(self, now: int, hide_s: float) -> list[tuple[Any, Any]]:
+        """Take attempts whose provider is to be asked how far it is. Replicas do not get the same ones."""
+        due = sa.select(attempt.c.id).where(attempt.c.state == ACCEPTED, attempt.c.poll_at <= now)
+        async with self.database.reading() as connection:
+            if (await connection.execute(due.limit(1))).one_or_none() is None:
+                return []
+        async with self.database.transaction() as connection:
+            locked = due.order_by(attempt.c.poll_at).limit(SWEEP).with_for_update(skip_locked=True)
+            ids = (await connection.scalars(locked)).all()
+            values = {"poll_at": now + round(hide_s * SECOND), "polls": attempt.c.polls + 1}
+            taken = sa.update(attempt).where(attempt.c.id.in_(ids)).values(values).returning(*attempt.c)
+            rows = (await connection.execute(taken)).all()
+            jobs = sa.select(job).where(job.c.id.in_({row.job_id for row in rows}))
+            owners = {row.id: row for row in (await connection.execute(jobs)).all()}
+        return [(row, owners[row.job_id]) for row in rows]
+
+    async def poll_again(self, attempt_id: str, at: int) -> None:
+        """Say when a provider is to be asked next."""
+        waiting = attempt.c.id == attempt_id, attempt.c.state == ACCEPTED
+        async with self.database.transaction() as connection:
+            values = {"poll_at": at, "lease_until": 0}
+            await connection.execute(sa.update(attempt).where(*waiting).values(values))
+
+    async def taking_in(self, attempt_id: str, lease_s: float, now: int) -> bool:
+        """Reserve the end of an attempt: what a provider made is fetched once, by a poll or for a notice."""
+        free = attempt.c.id == attempt_id, attempt.c.state == ACCEPTED, attempt.c.lease_until < now
+        statement = (
+            sa.update(attempt)
+            .where(*free)
+            .values(lease_until=now + round(lease_s * SECOND))
+            .returning(attempt.c.id)
+        )
+        async with self.database.transaction() as connection:
+            return (await connection.scalar(statement)) is not None
+
+    async def cancel_sent(self, attempt_id: str) -> None:
+        """Note that a provider has been asked to stop."""
+        async with self.database.transaction() as connection:
+            await connection.execute(
+                sa.update(attempt).where(attempt.c.id == attempt_id).values(cancel_sent=True)
+            )
+
+    async def bring_back_lost(self, now: int) -> int:
+        """Send a message again for attempts that nobody came for or whose worker is gone; return how many."""
+        newest_claim = (
+            sa.select(sa.func.max(_other.c.dispatched_at))
+            .where(_other.c.queue == attempt.c.queue, _other.c.state == CLAIMED, _other.c.lease_until >= now)
+            .scalar_subquery()
+        )
+        waits = sa.select(outbox.c.id).where(outbox.c.subject_id == attempt.c.id).exists()
+        # While workers go through a queue, what stands further back in it is not lost.
+        overtaken = sa.func.coalesce(newest_claim, now) >= attempt.c.dispatched_at
+        lost = sa.or_(
+            attempt.c.state == CLAIMED,
+            sa.and_(attempt.c.state == DISPATCHED, ~waits, overtaken),
+        )
+        query = sa.select(attempt.c.id, attempt.c.queue, attempt.c.state, attempt.c.polls).where(
+            attempt.c.state.in_((CLAIMED, DISPATCHED)), attempt.c.lease_until < now, lost
+        )
+        async with self.database.reading() as connection:
+            if (await connection.execute(query.limit(1))).one_or_none() is None:
+                return 0
+        async with self.database.transaction() as connection:
+            rows = (await connection.execute(query.limit(SWEEP).with_for_update(skip_locked=True))).all()
+            for row in rows:
+                if row.state == DISPATCHED:
+                    pause = UNCLAIMED_S * 2 ** min(row.polls + 1, MOST_DOUBLINGS)
+                    values = {"lease_until": now + pause * SECOND, "polls": row.polls + 1}
+                    await connection.execute(sa.update(attempt).where(attempt.c.id == row.id).values(values))
+            if messages := [(row.queue, row.id, now) for row in rows]:
+                await self.outbox.append_all(connection, messages, now)
+        return len(rows)
+
+    async def unpark_all(self, now: int) -> None:
+        """Let one waiting attempt of each provider look for room, should a wake-up have been lost."""
+        query = sa.select(attempt.c.provider).where(attempt.c.concurrency > 0, attempt.c.state == PARKED)
+        async with self.database.reading() as connection:
+            providers = (await connection.scalars(query.distinct())).all()
+        for provider in providers:
+            async with self.database.transaction() as connection:
+                await self.lock_provider(connection, provider)
+                await self.unpark(connection, provider, now)
+
+    async def ending_holds(self, before: int) -> Sequence[Any]:
+        """Return live jobs whose hold expires before then, and before their deadline."""
+        query = (
+            sa.select(job.c.id, job.c.hold_id, job.c.estimate, job.c.deadline_at)
+            .where(
+                job.c.hold_id != "",
+                job.c.state.in_((QUEUED, RUNNING, CANCEL_REQUESTED)),
+                job.c.hold_until < before,
+                job.c.hold_until < job.c.deadline_at,
+            )
+            .order_by(job.c.hold_until)
+            .limit(SWEEP)
+        )
+        async with self.database.reading() as connection:
+            return (await connection.execute(query)).all()
+
+    async def held_until(self, job_id: str, until: int) -> None:
+        """Note that a hold has been extended."""
+        async with self.database.transaction() as connection:
+            await connection.execute(sa.update(job).where(job.c.id == job_id).values(hold_until=until))
+
+
+_other = attempt.alias("other")
