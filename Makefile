@@ -12,7 +12,7 @@ BASE ?= main
 export PYTHONPATH := .:gen
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos run test unit check format bench lock check-breaking docs clean
+.PHONY: help setup protos run test unit chaos check format bench lock check-breaking docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
@@ -33,6 +33,10 @@ test: setup ## Run all tests; installs what they need where it can
 
 unit: setup ## Run the tests that need nothing but Python
 	@$(BIN)/python -m pytest -q tests/unit tests/architecture
+
+chaos: setup ## Kill workers, broker and database again and again under load: the long forms of the crash tests
+	@sh tools/install_test_dependencies.sh
+	@$(BIN)/python -m pytest -q -s -m chaos --timeout 1800 tests/chaos
 
 check: setup ## Format, lint, types, imports, contracts, unit tests; under a minute
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))

@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import aio_pika
 from aio_pika.abc import (
     AbstractChannel,
+    AbstractConnection,
     AbstractExchange,
     AbstractIncomingMessage,
-    AbstractRobustConnection,
     HeadersType,
 )
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
@@ -31,6 +32,7 @@ IN_FLIGHT = 50
 POLL_S = 0.5
 RETRY_S = 1.0
 STOP_GRACE_S = 5.0
+LOOK_S = 10.0
 DELIVERY_LIMIT = 5
 LENGTH_LIMIT = 50_000
 
@@ -115,7 +117,7 @@ class Relay:
         self._clock = clock
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._connection: AbstractRobustConnection | None = None
+        self._connection: AbstractConnection | None = None
         self.connected = False
 
     def start(self) -> None:
@@ -127,8 +129,6 @@ class Relay:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if self._connection is not None:
-            await self._connection.close()
 
     def wake(self) -> None:
         """Look at the outbox now: something has just been written."""
@@ -142,13 +142,14 @@ class Relay:
                 while True:
                     await self._publish_next(exchange)
             except (*BROKEN, SQLAlchemyError) as error:
-                self.connected = False
                 _logger.warning("relay_interrupted %s", type(error).__name__)
+            finally:
+                self.connected = False
+                await _close(self._connection)
             await asyncio.sleep(RETRY_S)
 
     async def _connect(self) -> AbstractExchange:
-        if self._connection is None:
-            self._connection = await aio_pika.connect_robust(self._url, timeout=CONFIRM_LIMIT_S)
+        self._connection = await aio_pika.connect(self._url, timeout=CONFIRM_LIMIT_S)
         channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
         return await self._topology.declare(channel)
 
@@ -235,9 +236,8 @@ class Consumer:
         self._concurrency = concurrency
         self._buried = buried
         self._task: asyncio.Task[None] | None = None
-        self._connection: AbstractRobustConnection | None = None
+        self._connection: AbstractConnection | None = None
         self._running: set[asyncio.Task[None]] = set()
-        self._stopping = False
         self.ready = asyncio.Event()
 
     def start(self) -> None:
@@ -246,47 +246,52 @@ class Consumer:
 
     async def stop(self) -> None:
         """Let handlers end for a moment; what they leave is delivered again, to whoever is there."""
-        self._stopping = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self._running:
             await asyncio.wait(self._running, timeout=STOP_GRACE_S)
-        if self._connection is not None:
-            await self._connection.close()
+        await _close(self._connection)
         for task in list(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
+            lost = asyncio.Event()
             try:
-                await self._subscribe()
+                subscribed = await self._subscribe(lost)
+                self.ready.set()
+                await _until_lost(lost, subscribed)
+                _logger.warning("consumer_lost_its_broker")
             except BROKEN as error:
                 _logger.warning("consumer_waits_for_broker %s", type(error).__name__)
-                await asyncio.sleep(RETRY_S)
-            else:
-                # From here on the connection restores itself.
-                self.ready.set()
-                return
+            await _close(self._connection)
+            await asyncio.sleep(RETRY_S)
 
-    async def _subscribe(self) -> None:
-        if self._connection is not None:
-            await self._connection.close()
-        self._connection = await aio_pika.connect_robust(self._url, timeout=CONFIRM_LIMIT_S)
-        await self._topology.declare(await self._connection.channel())
-        for name in self._topology.queues:
-            if name not in self._handlers:
-                continue
+    async def _subscribe(self, lost: asyncio.Event) -> Sequence[tuple[AbstractChannel, str]]:
+        """Subscribe to every queue; `lost` is set when any of it ends. Returns channels and their consumers.
+
+        All of it is made anew after each loss: connections that restore themselves do so only in part.
+        """
+        connection = await aio_pika.connect(self._url, timeout=CONFIRM_LIMIT_S)
+        self._connection = connection
+        connection.close_callbacks.add(lambda *_: lost.set())
+        await self._topology.declare(await connection.channel())
+        subscribed = []
+        wanted: list[tuple[str, int, Callable[[AbstractIncomingMessage], Awaitable[None]]]] = [
+            (self._topology.queue(name), self._concurrency[name], partial(self._receive, name))
+            for name in self._topology.queues
+            if name in self._handlers
+        ]
+        for queue_name, room, receive in [*wanted, (self._topology.dead_queue, 1, self._receive_dead)]:
             # A channel of its own: what one queue does to its channel must not stop the others.
-            channel = await self._connection.channel()
-            await channel.set_qos(prefetch_count=self._concurrency[name])
-            queue = await channel.get_queue(self._topology.queue(name))
-            await queue.consume(partial(self._receive, name))
-        channel = await self._connection.channel()
-        await channel.set_qos(prefetch_count=1)
-        graves = await channel.get_queue(self._topology.dead_queue)
-        await graves.consume(self._receive_dead)
+            channel = await connection.channel()
+            channel.close_callbacks.add(lambda *_: lost.set())
+            await channel.set_qos(prefetch_count=room)
+            queue = await channel.get_queue(queue_name)
+            subscribed.append((channel, await queue.consume(receive)))
+        return subscribed
 
     async def _receive(self, name: str, message: AbstractIncomingMessage) -> None:
         task = asyncio.current_task()
@@ -316,6 +321,28 @@ class Consumer:
             await _answered(message.reject(requeue=True))
             return
         await _answered(message.ack())
+
+
+async def _until_lost(lost: asyncio.Event, subscribed: Sequence[tuple[AbstractChannel, str]]) -> None:
+    """Return when the connection, a channel or a consumer has gone, which a broker cancels without a word."""
+    while not lost.is_set():
+        for channel, tag in subscribed:
+            underlay: Any = await channel.get_underlay_channel()
+            if tag not in underlay.consumers:
+                return
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await lost.wait()
+        except TimeoutError:
+            continue
+
+
+async def _close(connection: AbstractConnection | None) -> None:
+    if connection is not None:
+        try:
+            await asyncio.wait_for(connection.close(), STOP_GRACE_S)
+        except BROKEN as error:
+            _logger.info("connection_not_closed %s", type(error).__name__)
 
 
 async def _answered(answer: Awaitable[None]) -> None:

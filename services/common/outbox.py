@@ -17,7 +17,7 @@ from services.common.db import Database
 
 BATCH = 200
 # A relay that has taken rows and died leaves them to others after this.
-TAKEN_S = 30
+TAKEN_S = 10
 SECOND = 1_000_000
 
 

@@ -18,6 +18,10 @@ SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 CONTROL = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
 START_LIMIT_S = 90
 URL_VARIABLE = "OMNIHUB_TEST_AMQP_URL"
+HOW_TO_GET_IT = (
+    "RabbitMQ is needed: install it (Debian: `apt-get install rabbitmq-server`), or name a running server in "
+    f"{URL_VARIABLE}=amqp://user:password@127.0.0.1:5672/ for the tests that do not kill it"
+)
 
 
 class Broker:
@@ -106,10 +110,22 @@ class Broker:
 
 @contextmanager
 def private_broker(folder: Path) -> Iterator[Broker]:
-    """Run a private broker for the length of the context."""
+    """Run a private broker for the length of the context. Without one the test fails: it is never skipped."""
+    if not SERVER.exists():
+        pytest.fail(HOW_TO_GET_IT, pytrace=False)
     broker = Broker(folder)
     broker.start()
     try:
         yield broker
     finally:
         broker.stop()
+
+
+@contextmanager
+def broker_url(folder: Path) -> Iterator[str]:
+    """Yield the URL of a broker that is not killed: the named one, or a private one."""
+    if existing := os.environ.get(URL_VARIABLE):
+        yield existing
+        return
+    with private_broker(folder) as broker:
+        yield broker.url

@@ -1,0 +1,54 @@
+"""Long forms of the crash tests of jobs: `make chaos`. Each prints a line that sums it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.job_chaos import kill_relays, kill_workers, restart_under_load
+from tests.support.job_cluster import running_cluster
+from tests.support.postgresql import KillableServer
+from tests.support.rabbitmq import Broker, private_broker
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
+WORKER_CRASHES = 21
+RELAY_CRASHES = 5
+BROKER_CRASHES = 6
+DATABASE_CRASHES = 10
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with private_broker(tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+async def test_workers(tmp_path: Path, postgresql_url: str, broker: Broker) -> None:
+    async with running_cluster(tmp_path, postgresql_url, broker.url) as cluster:
+        print(f"\n{await kill_workers(cluster, WORKER_CRASHES)}")
+
+
+async def test_relays(tmp_path: Path, postgresql_url: str, broker: Broker) -> None:
+    async with running_cluster(tmp_path, postgresql_url, broker.url) as cluster:
+        print(f"\n{await kill_relays(cluster, RELAY_CRASHES)}")
+
+
+async def test_broker(tmp_path: Path, postgresql_url: str, broker: Broker) -> None:
+    async with running_cluster(tmp_path, postgresql_url, broker.url) as cluster:
+        line = await restart_under_load(cluster, BROKER_CRASHES, broker.kill, broker.start, "broker", 5.0)
+        print(f"\n{line}")
+
+
+async def test_database(tmp_path: Path, broker: Broker) -> None:
+    server = KillableServer()
+    server.start()
+    try:
+        async with running_cluster(tmp_path, server.url, broker.url) as cluster:
+            line = await restart_under_load(
+                cluster, DATABASE_CRASHES, server.kill, server.start, "PostgreSQL", 5.0
+            )
+            print(f"\n{line}")
+    finally:
+        server.remove()

@@ -1,0 +1,67 @@
+"""What is killed under load, as often as a test says: workers, relays, the broker, the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tests.support.job_cluster import Cluster
+
+IN_FLIGHT = 200
+
+
+async def keep_submitting(cluster: Cluster, pause_s: float, done: asyncio.Event) -> None:
+    """Begin jobs, of both kinds, below what the workers can do."""
+    while not done.is_set():
+        await cluster.submit(1, priority="batch" if len(cluster.jobs) % 3 == 0 else "")
+        await asyncio.sleep(pause_s)
+
+
+async def kill_workers(cluster: Cluster, rounds: int, in_flight: int = IN_FLIGHT) -> str:
+    """Kill a worker `rounds` times with so many jobs before it; a second one lives on."""
+    await cluster.spawn("workflow")
+    await cluster.spawn()
+    for number in range(rounds):
+        cluster.router.immediate = number % 2 == 0
+        victim = await cluster.spawn()
+        await cluster.submit(in_flight)
+        await cluster.until_running(1)
+        victim.kill()
+        await victim.wait()
+    return f"{rounds} workers killed: {await cluster.check()}"
+
+
+async def kill_relays(cluster: Cluster, rounds: int) -> str:
+    """Let a relay die between the broker's confirmation and the removal from the outbox."""
+    await cluster.spawn()
+    for _ in range(rounds):
+        relay = await cluster.spawn("workflow", settings={"crash_at": "after_confirm"})
+        await cluster.submit(10)
+        await relay.wait()
+        assert relay.returncode == 86
+    await cluster.spawn("workflow")
+    return f"{rounds} relays died before they noted a confirmation: {await cluster.check()}"
+
+
+async def restart_under_load(
+    cluster: Cluster,
+    rounds: int,
+    kill: Callable[[], None],
+    start: Callable[[], None],
+    what: str,
+    between_s: float,
+    pause_s: float = 0.05,
+) -> str:
+    """Kill something and start it again, while jobs go on coming."""
+    done = asyncio.Event()
+    await cluster.spawn("workflow")
+    await cluster.spawn()
+    await cluster.spawn()
+    load = asyncio.create_task(keep_submitting(cluster, pause_s, done))
+    for _ in range(rounds):
+        await asyncio.sleep(between_s)
+        await asyncio.to_thread(kill)
+        await asyncio.to_thread(start)
+    done.set()
+    await load
+    return f"{what} killed {rounds} times: {await cluster.check()}"
