@@ -35,7 +35,7 @@ class Database:
     `url` is `sqlite:///path` or `postgresql://...`; `schema` names the PostgreSQL schema.
     """
 
-    def __init__(self, url: str, schema: str, pool_size: int = 10) -> None:
+    def __init__(self, url: str, schema: str, pool_size: int = 20) -> None:
         self.schema = schema
         self.sqlite = url.startswith("sqlite")
         self._url = url
@@ -44,7 +44,13 @@ class Database:
         if self.sqlite:
             options = {"connect_args": {"timeout": LOCK_TIMEOUT_MS / 1000}}
         else:
-            options = {"pool_size": pool_size, "pool_pre_ping": True, **_postgresql_options(schema)}
+            # Connections beyond the pool's size would be opened and closed again for every transaction.
+            options = {
+                "pool_size": pool_size,
+                "max_overflow": 0,
+                "pool_pre_ping": True,
+                **_postgresql_options(schema),
+            }
         self._engine = create_async_engine(self._asynchronous_url(), **options)
         if self.sqlite:
             event.listen(self._engine.sync_engine, "connect", _configure_sqlite)

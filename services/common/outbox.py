@@ -61,11 +61,11 @@ class Outbox:
         self, connection: AsyncConnection, messages: Sequence[tuple[str, str, int]], now: int
     ) -> None:
         """Add messages: queue, subject and from when each is passed on."""
-        rows = [
-            {"queue": queue, "subject_id": subject_id, "due_at": due_at, "created_at": now}
-            for queue, subject_id, due_at in messages
-        ]
-        await connection.execute(sa.insert(self._table), rows)
+        await connection.execute(sa.insert(self._table), _rows(messages, now))
+
+    def appending(self, message: tuple[str, str, int], now: int) -> sa.Insert:
+        """Return the statement that adds a message, to be sent along with another one."""
+        return sa.insert(self._table).values(_rows([message], now)[0])
 
     async def take(self, now: int, queues: Sequence[str] = (), limit: int = BATCH) -> list[Message]:
         """Take messages that are due, the oldest first. Any number of relays may do this at once."""
@@ -103,6 +103,13 @@ class Outbox:
         async with self._database.reading() as connection:
             oldest: int | None = await connection.scalar(sa.select(sa.func.min(self._table.c.created_at)))
         return oldest
+
+
+def _rows(messages: Sequence[tuple[str, str, int]], now: int) -> list[dict[str, Any]]:
+    return [
+        {"queue": queue, "subject_id": subject_id, "due_at": due_at, "created_at": now}
+        for queue, subject_id, due_at in messages
+    ]
 
 
 def _message(row: Any) -> Message:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,8 @@ from services.workflow.store.records import ADVANCE_QUEUE, NOTICE_QUEUE, SECOND,
 from services.workflow.store.rounds import Rounds
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-BELL = "jobs"
+# Rung when there is something to begin, and when something has ended.
+BELL, ENDED_BELL = "jobs", "jobs.ended"
 NOTICES_AT_ONCE = 16
 # The most urgent queues first.
 QUEUES = tuple(f"job.{way}.{priority}" for priority in PRIORITIES for way in (LATE, SUBMIT))
@@ -68,6 +69,7 @@ class Base:
     router: MediaRouterService
     billing: BillingService
     bell: Bell
+    ended: Bell
     crash: CrashPoints
 
     async def start(self) -> None:
@@ -97,6 +99,7 @@ def _base(settings: WorkflowSettings, infrastructure: Infrastructure) -> Base:
         router=infrastructure.connector.connect(MediaRouterService, "router"),
         billing=infrastructure.connector.connect(BillingService, "billing"),
         bell=infrastructure.bell(BELL),
+        ended=infrastructure.bell(ENDED_BELL),
         crash=CrashPoints(settings.crash_at),
     )
 
@@ -162,8 +165,11 @@ def build_worker(settings: WorkflowSettings, infrastructure: Infrastructure, *, 
         base.jobs, rounds, worker, base.billing, base.clock, base.bell.ring, settings.sweep_interval_s
     )
     for part in parts:
-        if not isinstance(part, Consumer):
+        if isinstance(part, Dispatcher):
             base.bell.listen(part.wake)
+        elif isinstance(part, BulkDispatcher):
+            base.bell.listen(part.wake)
+            base.ended.listen(part.wake)
 
     async def start() -> None:
         await base.start()
@@ -185,7 +191,7 @@ def build_worker(settings: WorkflowSettings, infrastructure: Infrastructure, *, 
 def _bulk(base: Base) -> Sequence[BulkDispatcher]:
     """Return what is worked off many at a time, wherever it was written."""
     settler = Settler(base.jobs, base.letters, base.billing, base.crash)
-    handlers: Mapping[str, BulkHandler] = {
+    handlers: dict[str, BulkHandler] = {
         SETTLE_QUEUE: settler.settle_many,
         ADVANCE_QUEUE: Advancer(base.jobs, base.clock).advance_many,
     }
@@ -193,16 +199,14 @@ def _bulk(base: Base) -> Sequence[BulkDispatcher]:
     def ringing(handler: BulkHandler) -> BulkHandler:
         async def handle(subjects: Sequence[str]) -> Collection[str]:
             done = await handler(subjects)
-            # Items that were begun, a batch that can be settled.
             base.bell.ring()
             return done
 
         return handle
 
-    return [
-        BulkDispatcher(base.outbox, queue, ringing(handler), base.clock)
-        for queue, handler in handlers.items()
-    ]
+    # Items that have ended let others begin.
+    handlers[ADVANCE_QUEUE] = ringing(handlers[ADVANCE_QUEUE])
+    return [BulkDispatcher(base.outbox, queue, handler, base.clock) for queue, handler in handlers.items()]
 
 
 def _consumers(
@@ -213,12 +217,11 @@ def _consumers(
 
     async def work(attempt_id: str) -> None:
         await worker.work(attempt_id)
-        # Its job is to be settled, or another attempt follows.
-        base.bell.ring()
+        base.ended.ring()
 
     async def notice(attempt_id: str) -> None:
         await worker.notice(base.notices, attempt_id)
-        base.bell.ring()
+        base.ended.ring()
 
     handlers = dict.fromkeys(QUEUES, work)
     notices = {NOTICE_QUEUE: notice}, {NOTICE_QUEUE: NOTICES_AT_ONCE}

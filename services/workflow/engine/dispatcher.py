@@ -14,7 +14,7 @@ STOP_GRACE_S = 5.0
 # Messages handed to a handler of many at a time, and the pause before those it could not work off.
 BULK = 100
 RETRY_S = 5
-GATHER_S = 0.02
+GATHER_S = 0.1
 
 Handler = Callable[[str], Awaitable[None]]
 BulkHandler = Callable[[Sequence[str]], Awaitable[Collection[str]]]

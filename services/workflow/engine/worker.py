@@ -111,9 +111,6 @@ class Worker:
         target = target_of(claim)
         if claim.again and await self._adopted(claim, target):
             return
-        # Of a provider that takes the effect key for one and the same, it need not be known.
-        if not target.idempotent and not await self._store.asking(claim):
-            return
         answer = await self._router.submit_media(
             router.SubmitMediaRequest(attempt=self._attempt_message(claim, target)),
             Call.internal(ASK_LIMIT_S),

@@ -49,11 +49,8 @@ class Claim:
     attempt: Any
     job: Any
     fence: int
-
-    @property
-    def again(self) -> bool:
-        """Tell whether somebody has asked the provider before and did not come back."""
-        return bool(self.attempt.asked)
+    again: bool
+    """Somebody may have asked the provider before, and did not come back."""
 
     @property
     def first(self) -> bool:
@@ -87,13 +84,15 @@ class Attempts(Records):
                 "fence": row.fence + 1,
                 "worker": worker,
                 "crashes": row.crashes + lost,
+                # From here on its provider may be asked: who comes after a crash has to reckon with it.
+                "asked": True,
                 "lease_until": now + round(lease_s * SECOND),
             }
             await connection.execute(sa.update(attempt).where(attempt.c.id == row.id).values(values))
             if owner.state == QUEUED:
                 started = {"state": RUNNING, "started_at": owner.started_at or now, "queue_position": None}
                 await self.change(connection, owner, now, "attempt.claimed", worker, **started)
-        return Claim(row._replace(**values), owner, row.fence + 1)
+        return Claim(row._replace(**values), owner, row.fence + 1, bool(row.asked))
 
     async def _unwanted(self, connection: AsyncConnection, row: Any, owner: Any, now: int) -> None:
         await self._end(connection, row, CANCELLED, now)
@@ -119,18 +118,12 @@ class Attempts(Records):
 
     async def renew(self, claim: Claim, lease_s: float, now: int) -> bool:
         """Keep a claim. Tells whether it is still held."""
-        return await self._mine(claim, lease_until=now + round(lease_s * SECOND))
-
-    async def asking(self, claim: Claim) -> bool:
-        """Note that the provider is about to be asked. Tells whether the claim is still held."""
-        return await self._mine(claim, asked=True)
-
-    async def _mine(self, claim: Claim, **values: Any) -> bool:
         held = (
             attempt.c.id == claim.attempt.id,
             attempt.c.fence == claim.fence,
             attempt.c.state == CLAIMED,
         )
+        values = {"lease_until": now + round(lease_s * SECOND)}
         statement = sa.update(attempt).where(*held).values(values).returning(attempt.c.id)
         async with self.database.transaction() as connection:
             return (await connection.scalar(statement)) is not None

@@ -91,22 +91,32 @@ class Records:
             if state in FINAL:
                 values["ended_at"] = now
         version = row.version + 1
-        await connection.execute(sa.update(job).where(job.c.id == row.id).values(version=version, **values))
-        await self.note(connection, row.id, version, event, detail, now)
+        update = sa.update(job).where(job.c.id == row.id).values(version=version, **values)
+        entry = _event(row.id, version, event, detail, now)
+        messages: list[tuple[str, str, int]] = []
         if state in FINAL and state != row.state:
-            following = [SETTLE_QUEUE]
+            messages.append((SETTLE_QUEUE, row.id, now))
             if row.webhook_endpoint_id:
-                following.append(NOTIFY_QUEUE)
-            await self.outbox.append_all(connection, [(queue, row.id, now) for queue in following], now)
+                messages.append((NOTIFY_QUEUE, row.id, now))
             if row.parent_id:
-                await self.outbox.append(connection, ADVANCE_QUEUE, row.parent_id, now)
+                messages.append((ADVANCE_QUEUE, row.parent_id, now))
+        if self.database.sqlite:
+            await connection.execute(update)
+            await connection.execute(sa.insert(job_event), entry)
+            if messages:
+                await self.outbox.append_all(connection, messages, now)
+            return
+        # One statement, one way to the database.
+        update = update.add_cte(sa.insert(job_event).values(entry).cte("noted"))
+        for number, message in enumerate(messages):
+            update = update.add_cte(self.outbox.appending(message, now).cte(f"sent{number}"))
+        await connection.execute(update)
 
     async def note(
         self, connection: AsyncConnection, job_id: str, seq: int, event: str, detail: str, now: int
     ) -> None:
         """Append to a job's history."""
-        entry = {"job_id": job_id, "seq": seq, "type": event, "detail": detail[:2000], "at": now}
-        await connection.execute(sa.insert(job_event), entry)
+        await connection.execute(sa.insert(job_event), _event(job_id, seq, event, detail, now))
 
     async def dispatch(
         self, connection: AsyncConnection, attempts: Sequence[dict[str, Any]], now: int
@@ -145,6 +155,10 @@ class Records:
         await connection.execute(sa.update(attempt).where(attempt.c.id == row.id).values(values))
         await self.outbox.append(connection, row.queue, row.id, now)
         return True
+
+
+def _event(job_id: str, seq: int, event: str, detail: str, now: int) -> dict[str, Any]:
+    return {"job_id": job_id, "seq": seq, "type": event, "detail": detail[:2000], "at": now}
 
 
 def new_attempt(

@@ -143,8 +143,8 @@ async def test_a_zombie_is_kept_out_and_its_result_is_not_lost(engine):
     first = await engine.attempts.claim(message.subject_id, "w1", 0.0, engine.now())
     second = await engine.attempts.claim(message.subject_id, "w2", 60.0, engine.now() + 1_000)
     assert (first.fence, second.fence) == (1, 2)
-    assert not await engine.attempts.asking(first)
-    assert await engine.attempts.asking(second)
+    assert not await engine.attempts.renew(first, 60.0, engine.now())
+    assert await engine.attempts.renew(second, 60.0, engine.now())
     assert not await engine.attempts.accepted(first, "pj", 0, engine.now())
     assert await engine.attempts.accepted(second, "pj", 0, engine.now())
     assert (await seen(engine, job.job_id)).state == "running"
@@ -155,7 +155,6 @@ async def test_a_worker_lost_after_asking_is_looked_for_at_the_provider(engine):
     job = await begin(engine)
     (message,) = await engine.outbox.take(engine.now())
     lost = await engine.attempts.claim(message.subject_id, "w0", 0.0, engine.now())
-    await engine.attempts.asking(lost)
     engine.router.by_effect[lost.attempt.effect_key] = "pj-7"
     engine.router.jobs["pj-7"] = 1
     await engine.worker.work(message.subject_id)
