@@ -1,1 +1,1 @@
-"""Jobs and durable workflows. Only the contract exists so far: every call says NOT_IMPLEMENTED."""
+"""Jobs: takes them in, works them off, keeps what they make. It never asks a provider itself and never books."""
