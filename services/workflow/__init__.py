@@ -1,1 +1,1 @@
-"""Jobs: takes them in, works them off, keeps what they make. It never asks a provider itself and never books."""
+"""Jobs: takes them in, works them off, keeps what they make. It asks no provider itself and books nothing."""

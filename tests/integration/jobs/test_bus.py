@@ -124,3 +124,34 @@ async def test_a_killed_broker_loses_nothing(broker, outbox):
     await relay.stop()
     await relay_again.stop()
     await consumer.stop()
+
+
+async def test_a_full_queue_refuses_and_nothing_is_lost(broker, outbox):
+    seen = Seen()
+    topology = Topology("narrow", (QUEUE,), version=9, length_limit=3)
+    relay = Relay(broker.url, topology, outbox, now)
+    await append(outbox, *(f"att_{number}" for number in range(20)))
+    relay.start()
+    consumer = Consumer(broker.url, topology, {QUEUE: seen.handle}, {QUEUE: 5}, seen.bury)
+    consumer.start()
+    await seen.until(lambda: len(set(seen.subjects)) == 20)
+    await relay.stop()
+    await consumer.stop()
+    assert await outbox.oldest() is None
+
+
+async def test_what_a_relay_cannot_publish_it_gives_back_at_once(broker, outbox):
+    topology = Topology("stuck", (QUEUE,), version=8, length_limit=1)
+    relay = Relay(broker.url, topology, outbox, now)
+    await append(outbox, *(f"att_{number}" for number in range(10)))
+    relay.start()
+    async with asyncio.timeout(30):
+        while True:
+            left = await outbox.take(round(now().timestamp() * 1e6), [QUEUE])
+            await outbox.give_back([message.id for message in left], round(now().timestamp() * 1e6))
+            if 0 < len(left) < 10:
+                break
+            await asyncio.sleep(0.05)
+    await relay.stop()
+    # Due now, not when the relay's time with them would have ended.
+    assert await outbox.take(round(now().timestamp() * 1e6), [QUEUE])
