@@ -226,6 +226,10 @@ def _group(sums: UsageSum) -> usage_pb2.UsageGroup:
         requests=sums.requests,
         input_tokens=sums.input_tokens,
         output_tokens=sums.output_tokens,
-        cost=format_nano(sums.cost),
+        cost=format_nano(sums.amount),
         savings=format_nano(sums.savings),
+        savings_routing=format_nano(sums.savings_routing),
+        savings_cache=format_nano(sums.savings_cache),
+        savings_prompt_cache=format_nano(sums.savings_prompt_cache),
+        cache_read_tokens=sums.cache_read,
     )
