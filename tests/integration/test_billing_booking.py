@@ -124,7 +124,7 @@ async def test_names_of_any_length_and_kind_are_booked(store: Store) -> None:
     odd.usage.CopyFrom(Usage(input_total=2**32 - 1, provider_cost="1" * 500))
     assert await store.settle([odd], 0) == 1
     groups, _ = await store.usage(ORGANISATION, EVER, "task", None, 10)
-    assert groups == [UsageSum("ab", 1, 2**32 - 1, 0, 1, 0)]
+    assert groups == [UsageSum("ab", 1, 2**32 - 1, 0, 1, 0, cost=1)]
 
 
 async def test_what_is_booked_cannot_be_changed(store: Store) -> None:
