@@ -93,9 +93,8 @@ def priced(usage: Usage, price: Price, units: Units | None = None) -> Exact:
         + usage.output_total * tier.output_pico
         + price.request_pico
     )
-    if usage.output_reasoning or usage.input_audio or usage.output_audio:
-        amount += _special(usage, price, tier, plain_input)
-    elif usage.input_image or usage.output_image:
+    special = usage.output_reasoning or usage.input_audio or usage.output_audio
+    if special or usage.input_image or usage.output_image:
         amount += _special(usage, price, tier, plain_input)
     return amount if units is None else amount + _of_units(units, price)
 

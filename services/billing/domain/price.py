@@ -13,7 +13,13 @@ _CONTEXT = Context(prec=60)
 _TOKENS = ("input_pico", "cache_read_pico", "cache_write_pico", "cache_write_1h_pico", "output_pico")
 _UNITS = ("request_pico", "image_pico", "megapixel_pico", "second_pico", "character_pico")
 # Part of the version only where they are set: versions from before they existed stay what they were.
-_SPECIAL = ("reasoning_pico", "input_audio_pico", "output_audio_pico", "input_image_pico", "output_image_pico")
+_SPECIAL = (
+    "reasoning_pico",
+    "input_audio_pico",
+    "output_audio_pico",
+    "input_image_pico",
+    "output_image_pico",
+)
 
 
 def pico(credits_for: Decimal, units: int = 1) -> int:

@@ -28,13 +28,13 @@ class PriceList(Protocol):
 
 
 class AdministeredPrices:
-    """What administrators set: by name the moments from which a price applies, None where it was withdrawn."""
+    """What administrators set: by name the moments from which a price applies, None where it ends."""
 
     def __init__(self) -> None:
         self._entries: Mapping[str, Sequence[tuple[int, Price | None]]] = {}
 
     def replace(self, entries: Mapping[str, Sequence[tuple[int, Price | None]]]) -> None:
-        """Take over all entries, those of each name in the order in which they count. Safe between threads."""
+        """Take over all entries, those of a name in the order in which they count. Safe between threads."""
         self._entries = entries
 
     def find(self, name: str, at: int) -> Price | None:

@@ -17,9 +17,7 @@ HOUR = 3_600_000_000
 # What fits an index of every engine. Longer names are summed under their beginning.
 LONGEST_VALUE = 300
 EVERYONE = ""
-SUMS = tuple(
-    column.name for column in usage_rollup.c if not column.primary_key and column.name != "requests"
-)
+SUMS = tuple(column.name for column in usage_rollup.c if not column.primary_key and column.name != "requests")
 # Column of the event, by dimension.
 DIMENSIONS = {
     "model": usage_event.c.model,
