@@ -50,9 +50,6 @@ class MarginBook:
         return None
 
 
-NO_MARGINS = MarginBook()
-
-
 def pattern_of(model: str) -> re.Pattern[str]:
     """Return the pattern of a rule as a regular expression: `*` stands for any text, all else for itself."""
     return re.compile(".*".join(map(re.escape, (model or ANY).split(ANY))), re.DOTALL)
@@ -60,3 +57,6 @@ def pattern_of(model: str) -> re.Pattern[str]:
 
 def _specificity(margin: Margin) -> tuple[bool, int, str]:
     return ANY in (margin.model or ANY), -len(margin.model.replace(ANY, "")), margin.model
+
+
+NO_MARGINS = MarginBook()

@@ -6,6 +6,7 @@ computed exactly, in pico-credits, and rounded up to whole nano-credits once, at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -145,6 +146,18 @@ def with_margin(cost: Exact, fixed: Exact, margin: Margin) -> Exact:
     if margin.basis_points:
         cost = Fraction(cost) * (BASIS + margin.basis_points) / BASIS
     return max(cost + fixed, margin.floor_pico)
+
+
+def tokens_with_margin(price: Price, margin: Margin | None) -> tuple[int, int]:
+    """Return what an input and an output token are sold for, in pico-credits, rounded up."""
+    if margin is None:
+        return price.input_pico, price.output_pico
+    plain = Margin(basis_points=margin.basis_points, free=margin.free)
+    sold = (
+        with_margin(price.input_pico, margin.fixed.input_pico, plain),
+        with_margin(price.output_pico, margin.fixed.output_pico, plain),
+    )
+    return math.ceil(sold[0]), math.ceil(sold[1])
 
 
 def sell_of(

@@ -11,7 +11,8 @@ from omnihub.common.v1.chat_pb2 import Usage
 
 from services.common.rpc import Call
 from services.credits.money import format_nano, limit_nano
-from services.credits.rating import bound, provider_cost_of, rate
+from services.credits.rating import Rated, bound, provider_cost_of, sell_of
+from services.credits.savings import savings_of
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.estimate import LARGEST, input_bound
 from services.router.domain.policy import Candidate, Plan, eligible, plan
@@ -57,7 +58,7 @@ class Admission:
         """
         models = eligible(asked.chat, self.catalogue, call.identity.allowed_models)
         prices = await self.prices.of(self._wanted(models))
-        chosen = self._plan(asked, models, prices)
+        chosen = self._plan(asked, models, prices, call.identity.organisation_id)
         amount = chosen.chain[0].estimate_nano or 0
         reservation = await self._leases.reserve(call.identity.organisation_id, amount)
         return Request(call, asked, chosen, prices, reservation)
@@ -69,15 +70,24 @@ class Admission:
             for target in model.targets:
                 yield target, model.priced_as
 
-    def _plan(self, asked: Asked, models: Sequence[Model], prices: PriceTable) -> Plan:
+    def _plan(self, asked: Asked, models: Sequence[Model], prices: PriceTable, organisation_id: str) -> Plan:
         input_tokens = input_bound(asked.raw_body, asked.chat)
 
+        margin_of, media = prices.margins.of, asked.media
+
         def estimate(target: Target, model: Model) -> int | None:
-            price = self._price(prices, (target, model.priced_as))
+            price = prices[target, model.priced_as]
             if price is None:
                 return None
             tokens = max(input_tokens, hidden_input(model, price)) if asked.stateful else input_tokens
-            return bound(tokens, self._output_bound(asked, model), price)
+            return bound(
+                tokens,
+                self._output_bound(asked, model),
+                price,
+                margin_of(organisation_id, target.name),
+                media=media,
+                service_tier=asked.service_tier,
+            )
 
         chosen = plan(asked.chat, models, self.catalogue, asked.feature, estimate, self.latencies.of)
         return keeping_state(chosen, self.catalogue) if asked.vendor_bound else chosen
@@ -93,13 +103,6 @@ class Admission:
         default = self._settings.default_output_tokens
         return min(default, model.settings.max_output or default)
 
-    def _price(self, prices: PriceTable, wanted: Wanted) -> Price | None:
-        """Return a price, or a free one when the settings say so."""
-        price = prices[wanted]
-        if price is None and self._settings.unknown_price == "free":
-            return Price(version="unknown", source="free")
-        return price
-
     def context_of(self, request: Request, candidate: Candidate) -> int:
         """Return how many tokens a candidate can hold; 0 when that is not known."""
         price = request.prices[candidate.target, candidate.model.priced_as]
@@ -113,36 +116,39 @@ class Admission:
 
     async def afford_rescue(self, request: Request, candidate: Candidate, text_bytes: int) -> bool:
         """Reserve what `candidate` may cost to go on after `text_bytes`, beside what has been spent."""
-        price = self._price(request.prices, (candidate.target, candidate.model.priced_as))
-        wanted = request.broken.cost + self._spent(request, text_bytes) + (candidate.estimate_nano or 0)
-        wanted += 0 if price is None else bound(text_bytes, 0, price)
+        price = request.prices[candidate.target, candidate.model.priced_as]
+        spent = self._rated(request, text_bytes).sell
+        wanted = request.broken.cost + spent + (candidate.estimate_nano or 0)
+        wanted += 0 if price is None else bound(text_bytes, 0, price, request.margin_for(candidate.target))
         limit = request.asked.chat.max_cost
         if limit and wanted > limit_nano(limit):
             return False
         more = wanted - request.reservation.amount
         return more <= 0 or await self._leases.extend(request.reservation, more)
 
-    def _spent(self, request: Request, produced_bytes: int) -> int:
+    def _rated(self, request: Request, produced_bytes: int) -> Rated:
         """Return what the broken stream of the running attempt has cost, about."""
         request.estimate_usage(produced_bytes)
         price = self._price_of(request)
-        return 0 if price is None else rate(request.usage, price)
+        return sell_of(request.usage, price or Price(), request.margin)
 
     def bank(self, request: Request, produced_bytes: int) -> None:
         """Put what a broken stream has cost aside, for another one goes on."""
-        cost = self._spent(request, produced_bytes)
+        rated = self._rated(request, produced_bytes)
         if request.speaker is not None:
             request.speaker.usage.CopyFrom(request.usage)
-            request.speaker.cost = format_nano(cost)
+            request.speaker.cost = format_nano(rated.sell)
             request.broken.reason = request.speaker.reason
-        request.broken.add(request.usage, cost)
+        request.price = self._price_of(request)
+        request.broken.add(request.part(rated, None), request.usage)
         request.rescued_from.append(request.target.name)
         request.usage = Usage()
 
     async def extend(self, request: Request, output_tokens: int) -> bool:
         """Reserve credits for `output_tokens` more tokens. Tells whether that was possible."""
         price = self._price_of(request)
-        more = 0 if price is None else bound(0, output_tokens, price)
+        media = request.asked.media
+        more = 0 if price is None else bound(0, output_tokens, price, request.margin, media=media)
         limit = request.asked.chat.max_cost
         if limit and request.reservation.amount + more > limit_nano(limit):
             return False
@@ -152,27 +158,27 @@ class Admission:
         candidate = request.candidate
         if candidate is None:
             return None
-        return self._price(request.prices, (candidate.target, candidate.model.priced_as))
+        return request.prices[candidate.target, candidate.model.priced_as]
 
     def _rate(self, request: Request) -> None:
         """Work out cost and savings from the usage."""
         usage = request.usage
         by_provider = provider_cost_of(usage) is not None
         request.price = price = self._price_of(request)
-        own_cost = 0 if price is None else rate(usage, price)
+        price = Price() if price is None else price
         request.cost_source = "provider" if by_provider else "estimate" if usage.estimated else "price"
-        if request.cost_source == "estimate":
+        if not by_provider and price.source == "fallback":
+            request.cost_source = "unknown"
+        limit = None
+        if not by_provider and usage.estimated:
             # Nobody pays more for a guess than what was set aside for the answer.
-            own_cost = min(own_cost, max(0, request.reservation.amount - request.broken.cost))
-        request.include_broken(own_cost)
-        usage = request.usage
-        baseline = None if self._baseline is None else request.prices[self._baseline]
-        if baseline is not None:
-            if by_provider:
-                usage = Usage()
-                usage.CopyFrom(request.usage)
-                usage.provider_cost = ""
-            request.savings = rate(usage, baseline) - request.cost
+            limit = max(0, request.reservation.amount - request.broken.cost)
+        request.include_broken(sell_of(usage, price, request.margin, limit), limit)
+        wanted = self._baseline
+        listed = None if wanted is None else request.prices[wanted]
+        baseline = None if wanted is None or listed is None else (listed, request.margin_for(wanted[0]))
+        request.saved = savings_of(request.usage, request.cost, (price, request.margin), baseline)
+        request.savings = None if baseline is None else request.saved.total
 
     async def conclude(self, request: Request) -> None:
         """Record an answered request durably, then let its reservation go. Before the last byte.

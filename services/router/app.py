@@ -71,7 +71,7 @@ class RouterApp:
             parse_nano(settings.lease_maximum),
             self._settlement.settle_lease,
         )
-        self._prices = Prices(billing, vendors)
+        self._prices = Prices(billing, vendors, flag_unknown=settings.unknown_price == "flag")
         self._admission = Admission(settings, self._prices, self._leases, self._journal, Latencies())
         self._refresh: asyncio.Task[None] | None = None
         health = Health(settings.breaker)
