@@ -97,7 +97,7 @@ def call_of(organisation_id: str = ORGANISATION) -> Call:
 
 
 @asynccontextmanager
-async def running_billing(
+async def running_connector(
     database_url: str,
     data_dir: Path,
     directory: Directory,
@@ -106,8 +106,8 @@ async def running_billing(
     transport: str = "local",
     bootstrap_credits: Decimal = Decimal(100),
     configured_prices: Mapping[str, PriceSettings] | None = None,
-) -> AsyncIterator[BillingService]:
-    """Start billing as the launcher does and yield a client of it."""
+) -> AsyncIterator[Connector]:
+    """Start billing as the launcher does and yield what connects to its interfaces."""
     registry = Registry()
     registry.add(AuthService, directory)
     infrastructure = Infrastructure(
@@ -131,11 +131,18 @@ async def running_billing(
     try:
         await service.start()
         await server.start()
-        yield connector.connect(BillingService, "billing")
+        yield connector
     finally:
         await connector.close()
         await server.stop(0)
         await service.stop()
+
+
+@asynccontextmanager
+async def running_billing(*arguments: Any, **named: Any) -> AsyncIterator[BillingService]:
+    """Start billing as the launcher does and yield a client of it."""
+    async with running_connector(*arguments, **named) as connector:
+        yield connector.connect(BillingService, "billing")
 
 
 @asynccontextmanager
