@@ -146,6 +146,11 @@ def _create_rollup() -> None:
         ),
     )
     op.create_index("usage_rollup_hour", "usage_rollup", ["dimension", "hour"])
+    sum_up()
+
+
+def sum_up() -> None:
+    """Take in the events that are there already."""
     for dimension, column, platform in DIMENSIONS:
         _sum_up("organisation_id", dimension, column)
         if platform:
@@ -153,7 +158,6 @@ def _create_rollup() -> None:
 
 
 def _sum_up(organisation: str, dimension: str, column: str) -> None:
-    """Take in the events that are there already."""
     sums = ", ".join("COUNT(*)" if name == "requests" else f"SUM({name})" for name in SUMS)
     op.execute(
         f"INSERT INTO usage_rollup (organisation_id, dimension, hour, value, {', '.join(SUMS)}) "
