@@ -153,7 +153,7 @@ def test_an_operator_exports_rates_again_and_reconciles(suite: Suite, tenant: Te
     file = tmp_path / "usage.csv"
     done = suite.run("usage", "export", *url, "--organisation", tenant.organisation_id, "--output", str(file))
     assert (done.returncode, done.stderr) == (0, "")
-    (row,) = csv.DictReader(file.open())
+    (row,) = csv.DictReader(io.StringIO(file.read_text()))
     assert (row["organisation_id"], Decimal(row["cost"])) == (tenant.organisation_id, WALL_COST)
 
     done = suite.run("billing", "rerate", *url, "--organisation", tenant.organisation_id)
