@@ -51,6 +51,12 @@ class AlreadyEndedError(BillingError):
     reason = "PRECONDITION_FAILED"
 
 
+class AccountClosedError(BillingError):
+    """An administrator has closed the organisation's account."""
+
+    reason = "ACCOUNT_CLOSED"
+
+
 class IdempotencyKeyReusedError(BillingError):
     """The id was used with other content."""
 

@@ -7,26 +7,64 @@ import json
 from dataclasses import dataclass
 
 from services.billing.domain.errors import InvalidFieldError
+from services.billing.domain.ledger import check_amount, check_id
 from services.credits.money import format_nano, nano_of
 
 LONGEST_NOTE = 500
+LONGEST_PERIOD = 30
+PAID, PROMO, ALLOWANCE = "paid", "promo", "allowance"
+# What expires with the month is used first, what somebody paid for last.
+PRIORITIES = {ALLOWANCE: 10, PROMO: 20, PAID: 30}
+LOWEST_PRIORITY = 255
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """`amount` nano-credits for an organisation; `id` makes it happen once."""
+    """`amount` nano-credits for an organisation; `id` makes it happen once.
+
+    Grants burn by `priority` (small numbers first), then the earlier expiry, then the earlier creation.
+    """
 
     id: str
     organisation_id: str
     amount: int
     note: str = ""
     actor: str = ""
+    kind: str = PROMO
+    priority: int = PRIORITIES[PROMO]
+    expires_at: int | None = None
+    """Microseconds since 1970; None is never."""
 
     @property
     def fingerprint(self) -> str:
         """Return what must be equal when the same id comes again."""
-        content = json.dumps([self.organisation_id, self.amount, self.note])
-        return hashlib.sha256(content.encode()).hexdigest()
+        fields = [self.organisation_id, self.amount, self.note, self.kind, self.priority, self.expires_at]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+def allowance_grant(
+    organisation_id: str, period: str, amount: int, expires_at: int, actor: str = ""
+) -> Grant:
+    """Return the allowance of `period`, such as `2026-01`: one for each organisation and period, for ever.
+
+    `amount` in nano-credits, `expires_at` in microseconds since 1970. Raises InvalidFieldError.
+    """
+    check_id("organisation_id", organisation_id)
+    check_id("period", period)
+    if len(period) > LONGEST_PERIOD:
+        raise InvalidFieldError("period", f"is longer than {LONGEST_PERIOD} characters")
+    check_amount("amount_nano_credits", amount)
+    id = f"grant:allowance:{period}:{organisation_id}"
+    return Grant(
+        id,
+        organisation_id,
+        amount,
+        f"allowance {period}",
+        actor,
+        ALLOWANCE,
+        PRIORITIES[ALLOWANCE],
+        expires_at,
+    )
 
 
 def requested_grant(

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.billing.domain.errors import IdempotencyKeyReusedError, InvalidFieldError, NotFoundError
-from services.billing.domain.grant import Grant
+from services.billing.domain.grant import Grant, allowance_grant
 from services.billing.domain.ledger import LARGEST_AMOUNT, PROMO_EXPENSE, SYSTEM_ACCOUNTS, wallet_of
 from services.billing.store.tables import account, ledger_entry, ledger_transaction
 from services.common.db import Database
@@ -93,6 +93,17 @@ class Accounts:
             if balance is None or balance.posted > LARGEST_AMOUNT:
                 raise InvalidFieldError("amount", "would raise the balance above 1,000,000,000 credits")
             return balance
+
+    async def grant_allowance(
+        self, organisation_id: str, period: str, amount: int, expires_at: int, now: int, actor: str = ""
+    ) -> Balance:
+        """Give an organisation its allowance of a period, once however often it is asked for.
+
+        `amount` in nano-credits, `expires_at` and `now` in microseconds since 1970. Returns the balance then.
+        Raises NotFoundError, IdempotencyKeyReusedError (the period came with another amount or expiry),
+        AccountClosedError, InvalidFieldError.
+        """
+        return await self.grant(allowance_grant(organisation_id, period, amount, expires_at, actor), now)
 
     async def _book_grant(self, connection: AsyncConnection, grant: Grant, now: int) -> bool:
         transaction = {
