@@ -193,7 +193,6 @@ async def test_refusals_tell_no_credits_from_credits_in_use(store: Store) -> Non
     with pytest.raises(InFlightBudgetExhaustedError) as caught:
         await store.acquire_lease("l", ORGANISATION, "process", 200, 101, TTL, 0)
     assert caught.value.retry_after_s == 1.0
-    # A refusal leaves nothing behind: the same ids work later.
     await store.release_hold("h")
     assert await store.acquire_lease("l", ORGANISATION, "process", 200, 101, TTL, 0) == (200, TTL, 800)
 

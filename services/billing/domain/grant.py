@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from services.billing.domain.accounts import MANUAL, PROMO_EXPENSE, clearing_of
 from services.billing.domain.errors import InvalidFieldError
 from services.billing.domain.ledger import check_amount, check_id
 from services.credits.money import format_nano, nano_of
@@ -34,6 +35,13 @@ class Grant:
     priority: int = PRIORITIES[PROMO]
     expires_at: int | None = None
     """Microseconds since 1970; None is never."""
+    processor: str = MANUAL
+    """Who took the money for paid credits; payment providers put their name here."""
+
+    @property
+    def source(self) -> str:
+        """Return the account the credits come from."""
+        return clearing_of(self.processor) if self.kind == PAID else PROMO_EXPENSE
 
     @property
     def fingerprint(self) -> str:
@@ -54,9 +62,8 @@ def allowance_grant(
     if len(period) > LONGEST_PERIOD:
         raise InvalidFieldError("period", f"is longer than {LONGEST_PERIOD} characters")
     check_amount("amount_nano_credits", amount)
-    id = f"grant:allowance:{period}:{organisation_id}"
     return Grant(
-        id,
+        f"grant:allowance:{period}:{organisation_id}",
         organisation_id,
         amount,
         f"allowance {period}",
@@ -68,11 +75,20 @@ def allowance_grant(
 
 
 def requested_grant(
-    organisation_id: str, amount: float, key: str, note: str, actor: str, largest: int
+    organisation_id: str,
+    amount: float,
+    key: str,
+    note: str,
+    actor: str,
+    largest: int,
+    *,
+    kind: str = "",
+    priority: int | None = None,
+    expires_at: int | None = None,
+    now: int = 0,
 ) -> Grant:
     """Return the grant an administrator asks for. Raises InvalidFieldError."""
-    if len(note) > LONGEST_NOTE or "\0" in note:
-        raise InvalidFieldError("note", f"must have at most {LONGEST_NOTE} characters, none of them NUL")
+    check_note(note)
     if not key:
         raise InvalidFieldError("idempotency_key", "is empty; send any string that is unique to this grant")
     try:
@@ -83,7 +99,29 @@ def requested_grant(
         raise InvalidFieldError("amount", "must be greater than 0")
     if nano > largest:
         raise InvalidFieldError("amount", f"must be at most {format_nano(largest)} credits in one grant")
-    return Grant(f"grant:admin:{key}", organisation_id, nano, note, actor)
+    kind = kind or PAID
+    if kind not in PRIORITIES:
+        raise InvalidFieldError("kind", f"must be one of {', '.join(PRIORITIES)}, or empty for {PAID}")
+    if priority is not None and not 0 <= priority <= LOWEST_PRIORITY:
+        raise InvalidFieldError("priority", f"must be between 0 and {LOWEST_PRIORITY}")
+    if expires_at is not None and expires_at <= now:
+        raise InvalidFieldError("expires_at", "has passed; name a time in the future, or none")
+    return Grant(
+        f"grant:admin:{key}",
+        organisation_id,
+        nano,
+        note,
+        actor,
+        kind,
+        PRIORITIES[kind] if priority is None else priority,
+        expires_at,
+    )
+
+
+def check_note(note: str) -> None:
+    """Refuse a note that cannot be kept."""
+    if len(note) > LONGEST_NOTE or "\0" in note:
+        raise InvalidFieldError("note", f"must have at most {LONGEST_NOTE} characters, none of them NUL")
 
 
 def welcome_grant(organisation_id: str, bootstrap: bool, bootstrap_amount: int, free_amount: int) -> Grant:
