@@ -9,11 +9,14 @@ from pathlib import Path
 from omnihub.auth.v1.auth_service_api import AuthService
 from omnihub.auth.v1.organisation_pb2 import Organisation
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.ledger_service_api import LedgerService
 
+from services.billing.auditor import Auditor
 from services.billing.background import Repeating
 from services.billing.domain.grant import Grant, welcome_grant
 from services.billing.domain.price_book import PriceBook
 from services.billing.domain.usage import microseconds
+from services.billing.ledger_server import LedgerServer
 from services.billing.organisations import Organisations
 from services.billing.price_list import GenaiPriceList
 from services.billing.prices import Prices, configured_book
@@ -61,7 +64,10 @@ def build(
     auth = infrastructure.connector.connect(AuthService, "auth")
     organisations = Organisations(auth, first_grant, welcome)
     sweeper = Sweeper(store, settings.lease_abandoned_after_s * SECOND, now)
+    auditor = Auditor(store, settings.check_interval_s * SECOND, now)
     background = (
+        Repeating("billing-seal", settings.seal_interval_s, auditor.seal),
+        Repeating("billing-check", min(settings.check_interval_s, SYNC_S), auditor.check),
         Repeating("billing-sweep", settings.sweep_interval_s, sweeper.sweep),
         Repeating("billing-organisations", SYNC_S, organisations.sync, organisations.news),
         Repeating("billing-prices", settings.price_check_interval_s, prices.check),
@@ -84,7 +90,7 @@ def build(
     server = BillingServer(settings, store, prices, organisations, feed, now)
     return Service(
         name="billing",
-        interfaces=[(BillingService, server)],
+        interfaces=[(BillingService, server), (LedgerService, LedgerServer(store, now))],
         start=start,
         stop=stop,
         check=database.ping,

@@ -85,7 +85,6 @@ def requested_grant(
     kind: str = "",
     priority: int | None = None,
     expires_at: int | None = None,
-    now: int = 0,
 ) -> Grant:
     """Return the grant an administrator asks for. Raises InvalidFieldError."""
     check_note(note)
@@ -104,8 +103,6 @@ def requested_grant(
         raise InvalidFieldError("kind", f"must be one of {', '.join(PRIORITIES)}, or empty for {PAID}")
     if priority is not None and not 0 <= priority <= LOWEST_PRIORITY:
         raise InvalidFieldError("priority", f"must be between 0 and {LOWEST_PRIORITY}")
-    if expires_at is not None and expires_at <= now:
-        raise InvalidFieldError("expires_at", "has passed; name a time in the future, or none")
     return Grant(
         f"grant:admin:{key}",
         organisation_id,

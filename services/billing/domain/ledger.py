@@ -14,6 +14,7 @@ from services.billing.domain.errors import InvalidFieldError
 # 1,000,000,000 credits: no balance and no single amount is larger, so that sums stay inside 64 bits.
 LARGEST_AMOUNT = 10**18
 LONGEST_ID = 160
+LONGEST_NAME = 200
 LATEST_SECOND = 253_402_300_799
 CURRENCIES = ("", "CREDIT", "USD")
 PICO_PER_NANO = 1000
@@ -48,6 +49,12 @@ def check_currency(name: str, currency: str) -> None:
 def cost_of(charge: Charge) -> int:
     """Return what the provider takes for a charge; unless it says otherwise, the price is the cost."""
     return charge.cost_nano_credits if charge.HasField("cost_nano_credits") else charge.amount_nano_credits
+
+
+def check_name(name: str, value: str) -> None:
+    """Refuse the id of a transaction or grant that cannot exist."""
+    if not value or len(value) > LONGEST_NAME or "\0" in value:
+        raise InvalidFieldError(name, f"must have 1 to {LONGEST_NAME} characters, none of them NUL")
 
 
 def check_charges(charges: Iterable[Charge]) -> None:

@@ -174,7 +174,8 @@ def _move_what_was_booked() -> None:
     op.execute(
         "INSERT INTO credit_grant (id, organisation_id, kind, source, priority, amount, remaining, "
         "created_at, balance_after) "
-        "SELECT 'opening:' || id, organisation_id, 'promo', 'promo_expense', 20, posted, posted, opened_at, posted FROM account WHERE kind = 'wallet' AND posted > 0"
+        "SELECT 'opening:' || id, organisation_id, 'promo', 'promo_expense', 20, posted, posted, "
+        "opened_at, posted FROM account WHERE kind = 'wallet' AND posted > 0"
     )
     op.execute(
         'INSERT INTO grant_movement (transaction_id, "position", grant_id, kind, amount) '

@@ -6,7 +6,7 @@ of its own, or in a command, and never holds up a request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -66,7 +66,8 @@ def _count(connection: sa.Connection, table: sa.Table) -> int:
 
 
 def _differences(connection: sa.Connection, rule: Rule) -> Iterator[Difference]:
-    for row in connection.execute(rule().limit(LISTED)):
+    rows: Iterable[Any] = connection.execute(rule().limit(LISTED))
+    for row in rows:
         yield Difference(rule.__name__, str(row[0]), _text(row[1]), _text(row[2]))
 
 

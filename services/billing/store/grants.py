@@ -98,6 +98,8 @@ class Grants(Postings):
     async def _add_grant(
         self, connection: AsyncConnection, grant: Grant, posting: Posting, purse: Purse, now: int
     ) -> None:
+        if grant.expires_at is not None and grant.expires_at <= now:
+            raise InvalidFieldError("expires_at", "has passed; name a time in the future, or none")
         slice_ = Slice(grant.id, grant.kind, grant.priority, grant.expires_at, now, grant.amount)
         purse.add(posting, slice_, grant.source, now)
         if purse.posted > LARGEST_AMOUNT:
