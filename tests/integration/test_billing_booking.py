@@ -146,7 +146,9 @@ async def test_a_transaction_that_does_not_sum_to_zero_is_not_written(store: Sto
     before = await read_books(store)
     with pytest.raises(AssertionError, match="sum to zero"):
         async with store.database.transaction() as connection:
-            await store._book_entries(connection, [("t", "wallet.promo:org_a", 5), ("t", "revenue.usage", -4)])
+            await store._book_entries(
+                connection, [("t", "wallet.promo:org_a", 5), ("t", "revenue.usage", -4)]
+            )
     assert await read_books(store) == before
 
 

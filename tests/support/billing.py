@@ -19,8 +19,8 @@ from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.change_pb2 import Change
 
 from services.billing.app import MIGRATIONS, build
-from services.billing.domain.grant import Grant
 from services.billing.domain.accounts import FAMILY, account_of, wallet_of
+from services.billing.domain.grant import Grant
 from services.billing.settings import BillingSettings, PriceSettings
 from services.billing.store import Store
 from services.billing.store.checks import check_ledger
@@ -194,7 +194,7 @@ class Books:
     @property
     def total(self) -> int:
         """Return the sum of all accounts; wallets are sums of others."""
-        return sum(row[0] for id, row in self.accounts.items() if not id.startswith("wallet:"))
+        return sum(row[0] for name, row in self.accounts.items() if not name.startswith("wallet:"))
 
     def posted(self, account_id: str) -> int:
         """Return the balance of an account, 0 when there is none."""
@@ -274,7 +274,7 @@ async def assert_books_balance(store: Store, *, check: bool = True) -> Books:
         assert held == books.held.get(account_id, 0), account_id
         assert leased == books.leased.get(account_id, 0), account_id
     charged = {transaction_id: amount for transaction_id, amount in books.charged.items() if amount}
-    assert charged == {id: amount for id, amount in books.charged_entries.items() if amount}  # I8
+    assert charged == {name: amount for name, amount in books.charged_entries.items() if amount}  # I8
     assert books.remaining == books.moved  # I10
     assert all(remaining >= 0 for remaining in books.remaining.values())  # I10
     if check:
