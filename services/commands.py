@@ -74,8 +74,8 @@ def _key(settings: Settings, file: str) -> str:
         ) from None
 
 
-def add_commands(commands: Any) -> None:
-    """Add `usage export`, `billing rerate` and `billing reconcile`."""
+def add_commands(commands: Any, billing: Any) -> None:
+    """Add `usage export`, and to the actions of `billing` those called rerate and reconcile."""
     usage = commands.add_parser("usage", help="usage of an organisation").add_subparsers(
         required=True, metavar="action"
     )
@@ -84,9 +84,6 @@ def add_commands(commands: Any) -> None:
     export.add_argument("--organisation", default="", help="another one than the key's own")
     export.add_argument("--output", default="-", help="file to write; default: standard output")
     _add(export, _export, period=True)
-    billing = commands.add_parser("billing", help="check what was charged").add_subparsers(
-        required=True, metavar="action"
-    )
     rerate = billing.add_parser("rerate", help="rate stored usage again; status 1 when a number differs")
     rerate.add_argument("--organisation", default="", help="only this one")
     _add(rerate, _rerate, period=True)

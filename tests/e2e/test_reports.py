@@ -108,7 +108,9 @@ def test_a_margin_is_charged_shown_and_can_be_checked(suite: Suite, rest: httpx.
     body = {"organisationId": tenant.organisation_id}
     rerated = rest.post("/api/admin/reratings", json=body).raise_for_status().json()
     assert (rerated["checked"], rerated["reproduced"]) == (len(costs), len(costs))
-    whole = rest.get("/api/usage/export", params={"organisation_id": tenant.organisation_id, "format": "jsonl"})
+    whole = rest.get(
+        "/api/usage/export", params={"organisation_id": tenant.organisation_id, "format": "jsonl"}
+    )
     event = json.loads(whole.text.splitlines()[-1])
     assert (Decimal(event["amount"]), Decimal(event["cost"])) == (costs[-1], WALL_COST)
     models = {model["modelId"]: model for model in tenant.get("/api/models")["models"]}

@@ -26,7 +26,10 @@ from tests.support.billing import Directory, call_of, open_store, running_connec
 
 FAST = {"price_refresh_interval_s": 0.02, "price_check_interval_s": 0.05}
 FILE = BillingSettings(
-    prices={"wall/gpt-x": PriceSettings(per_request=Decimal("0.01")), "wall/*": PriceSettings(per_image=Decimal(1))},
+    prices={
+        "wall/gpt-x": PriceSettings(per_request=Decimal("0.01")),
+        "wall/*": PriceSettings(per_image=Decimal(1)),
+    },
     margins=(MarginSettings(model="wall/*", basis_points=500),),
     **FAST,  # type: ignore[arg-type]
 )
@@ -59,7 +62,9 @@ class Book:
         return (await self.prices.set_price(request, call_of())).price
 
     async def found(self, key: PriceKey = KEY, **more: Any) -> billing_pb.BatchGetPricesResponse:
-        return await self.billing.batch_get_prices(billing_pb.BatchGetPricesRequest(keys=[key], **more), call_of())
+        return await self.billing.batch_get_prices(
+            billing_pb.BatchGetPricesRequest(keys=[key], **more), call_of()
+        )
 
     async def current(self) -> str:
         request = pb.GetPriceRequest(provider="acme", model="m-1")

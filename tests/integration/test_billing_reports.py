@@ -45,7 +45,9 @@ ANYONE = Call("req_test", Identity(organisation_id="org_b", scopes=frozenset({"u
 SETTINGS = BillingSettings(
     prices={
         "wall/*": PriceSettings(
-            input_per_million=Decimal("1.37"), output_per_million=Decimal("2.11"), per_second=Decimal("0.0003")
+            input_per_million=Decimal("1.37"),
+            output_per_million=Decimal("2.11"),
+            per_second=Decimal("0.0003"),
         ),
         "claude/*": PriceSettings(per_request=Decimal("0.000000001")),
     },
@@ -177,13 +179,16 @@ async def test_sums_and_reports_equal_the_sum_of_the_events(database_url: str, t
             events = await books.events(**period)
             assert sum((Decimal(event.amount) for event in events), Decimal(0)) == Decimal(amount(own))
             assert [event.event_id for event in events] == [
-                each.charge_id for each in sorted(own, key=lambda each: (each.at.ToMicroseconds(), each.charge_id))
+                each.charge_id
+                for each in sorted(own, key=lambda each: (each.at.ToMicroseconds(), each.charge_id))
             ]
             report = await books.reports.get_usage_report(pb.GetUsageReportRequest(**period), call_of())
             assert (report.total.cost, report.total.requests) == (amount(own), len(own))
             for name in ("model", "provider", "key", "user", "workspace", "day"):
                 groups = getattr(report, f"by_{name}")
-                assert sum((Decimal(group.cost) for group in groups), Decimal(0)) == Decimal(amount(own)), name
+                assert sum((Decimal(group.cost) for group in groups), Decimal(0)) == Decimal(amount(own)), (
+                    name
+                )
             expected = {model: amount([each for each in own if each.model == model]) for model in MODELS}
             assert {group.group: group.cost for group in report.by_model} == {
                 model: cost for model, cost in expected.items() if any(each.model == model for each in own)
@@ -209,7 +214,9 @@ async def test_sums_and_reports_equal_the_sum_of_the_events(database_url: str, t
             assert platform.active_users == len({each.user_id for each in everyone} - {""})
             for name in ("model", "provider", "organisation", "day"):
                 groups = getattr(platform, f"by_{name}")
-                assert sum((Decimal(group.revenue) for group in groups), Decimal(0)) == Decimal(format_nano(paid))
+                assert sum((Decimal(group.revenue) for group in groups), Decimal(0)) == Decimal(
+                    format_nano(paid)
+                )
 
 
 async def test_days_have_pages(database_url: str, tmp_path: Path) -> None:
@@ -227,7 +234,8 @@ async def test_days_have_pages(database_url: str, tmp_path: Path) -> None:
         own = within(charges, "", "", ORGANISATION)
         days = sorted({each.at.ToDatetime().date().isoformat() for each in own})
         assert found == {
-            day: amount([each for each in own if each.at.ToDatetime().date().isoformat() == day]) for day in days
+            day: amount([each for each in own if each.at.ToDatetime().date().isoformat() == day])
+            for day in days
         }
 
 
@@ -261,7 +269,9 @@ async def test_the_cost_of_a_question_does_not_grow_with_the_events(database_url
     """The same rows are read for 1,000 events of an hour and for 20: those of the rollup."""
     async with open_store(database_url) as store:
         for batch in range(4):
-            await store.settle([charge(f"c{batch}-{n}", 1, model="wall/x") for n in range(250)], microseconds(START))
+            await store.settle(
+                [charge(f"c{batch}-{n}", 1, model="wall/x") for n in range(250)], microseconds(START)
+            )
         async with store.database.reading() as connection:
             rows = await connection.scalar(
                 sa.select(sa.func.count()).where(usage_rollup.c.organisation_id == ORGANISATION)
@@ -344,7 +354,9 @@ async def test_rating_again_reproduces_every_number(database_url: str, tmp_path:
         rescued = charge("att_rescued", 0, state="complete", model="claude/y")
         for part in (first, second):
             part.ClearField("units")
-            again = await books.rated(0, START, model=part.model, organisation_id=ORGANISATION, usage=part.usage)
+            again = await books.rated(
+                0, START, model=part.model, organisation_id=ORGANISATION, usage=part.usage
+            )
             again.ClearField("units")
             request = billing_pb.BatchGetPricesRequest(
                 keys=[PriceKey(provider=part.provider, model=part.model.partition("/")[2])]

@@ -127,7 +127,9 @@ def test_the_price_is_exact_and_rounded_up_once(
 def test_what_rounding_adds_is_accounted_for(charged: list[tuple[Usage, Price, Margin]]) -> None:
     """I9: sum of rounded - sum of exact = rounding."""
     rated = [sell_of(*each) for each in charged]
-    difference = sum(each.sell * 1000 for each in rated) - sum((Fraction(each.exact) for each in rated), Fraction())
+    difference = sum(each.sell * 1000 for each in rated) - sum(
+        (Fraction(each.exact) for each in rated), Fraction()
+    )
     assert difference == sum((Fraction(each.rounding) for each in rated), Fraction())
     assert 0 <= difference < 1000 * len(rated) or not rated
 
