@@ -141,7 +141,7 @@ def test_prices_are_managed_by_the_platform_alone(suite: Suite, tenant: Tenant, 
     managed = rest.get("/api/admin/prices?provider=wall").raise_for_status().json()["prices"]
     assert [price["managedByFile"] for price in managed] == [True]
     refused = rest.post("/api/admin/prices", json={**body, "provider": "wall", "model": "*"})
-    assert error_of(refused, 409)["reason"] == "MANAGED_BY_FILE"
+    assert error_of(refused, 412)["reason"] == "MANAGED_BY_FILE"
     unknown = rest.get("/api/admin/prices/current?provider=nobody&model=nothing")
     assert error_of(unknown, 422)["reason"] == "PRICE_UNKNOWN"
     wrong = rest.post("/api/admin/prices", json={**body, "price": {"perRequest": "-1"}})

@@ -130,7 +130,7 @@ async def test_what_the_file_declares_is_shown_and_cannot_be_set(database_url: s
         assert versions["gpt-x"].price.per_request == "0.01"
         with pytest.raises(RpcError, match="omnihub.toml") as refused:
             await book.set(provider="wall", model="gpt-x")
-        assert (refused.value.reason, refused.value.row.http) == ("MANAGED_BY_FILE", 409)
+        assert (refused.value.reason, refused.value.row.http) == ("MANAGED_BY_FILE", 412)
         # Less specific in the file: one model may be set.
         await book.set(provider="wall", model="gpt-y", price=numbers(per_request="0.5"))
         (price,) = (await book.found(PriceKey(provider="wall", model="gpt-y"))).prices
