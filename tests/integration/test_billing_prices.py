@@ -20,6 +20,7 @@ from omnihub.common.v1.chat_pb2 import Usage
 
 from services.billing.price_list import GenaiPriceList
 from services.billing.settings import BillingSettings, MarginSettings, PriceSettings
+from services.common.db import Database
 from services.common.rpc import RpcError
 from services.credits.rating import rate
 from tests.support.billing import Directory, call_of, open_store, running_connector
@@ -111,12 +112,18 @@ async def test_a_price_that_is_set_applies_at_once_and_every_version_stays(
     async with running(database_url, tmp_path) as connector:
         assert len(await Book(connector).versions(provider="acme")) == 3
     async with open_store(database_url) as store:
-        for statement in ("UPDATE price_version SET price = price", "DELETE FROM price_entry"):
-            with pytest.raises(sa.exc.DBAPIError, match="immutable"):
-                async with store.database.transaction() as connection:
-                    schema = "" if store.database.sqlite else "billing."
-                    table = statement.replace("price_", f"{schema}price_", 1)
-                    await connection.exec_driver_sql(table)
+        schema = "" if store.database.sqlite else "billing."
+        for statement in (
+            f"UPDATE {schema}price_version SET price = price",
+            f"DELETE FROM {schema}price_entry",
+        ):
+            await assert_immutable(store.database, statement)
+
+
+async def assert_immutable(database: Database, statement: str) -> None:
+    with pytest.raises(sa.exc.DBAPIError, match="immutable"):
+        async with database.transaction() as connection:
+            await connection.exec_driver_sql(statement)
 
 
 async def test_what_the_file_declares_is_shown_and_cannot_be_set(database_url: str, tmp_path: Path) -> None:
@@ -128,7 +135,7 @@ async def test_what_the_file_declares_is_shown_and_cannot_be_set(database_url: s
         assert set(versions) == {"chat", "gpt-x", "*"}
         assert all(version.managed_by_file for version in versions.values())
         assert versions["gpt-x"].price.per_request == "0.01"
-        with pytest.raises(RpcError, match="omnihub.toml") as refused:
+        with pytest.raises(RpcError, match=r"omnihub\.toml") as refused:
             await book.set(provider="wall", model="gpt-x")
         assert (refused.value.reason, refused.value.row.http) == ("MANAGED_BY_FILE", 412)
         # Less specific in the file: one model may be set.

@@ -99,7 +99,11 @@ class Router:
         self.leases = Leases(
             connector.connect(BillingService, "billing"), "test", 1000, 10**9, self._settle_lease
         )
-        prices = Prices(connector.connect(BillingService, "billing"), {})
+        prices = Prices(
+            connector.connect(BillingService, "billing"),
+            {},
+            flag_unknown=self.settings.unknown_price == "flag",
+        )
         self.admission = Admission(self.settings, prices, self.leases, self.journal, Latencies())
         self.admission.catalogue = Catalogue.build(
             routes,
