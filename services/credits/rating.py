@@ -149,7 +149,10 @@ def with_margin(cost: Exact, fixed: Exact, margin: Margin) -> Exact:
     if margin.free:
         return 0
     if margin.basis_points:
-        cost = Fraction(cost) * (BASIS + margin.basis_points) / BASIS
+        share = cost * (BASIS + margin.basis_points)
+        whole, rest = divmod(share, BASIS)
+        # Fractions take several times as long, and are seldom needed.
+        cost = whole if not rest else Fraction(share) / BASIS
     return max(cost + fixed, margin.floor_pico)
 
 
