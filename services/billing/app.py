@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 from omnihub.auth.v1.auth_service_api import AuthService
 from omnihub.auth.v1.organisation_pb2 import Organisation
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_service_api import BudgetService
 
 from services.billing.background import Repeating
+from services.billing.budget_server import BudgetServer
 from services.billing.domain.grant import Grant, welcome_grant
+from services.billing.domain.plan import read_book
 from services.billing.domain.price_book import PriceBook
 from services.billing.domain.usage import microseconds
 from services.billing.organisations import Organisations
@@ -20,6 +24,7 @@ from services.billing.prices import Prices, configured_book
 from services.billing.server import SECOND, BillingServer
 from services.billing.settings import BillingSettings, PriceSettings
 from services.billing.store import Store
+from services.billing.store.budgets import BudgetStore
 from services.billing.store.tables import changes
 from services.billing.sweeper import Sweeper
 from services.common.change_feed import ChangeFeed
@@ -30,6 +35,9 @@ from services.credits.money import NANO
 MIGRATIONS = Path(__file__).with_name("migrations")
 # How often organisations are looked for without news of them.
 SYNC_S = 60.0
+PLANS = Path(__file__).with_name("plans.toml")
+# How often windows that are over are forgotten.
+FORGET_S = 600.0
 
 
 def build(
@@ -50,6 +58,10 @@ def build(
         listed=GenaiPriceList(now),
     )
     prices = Prices(book, database, feed)
+    configured_plans = {name: plan.model_dump() for name, plan in settings.plans.items()}
+    plans = read_book(tomllib.loads(PLANS.read_text()), configured_plans, settings.default_plan)
+    budgets = BudgetStore(database, feed, plans)
+    store.limits = budgets
     bootstrap, free = int(bootstrap_credits * NANO), int(settings.free_credits * NANO)
 
     def first_grant(organisation: Organisation) -> Grant:
@@ -61,8 +73,20 @@ def build(
     auth = infrastructure.connector.connect(AuthService, "auth")
     organisations = Organisations(auth, first_grant, welcome)
     sweeper = Sweeper(store, settings.lease_abandoned_after_s * SECOND, now)
+    abandoned_after = settings.lease_abandoned_after_s * SECOND
+
+    async def free_slices() -> None:
+        at = microseconds(now())
+        await budgets.free_slots(at)
+        await budgets.close_abandoned(at - abandoned_after)
+
+    async def forget_windows() -> None:
+        await budgets.forget(microseconds(now()))
+
     background = (
         Repeating("billing-sweep", settings.sweep_interval_s, sweeper.sweep),
+        Repeating("billing-slices", settings.sweep_interval_s, free_slices),
+        Repeating("billing-windows", FORGET_S, forget_windows),
         Repeating("billing-organisations", SYNC_S, organisations.sync, organisations.news),
         Repeating("billing-prices", settings.price_check_interval_s, prices.check),
     )
@@ -71,6 +95,7 @@ def build(
         await database.migrate(MIGRATIONS)
         await store.open_system_accounts(microseconds(now()))
         await prices.announce_all()
+        await budgets.announce_all()
         await organisations.start(settings.auth_wait_s)
         for repeating in background:
             repeating.start()
@@ -84,7 +109,10 @@ def build(
     server = BillingServer(settings, store, prices, organisations, feed, now)
     return Service(
         name="billing",
-        interfaces=[(BillingService, server)],
+        interfaces=[
+            (BillingService, server),
+            (BudgetService, BudgetServer(budgets, settings.lease_ttl_s, now)),
+        ],
         start=start,
         stop=stop,
         check=database.ping,

@@ -75,6 +75,40 @@ class InFlightBudgetExhaustedError(BillingError):
     reason = "IN_FLIGHT_BUDGET_EXHAUSTED"
 
 
+class EstimateExceedsBudgetError(BillingError):
+    """One request may use more than the whole limit."""
+
+    reason = "ESTIMATE_EXCEEDS_BUDGET"
+
+
+class BudgetLimitError(BillingError):
+    """A window is used up."""
+
+    reason = "BUDGET_LIMIT"
+
+
+class RateLimitedError(BillingError):
+    """Too many requests, tokens or requests at the same time."""
+
+    reason = "RATE_LIMITED"
+
+    def __init__(self, message: str, retry_after_s: float, **metadata: str) -> None:
+        super().__init__(message, violations=(), **metadata)
+        self.retry_after_s = retry_after_s
+
+
+class PermissionDeniedError(BillingError):
+    """The caller may not do this."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class PreconditionFailedError(BillingError):
+    """The thing is not in a state that allows this."""
+
+    reason = "PRECONDITION_FAILED"
+
+
 def refusal(required: int, posted: int, available: int, retry_after_s: float) -> BillingError:
     """Say why `required` nano-credits cannot be reserved."""
     if posted < required:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from services.billing.domain.errors import InvalidFieldError
 
-GROUPS = ("model", "provider", "key", "agent", "task", "day")
+GROUPS = ("model", "provider", "key", "agent", "task", "day", "workspace", "project", "run")
 DEFAULT_PAGE_SIZE = 100
 LARGEST_PAGE = 1000
 

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.billing.domain.ledger import REVENUE, Hold, Lease, Settlement, is_late, settle, wallet_of
 from services.billing.store.accounts import Accounts
+from services.billing.store.counting import Alert, Booking, announce
 from services.billing.store.tables import account, hold, lease, ledger_transaction, usage_event
 from services.billing.store.usage import event_row
 from services.common.ids import new_id
@@ -24,11 +25,15 @@ from services.common.ids import new_id
 class Settlements(Accounts):
     """Idempotent booking of batches."""
 
+    limits: Booking | None = None
+    """Counts what is booked; set by the wiring."""
+
     async def settle(self, charges: Sequence[Charge], now: int) -> int:
         """Book the charges that are not booked yet and return how many they were."""
         by_id = {charge.charge_id: charge for charge in sorted(charges, key=lambda c: c.charge_id)}
         if not by_id:
             return 0
+        raised: list[Alert] = []
         transaction_ids = {charge.organisation_id: new_id("txn") for charge in by_id.values()}
         async with self.database.transaction() as connection:
             leases = await self._lock_leases(connection, charges)
@@ -45,7 +50,10 @@ class Settlements(Accounts):
             if fresh:
                 settlement = settle(fresh, leases, holds)
                 await self._end_reservations(connection, settlement)
+                if self.limits is not None:
+                    raised = await self.limits.book(connection, fresh, now)
                 await self._book(connection, fresh, settlement, transaction_ids, now)
+        announce(raised)
         return len(fresh)
 
     async def _lock_leases(self, connection: AsyncConnection, charges: Sequence[Charge]) -> dict[str, Lease]:

@@ -104,6 +104,8 @@ usage_event = sa.Table(
     sa.Column("input_image", sa.BigInteger, nullable=False),
     sa.Column("estimated", sa.Boolean, nullable=False),
     sa.Column("provider_cost", sa.Text, nullable=False),
+    sa.Column("project_id", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
 )
 
 changes = changes_table(metadata)

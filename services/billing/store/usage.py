@@ -20,6 +20,9 @@ GROUP_COLUMNS = {
     "agent": usage_event.c.agent_id,
     "task": usage_event.c.task,
     "day": usage_event.c.day,
+    "workspace": usage_event.c.workspace_id,
+    "project": usage_event.c.project_id,
+    "run": usage_event.c.run_id,
 }
 _TEXTS = tuple(column.name for column in usage_event.c if isinstance(column.type, sa.Text))
 _SUMS = (
@@ -63,7 +66,9 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
         "key_id": charge.key_id,
         "user_id": charge.user_id,
         "workspace_id": charge.workspace_id,
+        "project_id": charge.project_id,
         "agent_id": charge.agent_id,
+        "run_id": charge.run_id,
         "provider": charge.provider,
         "model": charge.model,
         "task": charge.task,
