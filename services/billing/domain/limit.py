@@ -123,7 +123,8 @@ def read_limit(terms: Terms, limit_id: str, organisation_id: str, managed_by: st
         hard=hard,
         thresholds=_read_thresholds(terms, hard),
         managed_by=managed_by,
-        since=now if window == "total" else 0,
+        # Charges have whole milliseconds.
+        since=now // 1000 * 1000 if window == "total" else 0,
     )
 
 
@@ -226,6 +227,7 @@ def refusal(limit: Limit, need: int, lacks: int, spent: int, at: int) -> Billing
         "window": limit.window,
         "limit": format_amount(limit.measure, limit.amount),
         "spent": format_amount(limit.measure, spent),
+        "remaining": format_amount(limit.measure, max(0, limit.amount - spent)),
     }
     whose = f"the {limit.scope}" if limit.scope == ORGANISATION else f"the {limit.scope} {limit.scope_id}"
     allowed = f"{whose} may use {limit.describe()}" + (f" per {limit.window}" if limit.window else "")
