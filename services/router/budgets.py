@@ -57,7 +57,7 @@ _Key = tuple[str, int]
 @dataclass(frozen=True, slots=True)
 class _Refusal:
     error: RpcError
-    need: int
+    lacks: int
     asked_at: float
     stands_until: float
 
@@ -72,12 +72,14 @@ class Budgets:
         holder: str,
         settle_all: Callable[[], Awaitable[None]],
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._service = service
         self.rules = rules(self._forget_refusals)
         self._holder = holder
         self._settle_all = settle_all
         self._clock = clock
+        self._monotonic = monotonic
         self._windows = Windows()
         self._current: dict[_Key, Slice] = {}
         self._open: dict[str, Slice] = {}
@@ -111,7 +113,7 @@ class Budgets:
         return self._draw(needs, at) or await self._acquire(organisation_id, needs, at)
 
     def _draw(self, needs: Sequence[Need], at: int) -> Drawn | None:
-        now = time.monotonic()
+        now = self._monotonic()
         draws = []
         for need in needs:
             found = self._current.get((need.rule.limit_id, self._windows.of(need.rule.window, at)[0]))
@@ -129,7 +131,7 @@ class Budgets:
                 drawn = self._draw(needs, at)
                 if drawn is not None:
                     return drawn
-                now = time.monotonic()
+                now = self._monotonic()
                 slices = [(self._slice(need.rule, organisation_id, at), need.amount) for need in needs]
                 lacking = [(each, amount) for each, amount in slices if not _can_give(each, amount, now)]
                 self._refuse_again(lacking, now)
@@ -141,7 +143,7 @@ class Budgets:
         found = self._current.get((rule.limit_id, start))
         if found is None:
             found = Slice(new_id("slice"), rule, organisation_id, start, end)
-            found.used_at = time.monotonic()
+            found.used_at = self._monotonic()
             self._current[rule.limit_id, start] = found
             self._open[found.slice_id] = found
         return found
@@ -150,7 +152,7 @@ class Budgets:
         """Say again what billing has said a moment ago. Raises RpcError."""
         for each, amount in lacking:
             refusal = self._refusals.get((each.rule.limit_id, each.window_start))
-            if refusal is not None and now < refusal.stands_until and amount >= refusal.need:
+            if refusal is not None and now < refusal.stands_until and amount - each.free >= refusal.lacks:
                 error, passed = refusal.error, now - refusal.asked_at
                 wait_s = None if error.retry_after_s is None else max(0.0, error.retry_after_s - passed)
                 raise RpcError(error.reason, error.message, metadata=error.metadata, retry_after_s=wait_s)
@@ -167,7 +169,7 @@ class Budgets:
                 minimum_total=each.kept + amount,
                 spent_total=each.spent,
             )
-        asked_at = time.monotonic()
+        asked_at = self._monotonic()
         try:
             answer = await self._service.acquire_slices(request, Call.internal(TIMEOUT_S))
         except RpcError as error:
@@ -192,10 +194,10 @@ class Budgets:
             raise RpcError("UNAVAILABLE", "a limit has just been removed; retry", retry_after_s=1) from error
         for each, amount in lacking:
             if each.rule.limit_id == error.metadata.get("limit_id"):
-                brief = error.reason == "IN_FLIGHT_BUDGET_EXHAUSTED" or each.rule.measure == "concurrency"
-                stands = IN_FLIGHT_S if brief else min(USED_UP_S, error.retry_after_s or USED_UP_S)
+                used_up = error.metadata.get("used_up") == "true"
+                stands = min(USED_UP_S, error.retry_after_s or USED_UP_S) if used_up else IN_FLIGHT_S
                 key = each.rule.limit_id, each.window_start
-                self._refusals[key] = _Refusal(error, amount, asked_at, asked_at + stands)
+                self._refusals[key] = _Refusal(error, amount - each.free, asked_at, asked_at + stands)
         raise error
 
     async def extend(self, drawn: Drawn, nano: int, tokens: int) -> bool:
@@ -203,7 +205,7 @@ class Budgets:
         wanted = [(draw, spent_units(draw.slice.rule, nano, tokens)) for draw in drawn.draws]
         wanted = [(draw, more) for draw, more in wanted if more and draw.slice.rule.measure != "requests"]
         for _ in range(TRIES):
-            now = time.monotonic()
+            now = self._monotonic()
             lacking = [(draw.slice, more) for draw, more in wanted if not _can_give(draw.slice, more, now)]
             if not lacking:
                 for draw, more in wanted:
@@ -232,7 +234,7 @@ class Budgets:
 
     def spend(self, drawn: Drawn, nano: int, tokens: int) -> None:
         """Turn what is reserved into what was used. The charge itself goes through the journal."""
-        now = time.monotonic()
+        now = self._monotonic()
         for draw in drawn.draws:
             draw.slice.reserved -= draw.amount
             draw.slice.spent += spent_units(draw.slice.rule, nano, tokens)
@@ -289,7 +291,7 @@ class Budgets:
 
     async def return_free(self) -> None:
         """Return what nobody uses, of this and of past windows. Call it every RETURN_EVERY_S seconds."""
-        at, now = int(self._clock() * MICRO), time.monotonic()
+        at, now = int(self._clock() * MICRO), self._monotonic()
         self._refusals = {key: each for key, each in self._refusals.items() if now < each.stands_until}
         for organisation_id in {each.organisation_id for each in self._open.values()}:
             async with self._lock(organisation_id):
@@ -332,7 +334,7 @@ class Budgets:
         """Keep slices alive. Call it every RENEW_EVERY_S seconds."""
         if not self._open:
             return
-        now = time.monotonic()
+        now = self._monotonic()
         request = pb.RenewSlicesRequest(slice_ids=list(self._open))
         answer = await self._service.renew_slices(request, Call.internal(TIMEOUT_S))
         renewed = set(answer.renewed_slice_ids)

@@ -219,6 +219,7 @@ def crossed(limit: Limit, before: int, after: int) -> Iterable[int]:
 
 def refusal(limit: Limit, need: int, lacks: int, spent: int, at: int) -> BillingError:
     """Say why `lacks` more units cannot be set aside for a request of `need`, `spent` being used for good."""
+    used_up = limit.measure != "concurrency" and spent + lacks > limit.amount
     about = {
         "limit_id": limit.id,
         "scope": limit.scope,
@@ -228,6 +229,7 @@ def refusal(limit: Limit, need: int, lacks: int, spent: int, at: int) -> Billing
         "limit": format_amount(limit.measure, limit.amount),
         "spent": format_amount(limit.measure, spent),
         "remaining": format_amount(limit.measure, max(0, limit.amount - spent)),
+        "used_up": "true" if used_up else "false",
     }
     whose = f"the {limit.scope}" if limit.scope == ORGANISATION else f"the {limit.scope} {limit.scope_id}"
     allowed = f"{whose} may use {limit.describe()}" + (f" per {limit.window}" if limit.window else "")
@@ -238,7 +240,6 @@ def refusal(limit: Limit, need: int, lacks: int, spent: int, at: int) -> Billing
             **about,
         )
     end = window_end(limit.window, at)
-    used_up = spent + lacks > limit.amount
     if limit.measure == "concurrency" or limit.window == "minute":
         wait_s = IN_FLIGHT_RETRY_S if end is None or not used_up else max(0.0, (end - at) / SECOND)
         return RateLimitedError(f"{allowed}; retry shortly", wait_s, **about)
