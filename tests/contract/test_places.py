@@ -82,7 +82,7 @@ async def test_a_key_belongs_where_it_was_made_for(auth: RunningAuth) -> None:
     other = (await client.create_workspace(pb.CreateWorkspaceRequest(name="v"), call)).workspace
     request = pb.CreateProjectRequest(name="p", workspace_id=workspace.workspace_id)
     project = (await client.create_project(request, call)).project
-    made = await auth.create_key(call, project_id=project.project_id, scopes=["keys", "chat"])
+    made = await auth.create_key(call, project_id=project.project_id, scopes=["keys", "chat", "usage"])
     place = (workspace.workspace_id, project.project_id)
     assert (made.key.workspace_id, made.key.project_id) == place
     identity = (await auth.exchange(made.secret)).identity

@@ -231,6 +231,9 @@ def refusal(limit: Limit, need: int, lacks: int, spent: int, at: int) -> Billing
         "remaining": format_amount(limit.measure, max(0, limit.amount - spent)),
         "used_up": "true" if used_up else "false",
     }
+    end = window_end(limit.window, at)
+    if end is not None:
+        about["resets_in_ms"] = str(max(0, (end - at) // 1000))
     whose = f"the {limit.scope}" if limit.scope == ORGANISATION else f"the {limit.scope} {limit.scope_id}"
     allowed = f"{whose} may use {limit.describe()}" + (f" per {limit.window}" if limit.window else "")
     if need > limit.amount and limit.measure != "concurrency":
@@ -239,7 +242,6 @@ def refusal(limit: Limit, need: int, lacks: int, spent: int, at: int) -> Billing
             violations=(),
             **about,
         )
-    end = window_end(limit.window, at)
     if limit.measure == "concurrency" or limit.window == "minute":
         wait_s = IN_FLIGHT_RETRY_S if end is None or not used_up else max(0.0, (end - at) / SECOND)
         return RateLimitedError(f"{allowed}; retry shortly", wait_s, **about)
