@@ -112,12 +112,25 @@ async def running_billing(
     data_dir: Path,
     directory: Directory,
     settings: BillingSettings | None = None,
+    **options: Any,
+) -> AsyncIterator[BillingService]:
+    """Start billing as the launcher does and yield a client of it; options as of `billing_connector`."""
+    async with billing_connector(database_url, data_dir, directory, settings, **options) as connector:
+        yield connector.connect(BillingService, "billing")
+
+
+@asynccontextmanager
+async def billing_connector(
+    database_url: str,
+    data_dir: Path,
+    directory: Directory,
+    settings: BillingSettings | None = None,
     *,
     transport: str = "local",
     bootstrap_credits: Decimal = Decimal(100),
     configured_prices: Mapping[str, PriceSettings] | None = None,
-) -> AsyncIterator[BillingService]:
-    """Start billing as the launcher does and yield a client of it."""
+) -> AsyncIterator[Connector]:
+    """Start billing as the launcher does and yield what connects to its services."""
     registry = Registry()
     registry.add(AuthService, directory)
     infrastructure = Infrastructure(
@@ -141,7 +154,7 @@ async def running_billing(
     try:
         await service.start()
         await server.start()
-        yield connector.connect(BillingService, "billing")
+        yield connector
     finally:
         await connector.close()
         await server.stop(0)
