@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
+from services.billing.domain.errors import BillingError
 from services.billing.domain.usage import microseconds
 from services.billing.store.budgets import BudgetStore
 
@@ -26,6 +27,13 @@ class MonthlyAllowances:
     async def grant_due(self) -> None:
         """Grant what is due this month. What has been decided stays, whatever happens to the plan."""
         for due in await self._store.due(microseconds(self._clock())):
-            await self._grant(due.organisation_id, due.period, due.amount, due.expires_at)
+            try:
+                await self._grant(due.organisation_id, due.period, due.amount, due.expires_at)
+            except BillingError as error:
+                # Such as a closed account: it must not keep the others from theirs.
+                _logger.warning(
+                    "allowance_not_granted %s %s %s", due.organisation_id, due.period, error.message
+                )
+                continue
             await self._store.granted(due)
             _logger.info("allowance_granted %s %s %s", due.organisation_id, due.period, due.amount)

@@ -11,13 +11,17 @@ from omnihub.auth.v1.auth_service_api import AuthService
 from omnihub.auth.v1.organisation_pb2 import Organisation
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.budget_service_api import BudgetService
+from omnihub.billing.v1.ledger_service_api import LedgerService
 
+from services.billing.allowances import MonthlyAllowances
+from services.billing.auditor import Auditor
 from services.billing.background import Repeating
 from services.billing.budget_server import BudgetServer
 from services.billing.domain.grant import Grant, welcome_grant
 from services.billing.domain.plan import read_book
 from services.billing.domain.price_book import PriceBook
 from services.billing.domain.usage import microseconds
+from services.billing.ledger_server import LedgerServer
 from services.billing.organisations import Organisations
 from services.billing.price_list import GenaiPriceList
 from services.billing.prices import Prices, configured_book
@@ -73,7 +77,13 @@ def build(
     auth = infrastructure.connector.connect(AuthService, "auth")
     organisations = Organisations(auth, first_grant, welcome)
     sweeper = Sweeper(store, settings.lease_abandoned_after_s * SECOND, now)
+    auditor = Auditor(store, settings.check_interval_s * SECOND, now)
     abandoned_after = settings.lease_abandoned_after_s * SECOND
+
+    async def grant_allowance(organisation_id: str, period: str, amount: int, expires_at: int) -> None:
+        await store.grant_allowance(organisation_id, period, amount, expires_at, microseconds(now()))
+
+    allowances = MonthlyAllowances(budgets, grant_allowance, now)
 
     async def free_slices() -> None:
         at = microseconds(now())
@@ -84,7 +94,10 @@ def build(
         await budgets.forget(microseconds(now()))
 
     background = (
+        Repeating("billing-seal", settings.seal_interval_s, auditor.seal),
+        Repeating("billing-check", min(settings.check_interval_s, SYNC_S), auditor.check),
         Repeating("billing-sweep", settings.sweep_interval_s, sweeper.sweep),
+        Repeating("billing-allowances", settings.allowance_check_interval_s, allowances.grant_due),
         Repeating("billing-slices", settings.sweep_interval_s, free_slices),
         Repeating("billing-windows", FORGET_S, forget_windows),
         Repeating("billing-organisations", SYNC_S, organisations.sync, organisations.news),
@@ -111,6 +124,7 @@ def build(
         name="billing",
         interfaces=[
             (BillingService, server),
+            (LedgerService, LedgerServer(store, now)),
             (BudgetService, BudgetServer(budgets, settings.lease_ttl_s, now)),
         ],
         start=start,

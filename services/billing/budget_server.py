@@ -71,7 +71,7 @@ class BudgetServer:
             return pb.DeleteLimitResponse()
         if limit.managed_by == PLATFORM and not platform:
             raise PermissionDeniedError("the limit was set by the platform; ask them", scope=PLATFORM_SCOPE)
-        await self._store.delete_limit(limit)
+        await self._store.delete_limit(limit, _actor(call), self._now())
         return pb.DeleteLimitResponse()
 
     async def list_limit_alerts(
@@ -117,7 +117,7 @@ class BudgetServer:
     async def delete_plan(self, request: pb.DeletePlanRequest, call: Call) -> pb.DeletePlanResponse:
         """See the contract."""
         check_id("name", request.name)
-        await self._store.delete_plan(request.name)
+        await self._store.delete_plan(request.name, _actor(call), self._now())
         return pb.DeletePlanResponse()
 
     async def assign_plan(self, request: pb.AssignPlanRequest, call: Call) -> pb.AssignPlanResponse:

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.billing.domain.accounts import wallet_of
 from services.billing.domain.errors import NotFoundError
-from services.billing.domain.ledger import wallet_of
 from services.billing.domain.limit import Limit
 from services.billing.domain.plan import Plan, PlanBook, plan_from_json
 from services.billing.store.budget_tables import (
@@ -26,9 +26,10 @@ from services.billing.store.budget_tables import (
     organisation_plan,
     plan,
 )
-from services.billing.store.tables import account, usage_event
+from services.billing.store.tables import account, audit, usage_event
 from services.common.change_feed import ChangeFeed
 from services.common.db import Database
+from services.common.ids import new_id
 from services.credits.windows import window_end, window_start
 
 TOPIC = "budget"
@@ -87,6 +88,28 @@ class BudgetRecords:
         """Wait until nobody books who has not seen the change this transaction makes."""
         if not self.database.sqlite:
             await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+
+    async def _audit(
+        self,
+        connection: AsyncConnection,
+        action: str,
+        organisation_id: str,
+        subject: str,
+        actor: str,
+        note: str,
+        now: int,
+    ) -> None:
+        """Keep who did what, in the transaction that does it."""
+        row = {
+            "id": new_id("audit"),
+            "at": now,
+            "actor": actor,
+            "action": action,
+            "organisation_id": organisation_id,
+            "subject": subject[:200],
+            "note": note[:500],
+        }
+        await connection.execute(sa.insert(audit), row)
 
     async def plans(self, connection: AsyncConnection) -> dict[str, Plan]:
         """Return all plans by name."""
@@ -201,6 +224,9 @@ class Limits(BudgetRecords):
             )
             stored = (await connection.execute(upsert.returning(*budget_limit.c))).one()
             await self.feed.append(connection, TOPIC, limit.organisation_id)
+            await self._audit(
+                connection, "set_limit", limit.organisation_id, stored.id, actor, _in_words(limit), now
+            )
         return limit_of(stored)
 
     async def _check_organisation(self, connection: AsyncConnection, organisation_id: str) -> None:
@@ -217,7 +243,7 @@ class Limits(BudgetRecords):
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else limit_of(row)
 
-    async def delete_limit(self, limit: Limit) -> None:
+    async def delete_limit(self, limit: Limit, actor: str, now: int) -> None:
         """Remove a limit and what it counted."""
         async with self.database.transaction() as connection:
             await self._changing(connection)
@@ -225,6 +251,9 @@ class Limits(BudgetRecords):
             await connection.execute(sa.delete(budget_slice).where(budget_slice.c.limit_id == limit.id))
             await connection.execute(sa.delete(budget_counter).where(budget_counter.c.limit_id == limit.id))
             await self.feed.append(connection, TOPIC, limit.organisation_id)
+            await self._audit(
+                connection, "delete_limit", limit.organisation_id, limit.id, actor, _in_words(limit), now
+            )
 
     async def limits(
         self, organisation_id: str, after: str, count: int, now: int
@@ -242,6 +271,12 @@ class Limits(BudgetRecords):
             keys = {(limit.id, window_start(limit.window, now)): limit for limit in page}
             counters = (await self._counters(connection, keys))[0] if keys else {}
         return [(limit, counters[key]) for key, limit in keys.items()]
+
+
+def _in_words(limit: Limit) -> str:
+    kind = "hard" if limit.hard else "soft"
+    window = f" per {limit.window}" if limit.window else ""
+    return f"{kind}: {limit.scope} {limit.scope_id}: {limit.describe()}{window}"
 
 
 def limit_of(row: Any) -> Limit:

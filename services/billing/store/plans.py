@@ -90,6 +90,7 @@ class Plans(Limits):
                 upsert = insert.on_conflict_do_update(index_elements=[plan.c.name], set_=row)
                 await connection.execute(upsert)
                 await self.feed.append(connection, TOPIC, EVERYONE)
+                await self._audit(connection, "set_plan", "", wanted.name, actor, content, now)
             return (await self.plans(connection))[wanted.name]
 
     def _check_editable(self, name: str) -> None:
@@ -99,7 +100,7 @@ class Plans(Limits):
                 f"the plan {name!r} is managed by the file omnihub.toml; change it there", managed_by=FILE
             )
 
-    async def delete_plan(self, name: str) -> None:
+    async def delete_plan(self, name: str, actor: str, now: int) -> None:
         """Forget what administrators wrote of a plan. Raises PreconditionFailedError."""
         self._check_editable(name)
         shipped = self.plan_book.plans.get(name)
@@ -113,6 +114,7 @@ class Plans(Limits):
                 )
             await connection.execute(sa.delete(plan).where(plan.c.name == name))
             await self.feed.append(connection, TOPIC, EVERYONE)
+            await self._audit(connection, "delete_plan", "", name, actor, "", now)
 
     async def assign(self, organisation_id: str, name: str, actor: str, note: str, now: int) -> Assignment:
         """Put an organisation on a plan. Raises NotFoundError."""
@@ -133,6 +135,7 @@ class Plans(Limits):
                 insert.on_conflict_do_update(index_elements=[organisation_plan.c.organisation_id], set_=row)
             )
             await self.feed.append(connection, TOPIC, organisation_id)
+            await self._audit(connection, "assign_plan", organisation_id, name, actor, note, now)
         return made
 
     async def assignments(self, organisation_id: str, before: str, count: int) -> list[Assignment]:

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.billing.domain.ledger import cost_of
 from services.billing.domain.usage import Period, moment
 from services.billing.store.accounts import Accounts
 from services.billing.store.tables import usage_event
@@ -88,6 +89,8 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
         "input_image": usage.input_image,
         "estimated": usage.estimated,
         "provider_cost": usage.provider_cost,
+        "cost": cost_of(charge),
+        "rounding_pico": charge.rounding_pico_credits,
     }
     for name in _TEXTS:
         # A foreign name must not keep a charge from being booked: PostgreSQL refuses this character.

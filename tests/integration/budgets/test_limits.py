@@ -225,7 +225,7 @@ async def test_a_raised_limit_lets_requests_in_again(world: World) -> None:
     assert (found[0].id, found[1].spent) == (again.limit_id, 2 * NANO)
     limit = await world.budgets.limit(again.limit_id)
     assert limit is not None
-    await world.budgets.delete_limit(limit)
+    await world.budgets.delete_limit(limit, "usr_1", world.micros)
     # A process that has not heard of it yet asks once more, and goes on without.
     error = await refused(lambda: process.begin(of(organisation), NANO))
     assert error.reason == "UNAVAILABLE"
