@@ -34,7 +34,7 @@ from services.router.domain.limits import Drawn
 from tests.support.fakes import FakeBilling
 
 TTL_S = 30
-RENEW_S = 8
+RENEW_S = 20
 # A Monday, in the middle of everything.
 START = datetime(2026, 6, 15, 12, 0, 30, tzinfo=UTC)
 
