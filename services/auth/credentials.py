@@ -45,6 +45,7 @@ def identity_fields(identity: Identity) -> dict[str, Any]:
         "scopes": sorted(identity.scopes),
         "allowed_models": list(identity.allowed_models),
         "role": identity.role,
+        "project_id": identity.project_id,
     }
     return {name: value for name, value in fields.items() if value}
 
@@ -86,6 +87,8 @@ class Credentials:
         scopes = effective_scopes(key, membership.role if membership else None)
         identity = Identity(
             organisation_id=key.organisation_id,
+            workspace_id=key.workspace_id,
+            project_id=key.project_id,
             key_id=key.key_id,
             user_id=key.user_id,
             role=membership.role if membership else OWNER if PLATFORM in scopes else "",

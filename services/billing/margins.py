@@ -15,6 +15,7 @@ from services.billing.prices import EVERY_PRICE, configured_price
 from services.billing.settings import MarginSettings
 from services.billing.store.prices import ADMIN, CONFIGURED, TOPIC, MarginEntry, PriceStore
 from services.common.change_feed import ChangeFeed
+from services.credits.margins import EVERYONE_ELSE
 
 Plans = Callable[[], Awaitable[Mapping[str, str]]]
 """Returns the plan of each organisation that has one."""
@@ -45,12 +46,14 @@ class Margins:
         feed: ChangeFeed,
         now: Callable[[], datetime],
         plans: Plans | None = None,
+        default_plan: str = "",
     ) -> None:
         self._configured = {entry.scope: entry for entry in map(_configured_entry, configured)}
         self._store = store
         self._feed = feed
         self._clock = now
         self._plans_of = plans
+        self._default_plan = default_plan
         self._count = 0
         self._administered: dict[tuple[str, str, str], MarginEntry] = {}
         self.version = ""
@@ -100,8 +103,12 @@ class Margins:
         in_force = {**self._administered, **self._configured}
         self.margins = [entry.margin for entry in in_force.values()]
         named = {margin.plan for margin in self.margins if margin.plan}
-        plans = await self._plans_of() if self._plans_of is not None and named else {}
-        self.plans = {organisation: plan for organisation, plan in plans.items() if plan in named}
+        plans = dict(await self._plans_of()) if self._plans_of is not None and named else {}
+        if self._default_plan in named:
+            plans[EVERYONE_ELSE] = self._default_plan
+            self.plans = plans
+        else:
+            self.plans = {organisation: plan for organisation, plan in plans.items() if plan in named}
         self.version = book_version(self.margins, self.plans)
 
     def in_force(self, entry: MarginEntry) -> bool:

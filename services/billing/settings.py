@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -121,6 +121,34 @@ def _check_names(prices: dict[str, PriceSettings]) -> dict[str, PriceSettings]:
     return prices
 
 
+class PlanLimitSettings(Section):
+    """One limit of a plan, for the organisation as a whole."""
+
+    measure: Literal["credits", "requests", "tokens", "concurrency"]
+    """What it counts."""
+    window: Literal["", "minute", "hour", "day", "week", "month", "total", "lifetime"] = ""
+    """How long; none for concurrency."""
+    amount: str
+    """Credits as a decimal, whole numbers otherwise."""
+    enforcement: Literal["hard", "soft"] = "hard"
+    """hard refuses, soft raises alerts."""
+    alert_at_percent: tuple[int, ...] = ()
+    """When alerts are raised; default: 80 and 100 for soft limits."""
+
+
+class PlanSettings(Section):
+    """A plan."""
+
+    display_name: str = ""
+    """How people call it."""
+    monthly_credits: str = ""
+    """Credits granted each month."""
+    allowed_models: tuple[str, ...] = ()
+    """Names or patterns such as `openai/*`; default: every model."""
+    limits: tuple[PlanLimitSettings, ...] = ()
+    """What an organisation on it may use."""
+
+
 class BillingSettings(Section):
     """Billing."""
 
@@ -158,5 +186,11 @@ class BillingSettings(Section):
     """How often prices and margins that another process has set are looked for."""
     price_check_interval_s: float = Field(60.0, gt=0)
     """How often list prices that depend on the date or the hour are looked at again."""
+    default_plan: str = ""
+    """The plan of organisations that were put on none; empty: no limits and every model."""
+    plans: dict[str, PlanSettings] = {}
+    """Plans by name; they win over those that come with OmniHub, and administrators cannot change them."""
+    allowance_check_interval_s: float = Field(60.0, gt=0, le=3600)
+    """How often it is looked at whose monthly credits are due."""
     auth_wait_s: float = Field(60.0, gt=0)
     """How long the start waits for the auth service."""

@@ -37,6 +37,7 @@ def identity_from_proto(message: identity_pb2.Identity, token: str = "") -> Iden
     return Identity(
         organisation_id=message.organisation_id,
         workspace_id=message.workspace_id,
+        project_id=message.project_id,
         key_id=message.key_id,
         user_id=message.user_id,
         role=message.role,

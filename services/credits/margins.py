@@ -14,6 +14,8 @@ from omnihub.billing.v1.price_pb2 import Margin
 # Answers that are remembered; callers can name any model.
 CACHE_SIZE = 50_000
 ANY = "*"
+# In place of an organisation: the plan of all that have none of their own.
+EVERYONE_ELSE = "*"
 
 
 class MarginBook:
@@ -42,7 +44,7 @@ class MarginBook:
         return self._found[key]
 
     def _find(self, organisation_id: str, model: str) -> Margin | None:
-        plan = self._plans.get(organisation_id, "")
+        plan = self._plans.get(organisation_id) or self._plans.get(EVERYONE_ELSE, "")
         for scope in ((organisation_id, ""), ("", plan), ("", "")):
             for pattern, margin in self._rules.get(scope, ()):
                 if pattern.fullmatch(model):

@@ -42,6 +42,7 @@ _GRPC_HEADERS = (
     "grpc-encoding",
     "grpc-accept-encoding",
 )
+_MEASURES = ("requests", "tokens")
 _EXPOSED = (
     "grpc-status",
     "grpc-message",
@@ -54,6 +55,12 @@ _EXPOSED = (
     "x-omnihub-cost",
     "x-omnihub-savings",
     "x-omnihub-receipt",
+    *(f"x-ratelimit-{what}-{measure}" for measure in _MEASURES for what in ("limit", "remaining", "reset")),
+    *(
+        f"anthropic-ratelimit-{measure}-{what}"
+        for measure in _MEASURES
+        for what in ("limit", "remaining", "reset")
+    ),
 )
 # `*` stands for everything but authorization; older browsers take it as a name, hence the list.
 _ALLOWED = (
@@ -69,6 +76,8 @@ _ALLOWED = (
     "anthropic-beta",
     "x-omnihub-strict",
     "x-omnihub-rescue",
+    "x-omnihub-agent",
+    "x-omnihub-run",
     "*",
 )
 

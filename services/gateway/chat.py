@@ -15,7 +15,7 @@ from services.common.log import RequestEvent
 from services.common.rpc import Call, RpcError
 from services.formats.errors import invalid
 from services.formats.facts import Facts
-from services.gateway.exchange import Exchange, header_value
+from services.gateway.exchange import Exchange, attribution, header_value
 from services.gateway.surfaces import Surface
 
 EVENT_STREAM = (
@@ -55,6 +55,9 @@ class ChatEndpoint:
             request.chat.max_tokens = facts.max_tokens
         request.raw_body = body
         request.wire_format = self._surface.wire_format
+        agent_id, run_id = attribution(headers)
+        if agent_id or run_id:
+            request.chat.agent_id, request.chat.run_id = agent_id, run_id
         options = request.options
         options.include_usage = facts.include_usage
         options.choices = facts.n
@@ -86,7 +89,8 @@ class ChatEndpoint:
                 int(time.time()),
                 **self._surface.echo(body),
             )
-        await exchange.respond(200, document, outcome_headers(answer.outcome))
+        limits = self._surface.rate_limit_headers(answer.outcome.rate_limits)
+        await exchange.respond(200, document, [*outcome_headers(answer.outcome), *limits])
 
     async def _stream(
         self, exchange: Exchange, call: Call, event: RequestEvent, body: bytes, facts: Facts
@@ -105,7 +109,8 @@ class ChatEndpoint:
                         await exchange.write(data, more=True)
                 elif message.HasField("start"):
                     start = message.start
-                    await exchange.start(200, [*EVENT_STREAM, *start_headers(start)])
+                    limits = self._surface.rate_limit_headers(start.rate_limits)
+                    await exchange.start(200, [*EVENT_STREAM, *start_headers(start), *limits])
                     if not start.wire_format:
                         writer = self._writer(start, facts, exchange, body)
                         await exchange.write(writer.start(), more=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import InternalError, to_rpc_error
 from services.common.rpc.server import credential_in
 from services.common.telemetry import Traced
+from services.formats.errors import invalid
+from services.gateway.rate_limits import in_error
 from services.gateway.surfaces import Surface
 
 JSON = (b"content-type", b"application/json")
@@ -105,6 +108,20 @@ class Exchange:
         await self.write(body, more=False)
 
 
+AGENT_LIMIT = 64
+
+
+def attribution(headers: Mapping[str, str]) -> tuple[str, str]:
+    """Return the agent and the run a caller names in headers. Raises FormatError."""
+    named = []
+    for name in ("x-omnihub-agent", "x-omnihub-run"):
+        value = headers.get(name, "")
+        if len(value) > AGENT_LIMIT or not (value.isascii() and value.isprintable()):
+            raise invalid(name, f"expected at most {AGENT_LIMIT} printable ASCII characters")
+        named.append(value)
+    return named[0], named[1]
+
+
 def _too_large(limit: int) -> RpcError:
     return RpcError("BODY_TOO_LARGE", f"the body exceeds {limit} bytes; send less, or upload media as files")
 
@@ -180,7 +197,9 @@ class Endpoint:
             return
         headers = []
         if error.retry_after_s is not None:
-            headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+            # Never too early: the same refusal again would help nobody.
+            headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
         if error.row.http == 401:
             headers.append((b"www-authenticate", b"Bearer"))
+        headers += self._surface.rate_limit_headers(in_error(error))
         await exchange.respond(error.row.http, self._surface.write_error(**words), headers)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omnihub.common.v1.chat_pb2 import WireFormat
+from omnihub.router.v1.router_service_pb2 import RateLimit
 
 from services.common.rpc import RpcError
 from services.formats import anthropic_messages, openai_chat, openai_responses
 from services.formats.facts import Facts
+from services.gateway.rate_limits import anthropic_headers, openai_headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Surface:
     error_type: Callable[[RpcError], str]
     echo: Callable[[bytes], dict[str, Any]] = lambda body: {}
     """What write_response and stream_writer want to know of the request."""
+    rate_limit_headers: Callable[[Iterable[RateLimit]], list[tuple[bytes, bytes]]] = openai_headers
+    """How the format tells what limits per minute leave."""
 
     def error_words(self, error: RpcError, request_id: str) -> dict[str, Any]:
         """Return what an error of this format says."""
@@ -63,6 +67,7 @@ ANTHROPIC = Surface(
     write_stream_error=anthropic_messages.write_stream_error,
     write_error=anthropic_messages.write_error,
     error_type=lambda error: error.row.anthropic_type,
+    rate_limit_headers=anthropic_headers,
 )
 
 RESPONSES = Surface(

@@ -8,24 +8,41 @@ from collections.abc import Iterable, Sequence
 
 from omnihub.billing.v1.price_pb2 import Price
 from omnihub.common.v1.chat_pb2 import Usage
+from omnihub.router.v1.router_service_pb2 import RateLimit
 
 from services.common.rpc import Call
+from services.common.rpc.call import Identity
 from services.credits.money import format_nano, limit_nano
 from services.credits.rating import Rated, bound, provider_cost_of, sell_of
 from services.credits.savings import savings_of
-from services.router.domain.catalogue import Catalogue, Model, Target
+from services.router.budgets import Budgets
+from services.router.domain.catalogue import AUTO, Catalogue, Model, Target, may_use
+from services.router.domain.errors import ModelNotAllowedError
 from services.router.domain.estimate import LARGEST, input_bound
+from services.router.domain.limits import OrganisationRules
 from services.router.domain.policy import Candidate, Plan, eligible, plan
 from services.router.domain.state import hidden_input, keeping_state
 from services.router.journal import Journal, JournalError
 from services.router.latency import Latencies
-from services.router.leases import Leases
+from services.router.leases import HOLD_TTL_S, Leases, Reservation
 from services.router.metrics import observe
 from services.router.prices import Prices, PriceTable, Wanted
 from services.router.request import Asked, Request
 from services.router.settings import RouterSettings
 
 OBSERVE_AFTER_S = 0.005
+MICRO = 1_000_000
+
+
+def of_plan(models: Sequence[Model], requested: str, budget: OrganisationRules) -> Sequence[Model]:
+    """Return the models that the plan of an organisation includes. Raises ModelNotAllowedError."""
+    allowed = [model for model in models if may_use(model.name, budget.allowed_models)]
+    if models and not allowed:
+        name = requested or AUTO
+        raise ModelNotAllowedError(
+            f"the plan {budget.plan!r} does not include the model {name!r}", model=name, plan=budget.plan
+        )
+    return allowed
 
 
 class Admission:
@@ -38,10 +55,12 @@ class Admission:
         leases: Leases,
         journal: Journal,
         latencies: Latencies,
+        budgets: Budgets | None = None,
     ) -> None:
         self._settings = settings
         self.prices = prices
         self._leases = leases
+        self._budgets = budgets
         self._journal = journal
         self.latencies = latencies
         self._baseline: Wanted | None = None
@@ -54,14 +73,72 @@ class Admission:
     async def admit(self, asked: Asked, call: Call) -> Request:
         """Plan a request and reserve what its first candidate may cost.
 
-        Raises routing errors of the domain, and RpcError INSUFFICIENT_CREDITS or IN_FLIGHT_BUDGET_EXHAUSTED.
+        Raises routing errors of the domain, and RpcError INSUFFICIENT_CREDITS, IN_FLIGHT_BUDGET_EXHAUSTED,
+        ESTIMATE_EXCEEDS_BUDGET, BUDGET_LIMIT or RATE_LIMITED.
         """
+        budget = self.budget_of(call.identity)
         models = eligible(asked.chat, self.catalogue, call.identity.allowed_models)
+        if budget is not None:
+            models = of_plan(models, asked.chat.model, budget)
         prices = await self.prices.of(self._wanted(models))
         chosen = self._plan(asked, models, prices, call.identity.organisation_id)
-        amount = chosen.chain[0].estimate_nano or 0
-        reservation = await self._leases.reserve(call.identity.organisation_id, amount)
-        return Request(call, asked, chosen, prices, reservation)
+        reservation = await self._reserve(asked, call, chosen, budget)
+        request = Request(call, asked, chosen, prices, reservation)
+        if reservation.drawn is not None:
+            # The moment that decided the windows of its limits is the one its charge is booked at.
+            request.started_at = reservation.drawn.at / MICRO
+            request.rate_limits = self.rate_limits(request)
+        return request
+
+    def budget_of(self, identity: Identity) -> OrganisationRules | None:
+        """Return the limits and the plan of who asks; None when there are none."""
+        return None if self._budgets is None else self._budgets.rules.of(identity.organisation_id)
+
+    async def _reserve(
+        self, asked: Asked, call: Call, chosen: Plan, budget: OrganisationRules | None
+    ) -> Reservation:
+        """Reserve what the first candidate may use, of every limit and of the credits."""
+        first, identity = chosen.chain[0], call.identity
+        amount = first.estimate_nano or 0
+        drawn = None
+        if budget is not None and self._budgets is not None:
+            rules = self._budgets.rules_for(budget, identity, asked.chat.agent_id, asked.chat.run_id)
+            if rules:
+                tokens = self._tokens_bound(asked, first)
+                drawn = await self._budgets.reserve(identity.organisation_id, rules, amount, tokens)
+        try:
+            ttl_s = max(candidate.model.settings.timeouts.total_s for candidate in chosen.chain)
+            reservation = await self._leases.reserve(
+                identity.organisation_id, amount, int(ttl_s) + HOLD_TTL_S
+            )
+        except BaseException:
+            if drawn is not None and self._budgets is not None:
+                self._budgets.cancel(drawn)
+            raise
+        reservation.drawn = drawn
+        return reservation
+
+    def _tokens_bound(self, asked: Asked, candidate: Candidate) -> int:
+        """Return the most tokens a request can have, in and out."""
+        tokens = input_bound(asked.raw_body, asked.chat) + self._output_bound(asked, candidate.model)
+        return min(LARGEST, tokens)
+
+    async def reserve_more(self, request: Request, nano: int, tokens: int = 0) -> bool:
+        """Reserve more of the credits and of every limit. Tells whether that was possible."""
+        drawn = request.reservation.drawn
+        if drawn is None or self._budgets is None:
+            return nano == 0 or await self._leases.extend(request.reservation, nano)
+        if not await self._budgets.extend(drawn, nano, tokens):
+            return False
+        if nano == 0 or await self._leases.extend(request.reservation, nano):
+            return True
+        self._budgets.shrink(drawn, nano, tokens)
+        return False
+
+    def rate_limits(self, request: Request) -> list[RateLimit]:
+        """Return what limits per minute leave to the caller; empty without any."""
+        drawn = request.reservation.drawn
+        return [] if drawn is None or self._budgets is None else self._budgets.rate_limits(drawn)
 
     def _wanted(self, models: Iterable[Model]) -> Iterable[Wanted]:
         if self._baseline is not None:
@@ -112,7 +189,7 @@ class Admission:
     async def afford(self, request: Request, candidate: Candidate) -> bool:
         """Reserve what `candidate` may cost beyond what is reserved. Tells whether that was possible."""
         more = (candidate.estimate_nano or 0) - request.reservation.amount
-        return more <= 0 or await self._leases.extend(request.reservation, more)
+        return more <= 0 or await self.reserve_more(request, more)
 
     async def afford_rescue(self, request: Request, candidate: Candidate, text_bytes: int) -> bool:
         """Reserve what `candidate` may cost to go on after `text_bytes`, beside what has been spent."""
@@ -124,7 +201,7 @@ class Admission:
         if limit and wanted > limit_nano(limit):
             return False
         more = wanted - request.reservation.amount
-        return more <= 0 or await self._leases.extend(request.reservation, more)
+        return more <= 0 or await self.reserve_more(request, more)
 
     def _rated(self, request: Request, produced_bytes: int) -> Rated:
         """Return what the broken stream of the running attempt has cost, about."""
@@ -152,7 +229,7 @@ class Admission:
         limit = request.asked.chat.max_cost
         if limit and request.reservation.amount + more > limit_nano(limit):
             return False
-        return more == 0 or await self._leases.extend(request.reservation, more)
+        return await self.reserve_more(request, more, output_tokens)
 
     def _price_of(self, request: Request) -> Price | None:
         candidate = request.candidate
@@ -210,6 +287,7 @@ class Admission:
         """Let the reservation go, now and not before: a lease without reservations can be closed any time."""
         self._endings.discard(written)
         failure = written.exception()
+        self._let_go(request)
         if request.chargeable:
             # A write that failed may still have reached the database: its cost stays out of reach.
             self._leases.spend(request.reservation, request.cost)
@@ -223,6 +301,17 @@ class Admission:
         # Metrics can wait until the answer has left.
         duration_s = time.monotonic() - request.started
         asyncio.get_running_loop().call_later(OBSERVE_AFTER_S, observe, request, duration_s)
+
+    def _let_go(self, request: Request) -> None:
+        """End what is reserved of limits, as `_recorded` does with the credits."""
+        drawn = request.reservation.drawn
+        if drawn is None or self._budgets is None:
+            return
+        if request.chargeable:
+            tokens = request.usage.input_total + request.usage.output_total
+            self._budgets.spend(drawn, request.cost, tokens)
+        else:
+            self._budgets.cancel(drawn)
 
     async def drain(self) -> None:
         """Wait until the record of every ended request is written."""

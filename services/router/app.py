@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.provider.v1 import provider_service_pb2
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.router.v1.router_service_api import RouterService
@@ -16,6 +17,8 @@ from services.common.rpc import Call, RpcError
 from services.common.service import Infrastructure, Service
 from services.credits.money import parse_nano
 from services.router.admission import Admission
+from services.router.budget_rules import BudgetRules
+from services.router.budgets import Budgets
 from services.router.counting import Counting
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
@@ -72,7 +75,16 @@ class RouterApp:
             self._settlement.settle_lease,
         )
         self._prices = Prices(billing, vendors, flag_unknown=settings.unknown_price == "flag")
-        self._admission = Admission(settings, self._prices, self._leases, self._journal, Latencies())
+        limits = infrastructure.connector.connect(BudgetService, "billing")
+        self._budgets = Budgets(
+            limits,
+            lambda on_change: BudgetRules(billing, limits, on_change),
+            infrastructure.instance_id,
+            self._settlement.replay,
+        )
+        self._admission = Admission(
+            settings, self._prices, self._leases, self._journal, Latencies(), self._budgets
+        )
         self._refresh: asyncio.Task[None] | None = None
         health = Health(settings.breaker)
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
@@ -86,8 +98,11 @@ class RouterApp:
         self._journal.start()
         await _until_reachable(self._settlement.replay)
         await self._prices.start()
+        self._budgets.rules.start()
+        await _until_reachable(self._budgets.rules.load)
         await _until_reachable(self._load_catalogue)
         self._settlement.start(self._leases, self._settings.decision_retention_days)
+        self._budgets.start()
         self._refresh = asyncio.create_task(self._keep_catalogue())
 
     async def stop(self) -> None:
@@ -99,11 +114,14 @@ class RouterApp:
         try:
             await self._settlement.stop()
             await self._leases.close()
+            await self._budgets.close()
         except RpcError as error:
             _logger.warning("settlement_left_for_next_start %s", error)
         finally:
             await self._journal.stop()
             await self._prices.stop()
+            await self._budgets.stop()
+            await self._budgets.rules.stop()
             await self._database.close()
 
     async def check(self) -> None:

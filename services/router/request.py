@@ -140,6 +140,8 @@ class Request:
     """The answers it is made of, when there was more than one."""
     saved: Savings | None = None
     savings: int | None = None
+    rate_limits: list[pb.RateLimit] = field(default_factory=list)
+    """What limits per minute left to the caller at admission."""
     concluded: bool = False
     """Its record is on its way to the journal; nothing may change or end it again."""
 
@@ -270,6 +272,7 @@ class Request:
             receipt=self.receipt,
             state=self.state,
             rescued_from=self.rescued_from,
+            rate_limits=self.rate_limits,
         )
 
     def record(self) -> Record:
@@ -308,6 +311,8 @@ class Request:
             receipt=self.receipt,
             key_id=self.call.identity.key_id,
             agent_id=self.asked.chat.agent_id,
+            project_id=self.call.identity.project_id,
+            run_id=self.asked.chat.run_id,
             streamed=self.asked.feature == "stream",
             estimate=format_nano(self.reservation.amount),
         )
@@ -340,6 +345,9 @@ class Request:
             key_id=identity.key_id,
             user_id=identity.user_id,
             agent_id=self.asked.chat.agent_id,
+            project_id=identity.project_id,
+            run_id=self.asked.chat.run_id,
+            slice_ids=() if self.reservation.drawn is None else self.reservation.drawn.slice_ids,
             provider=self.target.provider,
             model=self.target.name,
             task=self.plan.task,

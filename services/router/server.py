@@ -17,6 +17,7 @@ from services.common.rpc.errors import Violation, to_rpc_error
 from services.formats import anthropic_messages, openai_chat, openai_responses
 from services.router.admission import Admission
 from services.router.counting import Counting
+from services.router.domain.catalogue import may_use
 from services.router.domain.transcript import Transcript
 from services.router.execution import Execution
 from services.router.journal import JournalError
@@ -130,6 +131,9 @@ class RouterServer:
         (after,) = decode_page_token(request.page_token, 1) if request.page_token else ("",)
         size = request.page_size or PAGE_SIZE
         models = self._admission.catalogue.usable(call.identity.allowed_models)
+        budget = self._admission.budget_of(call.identity)
+        if budget is not None:
+            models = [model for model in models if may_use(model.name, budget.allowed_models)]
         rest = sorted((model for model in models if model.name > after), key=lambda model: model.name)
         page = rest[:size]
         return pb.ListModelsResponse(
@@ -253,7 +257,7 @@ def _asked_to_embed(request: pb.EmbedRequest) -> Asked:
     raw_body = request.raw_body
     if not raw_body and not request.inputs:
         raise _invalid("inputs", "send at least one text")
-    chat = ChatInput(model=request.model)
+    chat = ChatInput(model=request.model, agent_id=request.agent_id, run_id=request.run_id)
     chat.messages.extend(Message(role="user", content=text) for text in request.inputs)
     return Asked(chat, "embed", raw_body)
 
@@ -312,6 +316,7 @@ def _started(event: provider.StreamStart, request: Request, transcript: Transcri
         response_id=event.response_id,
         model=event.model,
         wire_format=event.wire_format,
+        rate_limits=request.rate_limits,
     )
     start.started_at.FromMilliseconds(int(request.started_at * 1000))
     if reason:

@@ -249,7 +249,10 @@ async def test_a_grant_given_by_mistake_is_taken_back(store: Store) -> None:
 async def test_a_closed_account_takes_nothing_new_but_late_usage(store: Store) -> None:
     await give(store, "g", 1000)
     await store.create_hold("h", ORGANISATION, 100, TTL, 0)
+    await store.acquire_lease("running", ORGANISATION, "p", 100, 100, TTL, 0)
+    assert await store.renew_leases(["running"], TTL, 1) == ["running"]
     assert await store.close_account(ORGANISATION, "user_1", "unpaid", 1)
+    assert await store.renew_leases(["running"], TTL, 2) == []
     assert not await store.close_account(ORGANISATION, "user_1", "unpaid", 2)
     before = await assert_books_balance(store)
     for call in (
@@ -263,7 +266,8 @@ async def test_a_closed_account_takes_nothing_new_but_late_usage(store: Store) -
             await call
         assert caught.value.reason == "ACCOUNT_CLOSED"
     assert await assert_books_balance(store) == before
-    await store.settle([charge("1", 40, hold_id="h"), charge("2", 5)], 2)
+    await store.settle([charge("1", 40, hold_id="h"), charge("2", 5, lease_id="running")], 2)
+    assert await store.close_lease("running") == 95
     assert await wallet(store) == (955, 0, 0)
     assert await store.reopen_account(ORGANISATION, "user_1", "", 3)
     with pytest.raises(AccountClosedError):

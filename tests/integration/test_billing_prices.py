@@ -23,7 +23,7 @@ from services.billing.settings import BillingSettings, MarginSettings, PriceSett
 from services.common.db import Database
 from services.common.rpc import RpcError
 from services.credits.rating import rate
-from tests.support.billing import Directory, call_of, open_store, running_connector
+from tests.support.billing import Directory, billing_connector, call_of, open_store
 
 FAST = {"price_refresh_interval_s": 0.02, "price_check_interval_s": 0.05}
 FILE = BillingSettings(
@@ -83,7 +83,7 @@ class Book:
 
 
 def running(database_url: str, tmp_path: Path, settings: BillingSettings = FILE, **more: Any) -> Any:
-    return running_connector(database_url, tmp_path, Directory("org_a"), settings, **more)
+    return billing_connector(database_url, tmp_path, Directory("org_a"), settings, **more)
 
 
 async def test_a_price_that_is_set_applies_at_once_and_every_version_stays(

@@ -35,10 +35,10 @@ from services.credits.rating import sell_of
 from tests.support.billing import (
     ORGANISATION,
     Directory,
+    billing_connector,
     call_of,
     charge,
     open_store,
-    running_connector,
 )
 
 ANYONE = Call("req_test", Identity(organisation_id="org_b", scopes=frozenset({"usage"}), token="org_b"))
@@ -138,7 +138,7 @@ class Books:
 @asynccontextmanager
 async def running(database_url: str, tmp_path: Path) -> AsyncIterator[Books]:
     directory = Directory(ORGANISATION, "org_b")
-    async with running_connector(database_url, tmp_path, directory, SETTINGS) as connector:
+    async with billing_connector(database_url, tmp_path, directory, SETTINGS) as connector:
         yield Books(connector)
 
 
@@ -276,7 +276,7 @@ async def test_the_cost_of_a_question_does_not_grow_with_the_events(database_url
             rows = await connection.scalar(
                 sa.select(sa.func.count()).where(usage_rollup.c.organisation_id == ORGANISATION)
             )
-        assert rows == 9
+        assert rows == 11
         groups, total = await store.usage(ORGANISATION, Period(None, None), "model", None, 10)
         assert (groups[0].amount, total.requests) == (1000, 1000)
         async with store.database.transaction() as connection:

@@ -107,7 +107,20 @@ def call_of(organisation_id: str = ORGANISATION) -> Call:
 
 
 @asynccontextmanager
-async def running_connector(
+async def running_billing(
+    database_url: str,
+    data_dir: Path,
+    directory: Directory,
+    settings: BillingSettings | None = None,
+    **options: Any,
+) -> AsyncIterator[BillingService]:
+    """Start billing as the launcher does and yield a client of it; options as of `billing_connector`."""
+    async with billing_connector(database_url, data_dir, directory, settings, **options) as connector:
+        yield connector.connect(BillingService, "billing")
+
+
+@asynccontextmanager
+async def billing_connector(
     database_url: str,
     data_dir: Path,
     directory: Directory,
@@ -117,7 +130,7 @@ async def running_connector(
     bootstrap_credits: Decimal = Decimal(100),
     configured_prices: Mapping[str, PriceSettings] | None = None,
 ) -> AsyncIterator[Connector]:
-    """Start billing as the launcher does and yield what connects to its interfaces."""
+    """Start billing as the launcher does and yield what connects to its services."""
     registry = Registry()
     registry.add(AuthService, directory)
     infrastructure = Infrastructure(
@@ -146,13 +159,6 @@ async def running_connector(
         await connector.close()
         await server.stop(0)
         await service.stop()
-
-
-@asynccontextmanager
-async def running_billing(*arguments: Any, **named: Any) -> AsyncIterator[BillingService]:
-    """Start billing as the launcher does and yield a client of it."""
-    async with running_connector(*arguments, **named) as connector:
-        yield connector.connect(BillingService, "billing")
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from omnihub.billing.v1 import billing_service_pb2 as billing
+from omnihub.billing.v1 import budget_service_pb2 as budget
 from omnihub.billing.v1.price_pb2 import Margin, Price, PriceKey
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.change_pb2 import Change
@@ -165,6 +166,16 @@ class FakeBilling(Fake):
 
 Answer = provider.ChatResponse | BaseException | Callable[[Any, Call], Awaitable[Any]]
 Events = Callable[[Any, Call], AsyncIterator[Any]]
+
+
+class FakeBudgets(Fake):
+    """No limits and no plans."""
+
+    async def sync_budgets(self, request: Any, call: Call) -> budget.SyncBudgetsResponse:
+        return budget.SyncBudgetsResponse()
+
+    async def list_expired_slices(self, request: Any, call: Call) -> budget.ListExpiredSlicesResponse:
+        return budget.ListExpiredSlicesResponse()
 
 
 class FakeProviders(Fake):

@@ -60,6 +60,11 @@ class Suite:
         }
 
     @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs to find the same settings."""
+        return dict(self._environment)
+
+    @property
     def url(self) -> str:
         """The public address."""
         return f"http://127.0.0.1:{self.port}"

@@ -33,6 +33,10 @@ class Caller(Protocol):
     def role(self) -> str: ...  # noqa: D102
     @property
     def allowed_models(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def workspace_id(self) -> str: ...  # noqa: D102
+    @property
+    def project_id(self) -> str: ...  # noqa: D102
     def holds(self, scope: str) -> bool: ...  # noqa: D102
 
 

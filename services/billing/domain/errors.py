@@ -76,12 +76,6 @@ class PriceUnknownError(BillingError):
     reason = "PRICE_UNKNOWN"
 
 
-class PermissionDeniedError(BillingError):
-    """The call acts for another organisation."""
-
-    reason = "PERMISSION_DENIED"
-
-
 class MissingOrganisationError(BillingError):
     """The call acts for no organisation."""
 
@@ -98,6 +92,40 @@ class InFlightBudgetExhaustedError(BillingError):
     """The balance would cover the amount, but running requests hold it."""
 
     reason = "IN_FLIGHT_BUDGET_EXHAUSTED"
+
+
+class EstimateExceedsBudgetError(BillingError):
+    """One request may use more than the whole limit."""
+
+    reason = "ESTIMATE_EXCEEDS_BUDGET"
+
+
+class BudgetLimitError(BillingError):
+    """A window is used up."""
+
+    reason = "BUDGET_LIMIT"
+
+
+class RateLimitedError(BillingError):
+    """Too many requests, tokens or requests at the same time."""
+
+    reason = "RATE_LIMITED"
+
+    def __init__(self, message: str, retry_after_s: float, **metadata: str) -> None:
+        super().__init__(message, violations=(), **metadata)
+        self.retry_after_s = retry_after_s
+
+
+class PermissionDeniedError(BillingError):
+    """The caller may not do this."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class PreconditionFailedError(BillingError):
+    """The thing is not in a state that allows this."""
+
+    reason = "PRECONDITION_FAILED"
 
 
 def account_closed(organisation_id: str) -> AccountClosedError:

@@ -8,7 +8,19 @@ from datetime import UTC, date, datetime
 
 from services.billing.domain.errors import InvalidFieldError
 
-GROUPS = ("model", "provider", "key", "user", "workspace", "agent", "task", "modality", "day")
+GROUPS = (
+    "model",
+    "provider",
+    "key",
+    "user",
+    "workspace",
+    "project",
+    "agent",
+    "run",
+    "task",
+    "modality",
+    "day",
+)
 # Days are counted from here.
 DAY_0 = date(1970, 1, 1)
 DEFAULT_PAGE_SIZE = 100

@@ -32,6 +32,9 @@ DIMENSIONS = (
     ("agent", "agent_id", False),
     ("task", "task", False),
     ("modality", "modality", False),
+    # No event has one yet.
+    ("project", "''", False),
+    ("run", "''", False),
 )
 
 

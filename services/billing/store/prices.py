@@ -11,6 +11,7 @@ from omnihub.billing.v1.price_pb2 import Margin, Price
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.billing.store.budget_tables import organisation_plan
 from services.billing.store.tables import margin_entry, price_entry, price_version
 from services.common.db import Database
 
@@ -176,6 +177,12 @@ class PriceStore:
             query = query.where(margin_entry.c.id < before)
         async with self.database.reading() as connection:
             return [_margin_entry(row) for row in await connection.execute(query)]
+
+    async def plans(self) -> Mapping[str, str]:
+        """Return the plan of each organisation that was assigned one."""
+        query = sa.select(organisation_plan.c.organisation_id, organisation_plan.c.plan)
+        async with self.database.reading() as connection:
+            return {row.organisation_id: row.plan for row in await connection.execute(query)}
 
     async def find_versions(
         self, prices: Iterable[str], margins: Iterable[str]

@@ -226,6 +226,9 @@ class Leases(Reservations):
     async def _renew(self, lease_ids: Sequence[str], expires_at: int) -> Sequence[str]:
         async with self.database.transaction() as connection:
             still_open = sa.select(lease.c.id).where(lease.c.id.in_(lease_ids), lease.c.state == "open")
+            # A closed account's leases run out: their holders settle, and are refused new ones.
+            payer = sa.exists().where(account.c.id == lease.c.account_id, account.c.state == OPEN)
+            still_open = still_open.where(payer)
             ids = (await connection.scalars(still_open.order_by(lease.c.id).with_for_update())).all()
             await connection.execute(
                 sa.update(lease).where(lease.c.id.in_(ids)).values(expires_at=expires_at)

@@ -28,6 +28,8 @@ DIMENSIONS = {
     "agent": usage_event.c.agent_id,
     "task": usage_event.c.task,
     "modality": usage_event.c.modality,
+    "project": usage_event.c.project_id,
+    "run": usage_event.c.run_id,
 }
 TOTAL = ""
 PLATFORM_DIMENSIONS = (TOTAL, "model", "provider")

@@ -26,6 +26,7 @@ from services.billing.domain.ledger import (
 )
 from services.billing.domain.purse import Posting
 from services.billing.store.accounts import Balance
+from services.billing.store.counting import Alert, Booking, announce
 from services.billing.store.postings import Postings
 from services.billing.store.rollup import roll_up
 from services.billing.store.tables import account, hold, lease, usage_event
@@ -36,11 +37,15 @@ from services.common.ids import new_id
 class Settlements(Postings):
     """Idempotent booking of batches."""
 
+    limits: Booking | None = None
+    """Counts what is booked; set by the wiring."""
+
     async def settle(self, charges: Sequence[Charge], now: int) -> int:
         """Book the charges that are not booked yet and return how many they were."""
         by_id = {charge.charge_id: charge for charge in sorted(charges, key=lambda c: c.charge_id)}
         if not by_id:
             return 0
+        raised: list[Alert] = []
         postings = {
             charge.organisation_id: Posting(new_id("txn"), "charges", charge.organisation_id)
             for charge in by_id.values()
@@ -64,8 +69,11 @@ class Settlements(Postings):
                 await self._end_reservations(connection, settlement)
                 for organisation_id, posting in postings.items():
                     posting.fingerprint = _fingerprint((rows[each] for each in booked), organisation_id)
+                if self.limits is not None:
+                    raised = await self.limits.book(connection, fresh, now)
                 await self._book(connection, fresh, settlement, postings, now)
                 await roll_up(connection, self._insert, [rows[each] for each in booked])
+        announce(raised)
         return len(fresh)
 
     async def _lock_leases(self, connection: AsyncConnection, charges: Sequence[Charge]) -> dict[str, Lease]:

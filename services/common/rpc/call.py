@@ -16,6 +16,7 @@ class Identity:
 
     organisation_id: str = ""
     workspace_id: str = ""
+    project_id: str = ""
     key_id: str = ""
     user_id: str = ""
     role: str = ""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.common.v1.change_pb2 import Change
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.router.v1 import router_service_pb2 as pb
@@ -20,7 +21,7 @@ from services.common.rpc import Connector, Registry, RpcError
 from services.common.service import Infrastructure
 from services.router import app
 from services.router.settings import RouterSettings, RouteSettings
-from tests.support.fakes import FakeBilling, FakeProviders
+from tests.support.fakes import FakeBilling, FakeBudgets, FakeProviders
 from tests.support.router import IDENTITY, a_call, an_answer, bounded, chat_request
 
 COST = 20_000
@@ -37,6 +38,7 @@ class Peers:
 async def running(peers: Peers, database_url: str, folder: Path) -> AsyncIterator[Any]:
     registry = Registry()
     registry.add(BillingService, peers.billing)
+    registry.add(BudgetService, FakeBudgets())
     registry.add(ProviderService, peers.providers)
     connector = Connector(registry, {})
     infrastructure = Infrastructure(

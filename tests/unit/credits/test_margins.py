@@ -255,6 +255,12 @@ def test_the_most_specific_margin_applies(organisation: str, model: str, rule: s
         assert found.basis_points == RULES[rule].basis_points
 
 
+def test_who_is_on_no_plan_is_on_the_default_one() -> None:
+    book = MarginBook("v", RULES.values(), {"*": "pro", "org_free": "free"})
+    found = [book.of(organisation, "a/b") for organisation in ("org_a", "org_free")]
+    assert [rule.basis_points for rule in found if rule is not None] == [5, 1]
+
+
 def test_a_pattern_is_no_regular_expression() -> None:
     book = MarginBook("v", [Margin(model="a.b/(x)*", basis_points=1)])
     assert book.of("o", "a.b/(x)yz") is not None
