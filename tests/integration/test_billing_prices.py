@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from omnihub.billing.v1 import billing_service_pb2 as billing_pb
+from omnihub.billing.v1 import budget_service_pb2 as budget_pb
 from omnihub.billing.v1 import price_service_pb2 as pb
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.billing.v1.price_pb2 import PriceKey
 from omnihub.billing.v1.price_service_api import PriceService
 from omnihub.common.v1.chat_pb2 import Usage
@@ -22,6 +24,7 @@ from services.billing.price_list import GenaiPriceList
 from services.billing.settings import BillingSettings, MarginSettings, PriceSettings
 from services.common.db import Database
 from services.common.rpc import RpcError
+from services.credits.margins import MarginBook
 from services.credits.rating import rate
 from tests.support.billing import Directory, billing_connector, call_of, open_store
 
@@ -322,3 +325,31 @@ def test_service_tiers_and_kinds_of_token_of_the_list() -> None:
         for tier in price.service_tiers:
             usage.service_tier = tier.service_tier
             assert rate(usage, price) == rate(Usage(input_total=1000, output_total=100), tier.price)
+
+
+async def test_a_margin_of_a_plan_reaches_those_who_are_on_it(database_url: str, tmp_path: Path) -> None:
+    settings = BillingSettings(default_plan="free", **FAST)  # type: ignore[arg-type]
+    async with running(database_url, tmp_path, settings) as connector:
+        book = Book(connector)
+        budgets = connector.connect(BudgetService, "billing")
+        await book.margin(plan="pro", basis_points=100)
+        await book.margin(plan="free", basis_points=900)
+
+        async def assign(plan: str) -> None:
+            request = budget_pb.AssignPlanRequest(organisation_id="org_a", plan=plan)
+            await budgets.assign_plan(request, call_of())
+
+        async def pays() -> list[int]:
+            answer = await book.found()
+            rules = MarginBook(answer.margins_version, answer.margins, answer.plans)
+            found = (rules.of(organisation, "acme/m") for organisation in ("org_a", "org_other"))
+            return [0 if rule is None else rule.basis_points for rule in found]
+
+        assert await pays() == [900, 900]
+        for plan, expected in (("pro", 100), ("enterprise", 0), ("", 900)):
+            await assign(plan)
+
+            async def reached(expected: int = expected) -> bool:
+                return await pays() == [expected, 900]
+
+            await eventually(reached)
