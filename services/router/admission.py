@@ -56,6 +56,10 @@ class Admission:
         Raises routing errors of the domain, and RpcError INSUFFICIENT_CREDITS or IN_FLIGHT_BUDGET_EXHAUSTED.
         """
         models = eligible(asked.chat, self.catalogue, call.identity.allowed_models)
+        if any(model.versions for model in models):
+            # A person stays with a version; without one each request falls anew.
+            unit = asked.chat.user or call.request_id
+            models = [model.split(unit) for model in models]
         prices = await self.prices.of(self._wanted(models))
         chosen = self._plan(asked, models, prices)
         amount = chosen.chain[0].estimate_nano or 0
