@@ -47,8 +47,8 @@ def _route(endpoints: Sequence[ModelEndpoint]) -> dict[str, Any]:
     particulars: dict[str, Any] = {}
     for endpoint in endpoints:
         own: dict[str, Any] = {"region": endpoint.region} if endpoint.region else {}
-        if endpoint.HasField("enabled"):
-            own["enabled"] = endpoint.enabled
+        if endpoint.HasField("enabled") and not endpoint.enabled:
+            own["enabled"] = False
         if endpoint.weight:
             own["weight"] = endpoint.weight
         if own:
