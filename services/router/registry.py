@@ -31,6 +31,7 @@ from services.router.domain.registration import (
     Surroundings,
     check,
     check_new_name,
+    owners_of,
     read_document,
     write_document,
 )
@@ -208,7 +209,7 @@ class ModelRegistry:
             routes = [current.route, *(version.route for version in current.versions.values())]
             providers |= {target.partition("/")[0] for route in routes for target in route}
         others = {other: each for other, each in self._all().items() if other != name}
-        around = Surroundings(others, frozenset(self.routes), frozenset(providers))
+        around = Surroundings(others, frozenset(self.routes), frozenset(providers), owners=owners_of(others))
         check(name, settings, around)
         return settings
 
@@ -222,7 +223,8 @@ def check_file(routes: Mapping[str, RouteSettings]) -> None:
     for name, settings in routes.items():
         others = {other: each for other, each in routes.items() if other != name}
         try:
-            check(name, settings, Surroundings(others, frozenset(routes), fallbacks_exist=False))
+            around = Surroundings(others, frozenset(routes), fallbacks_exist=False, owners=owners_of(others))
+            check(name, settings, around)
         except InvalidModelError as error:
             raise ValueError(f'models."{name}": {error}') from None
 

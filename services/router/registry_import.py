@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.router.domain.errors import Flaw
 from services.router.domain.importing import KEPT, UNCHANGED, Merged, merge
 from services.router.domain.registration import (
     InvalidModelError,
     NamesTakenError,
     Surroundings,
     check,
+    owners_of,
     read_document,
     write_document,
 )
@@ -49,12 +51,37 @@ class Importer:
             for name, row in stored.items()
             if row.document is not None
         }
-        self._owners = {name: name for name in self.models}
-        for name, settings in self.models.items():
-            self._owners.update(dict.fromkeys(settings.aliases, name))
+        self._owners = owners_of(self.models)
+        # Both change as the import goes on.
+        self._around = Surroundings(self.models, fallbacks_exist=False, owners=self._owners)
 
-    def take(self, name: str, settings: RouteSettings) -> Imported:
-        """Take in one model. Raises InvalidModelError."""
+    def run(self, models: Mapping[str, RouteSettings]) -> list[Imported]:
+        """Take in all models. Raises InvalidModelError naming the one that is wrong."""
+        for name, settings in models.items():
+            self._release(name, settings)
+        return [self._named(name, settings) for name, settings in models.items()]
+
+    def _named(self, name: str, settings: RouteSettings) -> Imported:
+        try:
+            return self._take(name, settings)
+        except InvalidModelError as error:
+            flaws = [Flaw(f"{name}: {flaw.field}", flaw.description) for flaw in error.violations]
+            raise InvalidModelError(flaws) from None
+
+    def _release(self, name: str, settings: RouteSettings) -> None:
+        """Free the aliases that a model is to lose, so that another can get them, whichever comes first."""
+        current = self.models.get(name)
+        if current is None:
+            return
+        merged = self._merge(name, json.loads(write_document(settings)))
+        if merged.outcome == KEPT or merged.document is None:
+            return
+        stay = [alias for alias in current.aliases if alias in merged.document.get("aliases", ())]
+        for alias in set(current.aliases) - set(stay):
+            del self._owners[alias]
+        self.models[name] = current.model_copy(update={"aliases": stay})
+
+    def _take(self, name: str, settings: RouteSettings) -> Imported:
         owner = self._owners.get(name)
         if owner not in (None, name):
             return Imported(name, KEPT, notes=(f"the name is an alias of {owner!r}",))
@@ -87,8 +114,7 @@ class Importer:
 
     def _accept(self, name: str, document: Mapping[str, Any]) -> str:
         settings = read_document(document)
-        others = {other: each for other, each in self.models.items() if other != name}
-        check(name, settings, Surroundings(others, fallbacks_exist=False))
+        check(name, settings, self._around)
         self.models[name] = settings
         self._owners.update(dict.fromkeys((name, *settings.aliases), name))
         return write_document(settings)
@@ -108,13 +134,7 @@ async def import_models(
     """
     async with store.unit() as unit:
         importer = Importer(await unit.read(), force)
-        imported = []
-        for name, settings in models.items():
-            try:
-                imported.append(importer.take(name, settings))
-            except InvalidModelError as error:
-                flaws = [type(flaw)(f"{name}: {flaw.field}", flaw.description) for flaw in error.violations]
-                raise InvalidModelError(flaws) from None
+        imported = importer.run(models)
         if not dry_run:
             await unit.write(importer.changes, actor, milliseconds())
     return imported
@@ -127,8 +147,7 @@ async def seed(store: ModelStore, models: Mapping[str, RouteSettings]) -> None:
             if await unit.read():
                 return
             importer = Importer({}, force=False)
-            for name, settings in models.items():
-                importer.take(name, settings)
+            importer.run(models)
             await unit.write(importer.changes, FIRST_START, milliseconds())
     except NamesTakenError:
         # Another process starts for the first time, too, and was faster.

@@ -126,20 +126,22 @@ class Surroundings:
     """What a definition must fit to."""
 
     models: Mapping[str, RouteSettings]
-    """The other models by name, those of the file and of the registry."""
+    """The models by name, those of the file and of the registry."""
     by_file: frozenset[str] = frozenset()
     """The names of the file's."""
     providers: frozenset[str] | None = None
     """Names that may stand before the slash; None: any."""
     fallbacks_exist: bool = True
     """A fallback must be one of the models."""
-    owners: Mapping[str, str] = field(init=False)
+    owners: Mapping[str, str] = field(kw_only=True)
     """The model that has a name or an alias."""
 
-    def __post_init__(self) -> None:
-        owners = {alias: name for name, settings in self.models.items() for alias in settings.aliases}
-        owners.update({name: name for name in self.models})
-        object.__setattr__(self, "owners", owners)
+
+def owners_of(models: Mapping[str, RouteSettings]) -> dict[str, str]:
+    """Return the model that has each name and alias. Names win."""
+    owners = {alias: name for name, settings in models.items() for alias in settings.aliases}
+    owners.update({name: name for name in models})
+    return owners
 
 
 def write_document(settings: RouteSettings) -> str:
