@@ -188,6 +188,7 @@ def test_a_direct_name_has_the_facts_of_the_model_that_lists_it() -> None:
     assert direct.offers("tools")
     assert not direct.offers("embed")
     assert known.find("a/other", ()).offers("embed")
+    assert known.find("a/a b", ()).targets == (Target("a", "a b"),)
 
 
 def test_the_file_need_not_say_what_its_provider_can() -> None:
