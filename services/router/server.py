@@ -21,7 +21,7 @@ from services.router.domain.catalogue import may_use
 from services.router.domain.transcript import Transcript
 from services.router.execution import Execution
 from services.router.journal import JournalError
-from services.router.listing import describe
+from services.router.listing import all_shown, describe
 from services.router.request import Asked, Request
 from services.router.rescue import VOID
 from services.router.store import JournalStore
@@ -130,11 +130,11 @@ class RouterServer:
     async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         (after,) = decode_page_token(request.page_token, 1) if request.page_token else ("",)
         size = request.page_size or PAGE_SIZE
-        models = self._admission.catalogue.usable(call.identity.allowed_models)
+        models = all_shown(self._admission.catalogue, call.identity.allowed_models)
         budget = self._admission.budget_of(call.identity)
         if budget is not None:
             models = [model for model in models if may_use(model.name, budget.allowed_models)]
-        rest = sorted((model for model in models if model.name > after), key=lambda model: model.name)
+        rest = [model for model in models if model.name > after]
         page = rest[:size]
         return pb.ListModelsResponse(
             models=await describe(page, self._admission, call.identity.organisation_id),
