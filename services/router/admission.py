@@ -33,9 +33,15 @@ OBSERVE_AFTER_S = 0.005
 MICRO = 1_000_000
 
 
+def includes(budget: OrganisationRules, model: Model, name: str) -> bool:
+    """Tell whether the plan of an organisation includes a model, by its own name or the one it is called by."""
+    patterns = budget.allowed_models
+    return not patterns or may_use(model.name, patterns) or may_use(name, patterns)
+
+
 def of_plan(models: Sequence[Model], requested: str, budget: OrganisationRules) -> Sequence[Model]:
     """Return the models that the plan of an organisation includes. Raises ModelNotAllowedError."""
-    allowed = [model for model in models if may_use(model.name, budget.allowed_models)]
+    allowed = [model for model in models if includes(budget, model, requested)]
     if models and not allowed:
         name = requested or AUTO
         raise ModelNotAllowedError(
@@ -79,6 +85,10 @@ class Admission:
         models = eligible(asked.chat, self.catalogue, call.identity.allowed_models)
         if budget is not None:
             models = of_plan(models, asked.chat.model, budget)
+        if any(model.versions for model in models):
+            # A person stays with a version; without one each request falls anew.
+            unit = asked.chat.user or call.request_id
+            models = [model.split(unit) for model in models]
         prices = await self.prices.of(self._wanted(models))
         chosen = self._plan(asked, models, prices)
         reservation = await self._reserve(asked, call, chosen, budget)
@@ -168,7 +178,7 @@ class Admission:
     def output_cap(self, model: Model) -> int:
         """Return the limit of output tokens of a model whose caller names none."""
         default = self._settings.default_output_tokens
-        return min(default, model.settings.max_output or default)
+        return min(default, model.max_output or default)
 
     def _price(self, prices: PriceTable, wanted: Wanted) -> Price | None:
         """Return a price, or a free one when the settings say so."""
@@ -181,7 +191,7 @@ class Admission:
         """Return how many tokens a candidate can hold; 0 when that is not known."""
         price = request.prices[candidate.target, candidate.model.priced_as]
         known = price.context_length if price is not None else 0
-        return known or candidate.model.settings.context_length
+        return known or candidate.model.context_length
 
     async def afford(self, request: Request, candidate: Candidate) -> bool:
         """Reserve what `candidate` may cost beyond what is reserved. Tells whether that was possible."""

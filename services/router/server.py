@@ -15,13 +15,12 @@ from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import Violation, to_rpc_error
 from services.formats import anthropic_messages, openai_chat, openai_responses
-from services.router.admission import Admission
+from services.router.admission import Admission, includes
 from services.router.counting import Counting
-from services.router.domain.catalogue import may_use
 from services.router.domain.transcript import Transcript
 from services.router.execution import Execution
 from services.router.journal import JournalError
-from services.router.listing import describe
+from services.router.listing import all_shown, describe
 from services.router.request import Asked, Request
 from services.router.rescue import VOID
 from services.router.store import JournalStore
@@ -130,11 +129,11 @@ class RouterServer:
     async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         (after,) = decode_page_token(request.page_token, 1) if request.page_token else ("",)
         size = request.page_size or PAGE_SIZE
-        models = self._admission.catalogue.usable(call.identity.allowed_models)
+        models = all_shown(self._admission.catalogue, call.identity.allowed_models)
         budget = self._admission.budget_of(call.identity)
         if budget is not None:
-            models = [model for model in models if may_use(model.name, budget.allowed_models)]
-        rest = sorted((model for model in models if model.name > after), key=lambda model: model.name)
+            models = [each for each in models if includes(budget, each.model, each.name)]
+        rest = [model for model in models if model.name > after]
         page = rest[:size]
         return pb.ListModelsResponse(
             models=await describe(page, self._admission),
