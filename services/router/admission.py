@@ -34,9 +34,15 @@ OBSERVE_AFTER_S = 0.005
 MICRO = 1_000_000
 
 
+def includes(budget: OrganisationRules, model: Model, name: str) -> bool:
+    """Tell whether the plan of an organisation includes a model, by its own name or the one it is called by."""
+    patterns = budget.allowed_models
+    return not patterns or may_use(model.name, patterns) or may_use(name, patterns)
+
+
 def of_plan(models: Sequence[Model], requested: str, budget: OrganisationRules) -> Sequence[Model]:
     """Return the models that the plan of an organisation includes. Raises ModelNotAllowedError."""
-    allowed = [model for model in models if may_use(model.name, budget.allowed_models)]
+    allowed = [model for model in models if includes(budget, model, requested)]
     if models and not allowed:
         name = requested or AUTO
         raise ModelNotAllowedError(

@@ -112,10 +112,10 @@ class RouterApp:
         self._journal.start()
         await _until_reachable(self._settlement.replay)
         await self._prices.start()
-        if self._settings.seed_models and not await self._models.read():
-            await seed(self._models, await asyncio.to_thread(shipped))
         self._budgets.rules.start()
         await _until_reachable(self._budgets.rules.load)
+        if self._settings.seed_models and not await self._models.read():
+            await seed(self._models, await asyncio.to_thread(shipped))
         await self._registry.start()
         await _until_reachable(self._load_providers)
         self._settlement.start(self._leases, self._settings.decision_retention_days)

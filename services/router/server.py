@@ -15,9 +15,8 @@ from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import Violation, to_rpc_error
 from services.formats import anthropic_messages, openai_chat, openai_responses
-from services.router.admission import Admission
+from services.router.admission import Admission, includes
 from services.router.counting import Counting
-from services.router.domain.catalogue import may_use
 from services.router.domain.transcript import Transcript
 from services.router.execution import Execution
 from services.router.journal import JournalError
@@ -133,7 +132,7 @@ class RouterServer:
         models = all_shown(self._admission.catalogue, call.identity.allowed_models)
         budget = self._admission.budget_of(call.identity)
         if budget is not None:
-            models = [model for model in models if may_use(model.name, budget.allowed_models)]
+            models = [each for each in models if includes(budget, each.model, each.name)]
         rest = [model for model in models if model.name > after]
         page = rest[:size]
         return pb.ListModelsResponse(

@@ -9,9 +9,10 @@ import pytest
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pool, message_factory
 from omnihub.agents.v1alpha1 import agent_service_pb2
-from omnihub.auth.v1 import auth_service_pb2
+from omnihub.auth.v1 import auth_service_pb2, workspace_service_pb2
 from omnihub.billing.v1 import (
     billing_service_pb2,
+    budget_service_pb2,
     ledger_service_pb2,
     price_service_pb2,
     report_service_pb2,
@@ -31,6 +32,7 @@ MODULES = (
     agent_service_pb2,
     auth_service_pb2,
     billing_service_pb2,
+    budget_service_pb2,
     ledger_service_pb2,
     plugin_service_pb2,
     price_service_pb2,
@@ -40,6 +42,7 @@ MODULES = (
     router_service_pb2,
     job_service_pb2,
     workflow_service_pb2,
+    workspace_service_pb2,
 )
 METHODS = [
     method
