@@ -68,9 +68,9 @@ class Ledger(RuleBasedStateMachine):
     def open(self, more: list[tuple[int, str, int | None]]) -> None:
         self.organisation = f"org_{next(self.numbers)}"
         self.store = Store(Database(self.url, "billing"))
-        first = Grant(self.key("first"), self.organisation, 1000)
+        first = Grant(self.key("first"), self.organisation, 300)
         self.run(self.store.welcome([first], 0))
-        self.model.grant(ModelGrant(first.id, 1000, "promo", 20, None, 0), 0)
+        self.model.grant(ModelGrant(first.id, 300, "promo", 20, None, 0), 0)
         for number, (amount, kind, lasts) in enumerate(more):
             self.grant(f"early{number}", amount, kind, 10, lasts, False)
 
@@ -428,7 +428,7 @@ def test_any_sequence_of_calls_keeps_the_books(database_url: str) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40 if database_url.startswith("sqlite") else 12,
+            max_examples=30 if database_url.startswith("sqlite") else 10,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],
