@@ -35,7 +35,7 @@ MICRO = 1_000_000
 
 
 def includes(budget: OrganisationRules, model: Model, name: str) -> bool:
-    """Tell whether the plan of an organisation includes a model, by its own name or the one it is called by."""
+    """Tell whether an organisation's plan includes a model, by its own name or the one it is called by."""
     patterns = budget.allowed_models
     return not patterns or may_use(model.name, patterns) or may_use(name, patterns)
 
