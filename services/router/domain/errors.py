@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 
 class RoutingError(Exception):
@@ -38,3 +39,36 @@ class PriceUnknownError(RoutingError):
     """The model has no price, so its use could not be paid."""
 
     reason = "PRICE_UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field that is wrong, and what to do about it."""
+
+    field: str
+    description: str
+
+
+class ConflictingOptionsError(RoutingError):
+    """Two wishes say the opposite of each other."""
+
+    def __init__(self, one: str, one_value: str, other: str, other_value: str) -> None:
+        text = f"{one} {one_value!r} and {other} {other_value!r} say the opposite; send one of them"
+        super().__init__(text, constraint=one, conflicts_with=other)
+        self.violations = (FieldViolation(one, text), FieldViolation(other, text))
+
+
+class InvalidWishError(RoutingError):
+    """A wish is not one of the words it can be."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(f"{field}: {text}", constraint=field)
+        self.violations = (FieldViolation(field, text),)
+
+
+class InvalidPolicyError(RoutingError):
+    """A routing policy cannot be read."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(f"{field}: {text}")
+        self.violations = (FieldViolation(field, text),)
