@@ -91,7 +91,7 @@ class Admission:
     def output_cap(self, model: Model) -> int:
         """Return the limit of output tokens of a model whose caller names none."""
         default = self._settings.default_output_tokens
-        return min(default, model.settings.max_output or default)
+        return min(default, model.max_output or default)
 
     def _price(self, prices: PriceTable, wanted: Wanted) -> Price | None:
         """Return a price, or a free one when the settings say so."""
@@ -104,7 +104,7 @@ class Admission:
         """Return how many tokens a candidate can hold; 0 when that is not known."""
         price = request.prices[candidate.target, candidate.model.priced_as]
         known = price.context_length if price is not None else 0
-        return known or candidate.model.settings.context_length
+        return known or candidate.model.context_length
 
     async def afford(self, request: Request, candidate: Candidate) -> bool:
         """Reserve what `candidate` may cost beyond what is reserved. Tells whether that was possible."""
