@@ -17,12 +17,14 @@ from services.common.service import Infrastructure, Service
 from services.credits.money import parse_nano
 from services.router.admission import Admission
 from services.router.counting import Counting
+from services.router.detection import Detector
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
 from services.router.health import Health
 from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
+from services.router.planner import Planner
 from services.router.prices import Prices
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
@@ -72,9 +74,13 @@ class RouterApp:
             self._settlement.settle_lease,
         )
         self._prices = Prices(billing, vendors)
-        self._admission = Admission(settings, self._prices, self._leases, self._journal, Latencies())
+        health, latencies = Health(settings.breaker), Latencies()
+        detector = Detector(self._providers, settings.task_model, settings.task_model_limit_s)
+        planner = Planner(settings, self._prices, latencies, detector, health.pause)
+        self._admission = Admission(
+            settings, self._prices, self._leases, self._journal, latencies, planner
+        )
         self._refresh: asyncio.Task[None] | None = None
-        health = Health(settings.breaker)
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
         self.server = RouterServer(
             self._admission, execution, self._store, Counting(self._admission, self._providers)

@@ -146,6 +146,8 @@ class RouterServer:
         if request.concluded:
             return
         failure = to_rpc_error(error)
+        if isinstance(error, RpcError):
+            error.metadata.setdefault("decision_id", request.decision_id)
         request.state = _STATES.get(failure.reason, "upstream_error")
         request.reason = failure.reason
         request.end_attempt("cancelled" if failure.reason == "CANCELLED" else "failed", failure)
@@ -242,6 +244,8 @@ def _asked(request: pb.ChatRequest | pb.StreamChatRequest, feature: str) -> Aske
         stateful=facts.stateful,
         vendor_bound=facts.vendor_bound,
         json=facts.has_schema,
+        tools=facts.has_tools,
+        messages=facts.messages,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 class RoutingError(Exception):
@@ -15,6 +16,8 @@ class RoutingError(Exception):
         super().__init__(message)
         self.message = message
         self.metadata: Mapping[str, str] = metadata
+        self.plan: Any = None
+        """What was looked at before nothing was left; None when it did not come to that."""
 
 
 class ModelNotFoundError(RoutingError):

@@ -23,7 +23,7 @@ from services.router.domain.routing import Weights
 
 # Of the rules on this page; a stored decision names the one it was made by.
 ALGORITHM = 1
-# Said of a model that names no strengths: neither good nor bad.
+# Of a model that nobody has judged: neither good nor bad.
 UNKNOWN_MATCH = 0.5
 UNLIMITED = LARGEST_NANO
 
@@ -43,6 +43,8 @@ class Option:
     """What the model can do."""
     strengths: Mapping[str, float] = field(default_factory=dict)
     """How good it is at each task, from 0 to 1."""
+    usual_match: float = UNKNOWN_MATCH
+    """The same for tasks that are not among its strengths."""
     context_length: int = 0
     """Tokens; 0 means unknown."""
     max_output: int = 0
@@ -147,7 +149,9 @@ class Plan:
     task: str
     chain: tuple[Candidate, ...]
     excluded: tuple[Candidate, ...]
-    question: Question | None = None
+    question: Question
+    decided: tuple[Candidate, ...] = ()
+    """The chain as it was decided, whatever a strategy makes of it."""
     scale: Scale | None = None
     paused: Mapping[Target, str] = field(default_factory=dict)
     """Candidates that were better left alone, and why: they stand last."""
@@ -174,13 +178,18 @@ def exclude(option: Option, question: Question) -> Exclusion | None:
     if option.tiers and question.tier and question.tier not in option.tiers:
         plans = " or ".join(sorted(option.tiers))
         return Exclusion("plan", f"it needs the plan {plans}, not {question.tier}")
-    if question.region and question.region not in option.regions:
+    if question.region and not runs_in(question.region, option.regions):
         where = ", ".join(sorted(option.regions)) or "no region that is known"
         return Exclusion("region", f"it runs in {where}, not in {question.region}")
     missing = [capability for capability in question.required if capability not in option.capabilities]
     if missing:
         return Exclusion("capabilities", f"it lacks {', '.join(missing)}")
     return None
+
+
+def runs_in(region: str, known: frozenset[str]) -> bool:
+    """Tell whether a target computes in a region and nowhere else. `eu` holds `eu-west-1`."""
+    return bool(known) and all(each == region or each.startswith(f"{region}-") for each in known)
 
 
 def decide(
@@ -206,8 +215,7 @@ def decide(
     output = question.output_tokens if question.scored else 0
     needed = question.input_tokens + output if question.scored else 0
     for option, exclusion, estimate, latency in zip(options, exclusions, estimates, latencies, strict=True):
-        strengths = option.strengths
-        match = strengths.get(task, 0.0) if strengths else UNKNOWN_MATCH
+        match = option.strengths.get(task, option.usual_match)
         if (
             exclusion is None
             and estimate is not None
@@ -220,15 +228,18 @@ def decide(
             why = exclusion or _sized(option, question, estimate)
             excluded.append(Candidate(option, estimate, latency, match, 0.0, why))
     if not kept:
-        raise _nothing_left(question, excluded)
+        raise _nothing_left(Plan(question.requested, task, (), tuple(excluded), question))
     if not question.scored:
-        chain = [Candidate(*each, 1.0 - position / 100) for position, each in enumerate(kept)]
-        return Plan(question.requested, task, tuple(chain), tuple(excluded), question)
+        route = tuple([Candidate(*each, 1.0 - position / 100) for position, each in enumerate(kept)])
+        return Plan(question.requested, task, route, tuple(excluded), question, route)
     scale = scale or _scale(kept)
     chain = _score(kept, question.weights, scale)
     waiting = _arrange(chain, paused)
     stuck = _stick(chain, question.sticky, waiting)
-    return Plan(question.requested, task, tuple(chain), tuple(excluded), question, scale, waiting, stuck)
+    order = tuple(chain)
+    return Plan(
+        question.requested, task, order, tuple(excluded), question, order, scale, waiting, stuck
+    )
 
 
 def _sized(option: Option, question: Question, estimate: int | None) -> Exclusion:
@@ -302,26 +313,29 @@ def _stick(chain: list[Candidate], sticky: str, waiting: Mapping[Target, str]) -
 _ORDER = ("provider", "feature", "plan", "region", "capabilities", "price", "context_length", "max_tokens")
 
 
-def _nothing_left(
-    question: Question, excluded: Sequence[Candidate]
-) -> NoCandidateError | PriceUnknownError:
-    requested = question.requested
+def _nothing_left(plan: Plan) -> NoCandidateError | PriceUnknownError:
+    requested, excluded = plan.requested, plan.excluded
     if not excluded:
         return NoCandidateError("no model is configured that this key may use", model=requested)
     ranks = {name: rank for rank, name in enumerate(_ORDER)}
-    last = max(excluded, key=lambda candidate: ranks.get(_constraint(candidate), len(_ORDER)))
+    last = max(excluded, key=lambda candidate: ranks.get(constraint_of(candidate), len(_ORDER)))
     name = last.target.name
-    if all(_constraint(candidate) == "price" for candidate in excluded):
-        return PriceUnknownError(
-            f"the model {name} has no price; set `price` for it in omnihub.toml", model=name
+    error: NoCandidateError | PriceUnknownError
+    if all(constraint_of(candidate) == "price" for candidate in excluded):
+        text = f"the model {name} has no price; set `price` for it in omnihub.toml"
+        error = PriceUnknownError(text, model=name)
+    else:
+        counts = Counter(constraint_of(candidate) for candidate in excluded)
+        others = ", ".join(f"{count} by {constraint}" for constraint, count in counts.most_common())
+        text = f"no model is left for {requested!r}: {name}: {last.excluded_because}"
+        text += f" (excluded: {others})" if len(excluded) > 1 else ""
+        error = NoCandidateError(
+            text, model=requested, last_excluded=name, constraint=constraint_of(last)
         )
-    counts = Counter(_constraint(candidate) for candidate in excluded)
-    others = ", ".join(f"{count} by {constraint}" for constraint, count in counts.most_common())
-    text = f"no model is left for {requested!r}: {name}: {last.excluded_because}"
-    if len(excluded) > 1:
-        text += f" (excluded: {others})"
-    return NoCandidateError(text, model=requested, last_excluded=name, constraint=_constraint(last))
+    error.plan = plan
+    return error
 
 
-def _constraint(candidate: Candidate) -> str:
+def constraint_of(candidate: Candidate) -> str:
+    """Return the name of the constraint that excludes a candidate; empty when none does."""
     return "" if candidate.exclusion is None else candidate.exclusion.constraint
