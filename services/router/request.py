@@ -26,7 +26,6 @@ from services.router.store import Record
 
 # A decision keeps what helps to explain it, not a provider's whole error page.
 MESSAGE_LIMIT = 500
-NO_MESSAGES = Raw(b"")
 _COUNTS = tuple(
     counted.name for counted in Usage.DESCRIPTOR.fields if counted.cpp_type == counted.CPPTYPE_UINT32
 )
@@ -53,7 +52,7 @@ class Asked:
     """The answer is to be a JSON document: half of one cannot be gone on with."""
     tools: bool = False
     """A foreign body offers tools."""
-    messages: Raw = NO_MESSAGES
+    messages: Raw = field(default_factory=Raw)
     """The conversation of a foreign body, undecoded."""
     task: str = ""
     """What kind of work the rpc itself says this is; empty when it does not."""
