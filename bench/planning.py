@@ -23,7 +23,9 @@ ROUNDS = 9
 OPERATIONS = 3000
 """Candidates looked at in one round, at least."""
 FEATURES = frozenset({"chat", "stream"})
-QUESTION = Question(requested="auto", scored=True, task="coding", weights=Weights(0.35, 0.15, 0.5), max_cost=10**12)
+QUESTION = Question(
+    requested="auto", scored=True, task="coding", weights=Weights(0.35, 0.15, 0.5), max_cost=10**12
+)
 PRICES = tuple[tuple[int, int], ...]
 
 Work = Callable[[], object]

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import uvloop
 
 from services.common import log, telemetry
+from services.common.db import sqlite_url
 from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
 from services.providers.conformance import command as conformance
+from services.router import replaying
 from services.settings import Settings, SettingsError, load
 
 
@@ -48,11 +50,22 @@ def _parser() -> argparse.ArgumentParser:
     provider = commands.add_parser("provider", help="judge a plugin").add_subparsers(
         required=True, metavar="action"
     )
+    router = commands.add_parser("router", help="replay decisions").add_subparsers(
+        required=True, metavar="action"
+    )
+    replay = router.add_parser("replay", help="decide stored decisions again; they must agree")
+    replaying.add_arguments(replay)
+    replay.set_defaults(run=_replay)
     check = provider.add_parser("check", help="test that a plugin keeps the provider contract")
     conformance.add_arguments(check)
     # It needs only an address, and no settings that could be wrong.
     check.set_defaults(run=conformance.run, standalone=True)
     return parser
+
+
+def _replay(settings: Settings, options: argparse.Namespace) -> int:
+    file = None if settings.database_url else settings.data_dir / "router.db"
+    return replaying.run(settings.database_url or sqlite_url(settings.data_dir / "router.db"), file, options)
 
 
 def _config(settings: Settings, options: argparse.Namespace) -> int:

@@ -82,7 +82,7 @@ def write(model: Classifier) -> None:
     """Write the model's file."""
     rows = ",\n".join(f'"{bucket}":{json.dumps(row)}' for bucket, row in model.weights.items())
     head = f'"tasks":{json.dumps(model.tasks)},"bias":{json.dumps(model.bias)}'
-    MODEL.write_text(f"{{{head},\"weights\":{{\n{rows}\n}}}}\n".replace(", ", ","))
+    MODEL.write_text(f'{{{head},"weights":{{\n{rows}\n}}}}\n'.replace(", ", ","))
 
 
 def load() -> Classifier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+
 from omnihub.billing.v1.price_pb2 import Price
 from omnihub.common.v1.chat_pb2 import Usage
 

@@ -11,6 +11,7 @@ from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.provider.v1 import provider_service_pb2
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.router.v1.router_service_api import RouterService
+from omnihub.router.v1.routing_policy_service_api import RoutingPolicyService
 
 from services.common.rpc import Call, RpcError
 from services.common.service import Infrastructure, Service
@@ -25,6 +26,8 @@ from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
 from services.router.planner import Planner
+from services.router.policies import Policies, RoutingPolicyServer
+from services.router.policy_store import PolicyStore
 from services.router.prices import Prices
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
@@ -76,12 +79,13 @@ class RouterApp:
         self._prices = Prices(billing, vendors)
         health, latencies = Health(settings.breaker), Latencies()
         detector = Detector(self._providers, settings.task_model, settings.task_model_limit_s)
-        planner = Planner(settings, self._prices, latencies, detector, health.pause)
-        self._admission = Admission(
-            settings, self._prices, self._leases, self._journal, latencies, planner
-        )
+        policy_store = PolicyStore(self._database)
+        self._policies = Policies(policy_store)
+        planner = Planner(settings, self._prices, latencies, detector, health.pause, self._policies.of)
+        self._admission = Admission(settings, self._prices, self._leases, self._journal, latencies, planner)
         self._refresh: asyncio.Task[None] | None = None
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
+        self.policy_server = RoutingPolicyServer(policy_store, self._policies)
         self.server = RouterServer(
             self._admission, execution, self._store, Counting(self._admission, self._providers)
         )
@@ -91,6 +95,7 @@ class RouterApp:
         await self._database.migrate(MIGRATIONS)
         self._journal.start()
         await _until_reachable(self._settlement.replay)
+        await self._policies.start()
         await self._prices.start()
         await _until_reachable(self._load_catalogue)
         self._settlement.start(self._leases, self._settings.decision_retention_days)
@@ -109,6 +114,7 @@ class RouterApp:
             _logger.warning("settlement_left_for_next_start %s", error)
         finally:
             await self._journal.stop()
+            await self._policies.stop()
             await self._prices.stop()
             await self._database.close()
 
@@ -157,7 +163,7 @@ def build(
     app = RouterApp(settings, routes, vendors, infrastructure)
     return Service(
         name="router",
-        interfaces=[(RouterService, app.server)],
+        interfaces=[(RouterService, app.server), (RoutingPolicyService, app.policy_server)],
         start=app.start,
         stop=app.stop,
         check=app.check,

@@ -97,9 +97,7 @@ class Explaining:
         fitting = [candidate for candidate in plan.chain if candidate.match >= request.least_match]
         if not fitting:
             raise _no_match(plan, request.least_match)
-        ranked = [
-            self._estimate(candidate, draft, asked, 0) for candidate in sorted(fitting, key=_price)
-        ]
+        ranked = [self._estimate(candidate, draft, asked, 0) for candidate in sorted(fitting, key=_price)]
         return pb.CheapestModelResponse(cheapest=ranked[0], others=ranked[1 : 1 + CHEAPEST_OTHERS])
 
     async def _draft(self, asked: Asked, call: Call, policy: RoutingPolicy | None = None) -> Draft:

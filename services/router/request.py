@@ -299,7 +299,9 @@ class Request:
         return charge
 
 
-def refusal_record(call: Call, asked: Asked, plan: Plan | None, failure: RpcError, decision_id: str) -> Record:
+def refusal_record(
+    call: Call, asked: Asked, plan: Plan | None, failure: RpcError, decision_id: str
+) -> Record:
     """Return the journal's record of a request that no provider was asked for. It costs nothing."""
     chat, identity, now_ms = asked.chat, call.identity, int(time.time() * 1000)
     decision = Decision(

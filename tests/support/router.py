@@ -108,9 +108,7 @@ class Router:
         latencies = Latencies()
         detector = Detector(peer, self.settings.task_model, self.settings.task_model_limit_s)
         self.planner = Planner(self.settings, prices, latencies, detector, health.pause)
-        self.admission = Admission(
-            self.settings, prices, self.leases, self.journal, latencies, self.planner
-        )
+        self.admission = Admission(self.settings, prices, self.leases, self.journal, latencies, self.planner)
         self.admission.catalogue = Catalogue.build(
             routes,
             [

@@ -237,9 +237,7 @@ def decide(
     waiting = _arrange(chain, paused)
     stuck = _stick(chain, question.sticky, waiting)
     order = tuple(chain)
-    return Plan(
-        question.requested, task, order, tuple(excluded), question, order, scale, waiting, stuck
-    )
+    return Plan(question.requested, task, order, tuple(excluded), question, order, scale, waiting, stuck)
 
 
 def _sized(option: Option, question: Question, estimate: int | None) -> Exclusion:
@@ -329,9 +327,7 @@ def _nothing_left(plan: Plan) -> NoCandidateError | PriceUnknownError:
         others = ", ".join(f"{count} by {constraint}" for constraint, count in counts.most_common())
         text = f"no model is left for {requested!r}: {name}: {last.excluded_because}"
         text += f" (excluded: {others})" if len(excluded) > 1 else ""
-        error = NoCandidateError(
-            text, model=requested, last_excluded=name, constraint=constraint_of(last)
-        )
+        error = NoCandidateError(text, model=requested, last_excluded=name, constraint=constraint_of(last))
     error.plan = plan
     return error
 

@@ -68,7 +68,9 @@ class RoutingPolicy:
         """Return the default policy with what a document says in its place. Raises InvalidPolicyError."""
         unknown = set(document) - {"default_priority", "weights", "modes"}
         if unknown:
-            raise InvalidPolicyError(min(unknown), "no such field; there are default_priority, weights, modes")
+            raise InvalidPolicyError(
+                min(unknown), "no such field; there are default_priority, weights, modes"
+            )
         priority = _one_of("default_priority", document.get("default_priority", "balanced"), PRIORITIES)
         weights = dict(_WEIGHTS)
         for priority_name, by_latency in _table("weights", document.get("weights", {})).items():

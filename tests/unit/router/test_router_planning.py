@@ -107,7 +107,12 @@ def test_what_was_never_measured_is_taken_for_average() -> None:
         ({"regions": frozenset({"us", "eu"})}, {"region": "eu"}, "region", "runs in eu, us"),
         ({}, {"region": "eu"}, "region", "no region that is known"),
         ({}, {"required": ("tools", "vision")}, "capabilities", "lacks tools, vision"),
-        ({"context_length": 10}, {"input_tokens": 8, "output_tokens": 3}, "context_length", "about 11 tokens"),
+        (
+            {"context_length": 10},
+            {"input_tokens": 8, "output_tokens": 3},
+            "context_length",
+            "about 11 tokens",
+        ),
         ({"max_output": 10}, {"output_tokens": 11}, "max_tokens", "output limit of 10"),
         ({}, {"max_cost": 99}, "max_cost", "may cost more than max_cost"),
     ],
@@ -475,7 +480,17 @@ def test_planning_does_no_io() -> None:
     """What decides imports nothing that could wait, read, or differ from one time to the next."""
     folder = Path(__file__).parents[3] / "services" / "router" / "domain"
     allowed = {
-        *("__future__", "collections", "dataclasses", "typing", "operator", "itertools", "math", "re", "zlib"),
+        *(
+            "__future__",
+            "collections",
+            "dataclasses",
+            "typing",
+            "operator",
+            "itertools",
+            "math",
+            "re",
+            "zlib",
+        ),
         *("omnihub", "services"),
     }
     for name in ("policy", "routing", "record", "tasks", "options", "wording"):
@@ -486,6 +501,12 @@ def test_planning_does_no_io() -> None:
         ]
         assert {module.partition(".")[0] for module in imported} <= allowed, name
         assert not any(module.startswith("services.common") for module in imported), name
-        assert not [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.Await)], name
-        called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.Await)], (
+            name
+        )
+        called = {
+            node.func.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
         assert not called & {"open", "print", "input", "exec", "eval"}, name
