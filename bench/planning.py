@@ -1,8 +1,8 @@
 """What planning costs beside a bare loop that computes the same scores: `python -m bench.planning`.
 
-Both go through the same candidates and both ask for each one's price and latency. The bare loop scores and sorts
-and does nothing else; the planner also filters, explains and keeps what a decision records. Prints the median
-of several rounds, interleaved.
+Both go through the same candidates and both ask for each one's price and latency. The bare loop scores and
+sorts and does nothing else; the planner also filters, explains and keeps what a decision records. Prints the
+median of several rounds, interleaved.
 """
 
 from __future__ import annotations

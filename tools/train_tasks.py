@@ -1,7 +1,8 @@
 """Trains the router's task classifier, and measures it: `make task-model`.
 
-Reads tools/tasks/train.tsv and writes services/router/task_model.json; the same input gives the same file. Then it
-prints how many prompts of tools/tasks/held_out.tsv, which training never sees, are classified as labelled.
+Reads tools/tasks/train.tsv and writes services/router/task_model.json; the same input gives the same file.
+Then it prints how many prompts of tools/tasks/held_out.tsv, which training never sees, are classified as
+labelled.
 `--check` trains nothing and measures the model that is there.
 """
 

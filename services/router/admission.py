@@ -60,7 +60,8 @@ class Admission:
         """
         plan: Plan | None = None
         try:
-            unit = call.request_id
+            # A person stays with a version; without one each request falls anew.
+            unit = asked.chat.user or call.request_id
             planned = await self.planner.plan(asked, call.identity, self.catalogue, unit, self._baseline)
             plan = planned.plan
             amount = plan.chain[0].estimate_nano or 0
@@ -82,8 +83,12 @@ class Admission:
         refusal.metadata = {**refusal.metadata, "decision_id": decision_id}
         written = self._journal.append(record)
         self._endings.add(written)
-        # The journal logs what it could not write.
-        written.add_done_callback(lambda _: (self._endings.discard(written), written.exception()))
+        written.add_done_callback(self._refused)
+
+    def _refused(self, written: asyncio.Future[None]) -> None:
+        self._endings.discard(written)
+        # The journal has logged what it could not write.
+        written.exception()
 
     def context_of(self, request: Request, candidate: Candidate) -> int:
         """Return how many tokens a candidate can hold; 0 when that is not known."""

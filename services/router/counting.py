@@ -11,7 +11,7 @@ from services.router.admission import Admission
 from services.router.attempts import timeouts_of
 from services.router.domain.catalogue import AUTO
 from services.router.domain.errors import NoCandidateError
-from services.router.domain.options import eligible
+from services.router.domain.shortlist import eligible
 
 # The request itself is at fault: another provider would say the same.
 _FINAL = frozenset({"INVALID_ARGUMENT", "MALFORMED_BODY", "PARAMETER_UNSUPPORTED", "PROVIDER_REJECTED"})

@@ -20,7 +20,7 @@ from services.formats.turns import Turns
 from services.router.attempts import timeouts_of
 from services.router.domain.catalogue import Target
 from services.router.domain.routing import TASKS
-from services.router.domain.tasks import HEAD, TAIL, UNASKED, Classifier, Detection
+from services.router.domain.tasks import HEAD, TAIL, Classifier, Detection
 from services.router.settings import TimeoutSettings
 
 MODEL_FILE = Path(__file__).parent / "task_model.json"
@@ -104,6 +104,3 @@ class Detector:
         if len(self._answers) > ANSWERS:
             self._answers.popitem(last=False)
         return found[0]
-
-
-__all__ = ["UNASKED", "Detector", "classifier"]

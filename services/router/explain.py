@@ -1,9 +1,8 @@
-"""Questions about routing that no provider is asked for: how, for how much, and what would be cheapest. Free."""
+"""Questions about routing that no provider is asked for: how, for how much, what is cheapest. Free."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 
 from omnihub.router.v1 import explain_pb2 as pb
@@ -144,11 +143,8 @@ def _price(candidate: Candidate) -> int:
 def _no_match(plan: Plan, least: float) -> NoCandidateError:
     best = max(plan.chain, key=lambda candidate: candidate.match)
     return NoCandidateError(
-        f"no model fits {plan.task!r} by {least:g} or more; the best is {best.target.name} with {best.match:g}",
+        f"no model fits {plan.task!r} by {least:g}; the best is {best.target.name} with {best.match:g}",
         model=plan.requested,
         last_excluded=best.target.name,
         constraint="least_match",
     )
-
-
-__all__: Sequence[str] = ["Explaining", "read_policy"]

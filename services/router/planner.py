@@ -13,11 +13,11 @@ from services.credits.money import limit_nano
 from services.credits.rating import bound
 from services.formats.turns import Turns, needed_capabilities, read_turns
 from services.router.detection import Detector
-from services.router.domain.catalogue import AUTO, Catalogue, Model, Target
+from services.router.domain.catalogue import AUTO, Catalogue, Model
 from services.router.domain.estimate import LARGEST, input_sizes
-from services.router.domain.options import automatic, eligible, options_of
 from services.router.domain.policy import Exclusion, Option, Paused, Plan, Question, decide, exclude
 from services.router.domain.routing import DEFAULT_POLICY, RoutingPolicy, Wishes, resolve
+from services.router.domain.shortlist import automatic, eligible, options_of
 from services.router.domain.state import hidden_input, keeping_state
 from services.router.domain.tasks import UNASKED, Detection
 from services.router.domain.wording import typed_capabilities, typed_turns
@@ -213,7 +213,7 @@ class Planner:
     async def _read(
         self, asked: Asked, identity: Identity, scored: bool, wishes: Wishes
     ) -> tuple[Detection, bytes]:
-        """Return the task, and what the conversation is remembered by. Nothing is read where none of it matters."""
+        """Return the task, and what the conversation is remembered by; nothing is read without need."""
         said = self._detector.said(asked.chat, asked.task)
         if not scored or asked.feature == "embed":
             return said or UNASKED, b""
@@ -249,11 +249,3 @@ def _wanted(options: Sequence[Option], baseline: Wanted | None) -> list[Wanted]:
     if baseline is not None:
         wanted.append(baseline)
     return wanted
-
-
-def target_names(plan: Plan) -> list[str]:
-    """Return `provider/model` of a plan's chain."""
-    return [candidate.target.name for candidate in plan.chain]
-
-
-__all__ = ["Draft", "Planned", "Planner", "Target", "target_names", "turns_of"]

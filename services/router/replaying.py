@@ -1,4 +1,4 @@
-"""`omnihub router replay`: decides stored decisions again and tells which do not agree. Reads the database only."""
+"""`omnihub router replay`: decides stored decisions again, and tells which do not agree. Only reads."""
 
 from __future__ import annotations
 

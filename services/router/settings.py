@@ -136,6 +136,10 @@ class RouteSettings(Section):
     """Options where the caller gives none."""
     enabled: bool = True
     """Whether callers can use it."""
+    source: str = Field("", max_length=500)
+    """Where its facts come from, such as a vendor's page."""
+    source_date: str = Field("", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
+    """When they were looked up: YYYY-MM-DD."""
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> RouteSettings:
@@ -177,8 +181,8 @@ class RouterSettings(Section):
     baseline_model: str = Field("", pattern=r"^([^/]+/.+)?$")
     """`provider/model` that savings are measured against; empty: no savings are shown."""
     task_model: str = Field("", pattern=r"^([^/]+/.+)?$")
-    """Cheap `provider/model` that is asked what kind of work a request for `auto` is; empty: the classifier here.
-    It sees the beginning and the end of the user's last words; what it costs is not charged."""
+    """Cheap `provider/model` that is asked what kind of work a request for `auto` is; empty: the classifier
+    here. It sees the beginning and the end of the user's last words; what it costs is not charged."""
     task_model_limit_s: float = Field(0.5, gt=0, le=10)
     """How long it may take; then the classifier here is asked."""
     sticky_s: float = Field(900, ge=0, le=86_400)
@@ -200,5 +204,7 @@ class RouterSettings(Section):
     survives the death of any process, but charges of the last moments may be lost with the power."""
     retry_after_limit_s: float = Field(10, ge=0)
     """Longest wait a provider may ask for before the next one is asked instead."""
+    seed_models: bool = True
+    """Fill a registry that never had a model with the shipped catalogue."""
     breaker: BreakerSettings = BreakerSettings()
     """When a provider that fails is left alone."""

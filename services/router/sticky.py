@@ -1,4 +1,4 @@
-"""Which model a conversation was answered by, so that its provider's prompt cache is used. In this process's memory."""
+"""Which model answered a conversation, so that its provider's prompt cache is used. In memory."""
 
 from __future__ import annotations
 

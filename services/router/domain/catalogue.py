@@ -129,6 +129,11 @@ class Catalogue:
         provider = self.providers.get(model.targets[0].provider)
         return provider is not None and provider.synthetic
 
+    def problem(self, name: str) -> str:
+        """Return why callers cannot use a model; empty when they can."""
+        asleep = self.dormant.get(name)
+        return "" if asleep is None else _why_dormant(asleep)
+
     def _direct(self, name: str, allowed: tuple[str, ...]) -> Model:
         """Return a model named as `provider/model`."""
         target = Target.parse(name)

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """One field that is wrong, and what to do about it."""
+
+    field: str
+    description: str
+
+
 class RoutingError(Exception):
     """A request cannot be routed. `reason` is a row of the error table."""
 
@@ -44,21 +52,13 @@ class PriceUnknownError(RoutingError):
     reason = "PRICE_UNKNOWN"
 
 
-@dataclass(frozen=True, slots=True)
-class FieldViolation:
-    """One field that is wrong, and what to do about it."""
-
-    field: str
-    description: str
-
-
 class ConflictingOptionsError(RoutingError):
     """Two wishes say the opposite of each other."""
 
     def __init__(self, one: str, one_value: str, other: str, other_value: str) -> None:
         text = f"{one} {one_value!r} and {other} {other_value!r} say the opposite; send one of them"
         super().__init__(text, constraint=one, conflicts_with=other)
-        self.violations = (FieldViolation(one, text), FieldViolation(other, text))
+        self.violations = (Flaw(one, text), Flaw(other, text))
 
 
 class InvalidWishError(RoutingError):
@@ -66,7 +66,7 @@ class InvalidWishError(RoutingError):
 
     def __init__(self, field: str, text: str) -> None:
         super().__init__(f"{field}: {text}", constraint=field)
-        self.violations = (FieldViolation(field, text),)
+        self.violations = (Flaw(field, text),)
 
 
 class InvalidPolicyError(RoutingError):
@@ -74,4 +74,4 @@ class InvalidPolicyError(RoutingError):
 
     def __init__(self, field: str, text: str) -> None:
         super().__init__(f"{field}: {text}")
-        self.violations = (FieldViolation(field, text),)
+        self.violations = (Flaw(field, text),)

@@ -52,10 +52,6 @@ class Provenance:
     """Who says what a model is, and since when."""
 
     managed_by: str = FILE
-    source: str = ""
-    """Where its facts come from, such as a vendor's page."""
-    date: str = ""
-    """When they were looked up: YYYY-MM-DD."""
     revision: int = 0
     """Grows with each change; 0 for a model of the file."""
     edited: bool = False
@@ -111,6 +107,10 @@ class Model:
     """Empty for a model without versions, and inside a version."""
     version: str = ""
     """Which version this is; empty for a model without versions."""
+    source: str = ""
+    """Where its facts come from, such as a vendor's page."""
+    source_date: str = ""
+    """When they were looked up: YYYY-MM-DD."""
     provenance: Provenance = NOBODY
 
     @classmethod
@@ -143,6 +143,8 @@ class Model:
             regions=frozenset(settings.regions),
             tiers=frozenset(settings.tiers),
             enabled=settings.enabled,
+            source=settings.source,
+            source_date=settings.source_date,
             provenance=provenance,
         )
         return plain._with_versions(vendors or {}, fallback) if settings.versions else plain

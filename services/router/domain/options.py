@@ -1,53 +1,64 @@
-"""From the catalogue to the planner: what is known of each target before a request comes."""
+"""Options of a model: their JSON Schema, and what a caller's come to. Nothing is fetched for a schema."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from services.router.domain.catalogue import AUTO, Catalogue, Model, Target
-from services.router.domain.policy import UNKNOWN_MATCH, Option
+import jsonschema
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
+from services.router.domain.errors import Flaw
 
-def automatic(requested: str, catalogue: Catalogue) -> bool:
-    """Tell whether the choice of the model is left to us."""
-    return requested == AUTO and AUTO not in catalogue.index and AUTO not in catalogue.models
-
-
-def eligible(requested: str, catalogue: Catalogue, allowed: tuple[str, ...]) -> Sequence[Model]:
-    """Return the models a request may be answered by. Raises ModelNotFoundError, ModelNotAllowedError."""
-    if not automatic(requested, catalogue):
-        return [catalogue.find(requested, allowed)]
-    models = catalogue.usable(allowed)
-    # Real models before rules: `auto` uses a synthetic one only when there is nothing else.
-    return [model for model in models if not catalogue.synthetic(model)] or models
+_NOTHING_REMOTE: Registry[Any] = Registry()
+# More than this helps nobody.
+LIMIT = 20
 
 
-def options_of(models: Sequence[Model], catalogue: Catalogue) -> list[Option]:
-    """Return every target of some models, in their order. One that several models list stands there once."""
-    found: dict[Target, Option] = {}
-    for model in models:
-        for position, target in enumerate(model.targets):
-            if target not in found:
-                found[target] = _option(target, model, position, catalogue)
-    return list(found.values())
+def schema_flaws(schema: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[Flaw]:
+    """Yield what is wrong with a schema, or with defaults that do not satisfy it."""
+    if not schema:
+        return
+    validator = jsonschema.Draft202012Validator
+    meta = validator(validator.META_SCHEMA)
+    wrong = sorted(meta.iter_errors(schema), key=_place)[:LIMIT]
+    if wrong:
+        yield from (Flaw(_path("options_schema", each), each.message) for each in wrong)
+        return
+    if schema.get("type", "object") != "object":
+        yield Flaw("options_schema.type", "options are an object: say `object`")
+        return
+    yield from option_flaws(schema, defaults, "options_defaults", partial=True)
 
 
-def _option(target: Target, model: Model, position: int, catalogue: Catalogue) -> Option:
-    provider = catalogue.providers.get(target.provider)
-    features = provider.features if provider is not None else frozenset()
-    region = next((each.region for each in model.endpoints if each.target == target), "")
-    return Option(
-        target=target,
-        model=model,
-        position=position,
-        features=features & model.capabilities if model.capabilities else features,
-        # Whoever says what a model can do knows better than what its provider can do at all.
-        capabilities=model.capabilities or features,
-        strengths=model.strengths,
-        usual_match=UNKNOWN_MATCH if model.quality is None else model.quality,
-        context_length=model.context_length,
-        max_output=model.max_output,
-        regions=frozenset({region}) if region else model.regions,
-        tiers=model.tiers,
-        problem="" if provider is not None else f"provider {target.provider} is not configured",
-    )
+def option_flaws(
+    schema: Mapping[str, Any], options: Mapping[str, Any], where: str, *, partial: bool = False
+) -> Iterator[Flaw]:
+    """Yield what is wrong with options. `partial` ones may lack required options."""
+    validator = jsonschema.Draft202012Validator(schema, registry=_NOTHING_REMOTE)
+    try:
+        wrong = sorted(validator.iter_errors(options), key=_place)
+    except Unresolvable as error:
+        yield Flaw("options_schema", f"{error.ref!r} is not in the schema; nothing else is looked up")
+        return
+    except RecursionError:
+        yield Flaw("options_schema", "it refers to itself without an end")
+        return
+    for each in wrong[:LIMIT]:
+        if not (partial and each.validator == "required" and not each.absolute_path):
+            yield Flaw(_path(where, each), each.message)
+
+
+def with_defaults(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a caller's options, with the defaults where it gave none."""
+    return {**defaults, **options}
+
+
+def _place(error: jsonschema.ValidationError) -> list[str]:
+    return [str(step) for step in error.absolute_path]
+
+
+def _path(where: str, error: jsonschema.ValidationError) -> str:
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+    return where + "".join(steps)

@@ -26,6 +26,7 @@ ALGORITHM = 1
 # Of a model that nobody has judged: neither good nor bad.
 UNKNOWN_MATCH = 0.5
 UNLIMITED = LARGEST_NANO
+_TASK_ALONE = Weights(0.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Question:
     priority: str = ""
     latency_pref: str = ""
     mode: str = ""
-    weights: Weights = Weights(0.0, 0.0, 1.0)
+    weights: Weights = _TASK_ALONE
     policy_version: str = ""
     max_cost: int | None = None
     """Nano-credits."""
@@ -170,11 +171,10 @@ def never_paused(_: Target) -> str:
 
 def exclude(option: Option, question: Question) -> Exclusion | None:
     """Apply the filters that need neither price nor size. The answer can be kept for the next request."""
-    name = option.target.provider
     if option.problem:
         return Exclusion("provider", option.problem)
     if question.feature not in option.features:
-        return Exclusion("feature", f"provider {name} does not offer {question.feature}")
+        return Exclusion("feature", f"{option.target.name} does not offer {question.feature}")
     if option.tiers and question.tier and question.tier not in option.tiers:
         plans = " or ".join(sorted(option.tiers))
         return Exclusion("plan", f"it needs the plan {plans}, not {question.tier}")

@@ -84,7 +84,7 @@ def candidates_of(
 
 
 def _one_of_each_first(excluded: Sequence[Candidate]) -> Sequence[Candidate]:
-    """Return excluded candidates so that each constraint is among the first: what is kept explains the refusal."""
+    """Return excluded candidates so that each constraint is among the first: those are kept."""
     if len(excluded) <= EXCLUDED_LIMIT:
         return excluded
     examples = {constraint_of(candidate): candidate for candidate in reversed(excluded)}
@@ -215,9 +215,9 @@ def _differences(
     plan: Plan,
     inputs: pb.PlannerInputs,
 ) -> Iterator[str]:
-    before, after = _names(chain), [candidate.target.name for candidate in plan.chain]
-    if before != after:
-        yield f"recorded chain {', '.join(before)}; replayed {', '.join(after)}"
+    targets, replayed_targets = _names(chain), [candidate.target.name for candidate in plan.chain]
+    if targets != replayed_targets:
+        yield f"recorded chain {', '.join(targets)}; replayed {', '.join(replayed_targets)}"
         return
     for record, candidate in zip(chain, plan.chain, strict=True):
         if record.score != candidate.score:
@@ -228,7 +228,8 @@ def _differences(
         if other is None:
             yield f"{record.target}: recorded as excluded, replayed in the chain"
         elif (record.constraint, record.excluded_because) != (constraint_of(other), other.excluded_because):
-            yield f"{record.target}: recorded {record.excluded_because!r}, replayed {other.excluded_because!r}"
+            before, after = record.excluded_because, other.excluded_because
+            yield f"{record.target}: recorded {before!r}, replayed {after!r}"
     if inputs.scored and chain and inputs.stuck != plan.stuck:
         yield f"recorded stuck={inputs.stuck}, replayed {plan.stuck}"
 

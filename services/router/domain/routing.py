@@ -40,7 +40,7 @@ Key = tuple[str, str]
 _WEIGHTS: Mapping[Key, Weights] = {
     ("cheap", "normal"): Weights(0.7, 0.1, 0.2),
     ("cheap", "fast"): Weights(0.5, 0.4, 0.1),
-    ("balanced", "normal"): Weights(0.35, 0.15, 0.5),
+    ("balanced", "normal"): Weights(0.25, 0.15, 0.6),
     ("balanced", "fast"): Weights(0.2, 0.6, 0.2),
     ("best", "normal"): Weights(0.05, 0.05, 0.9),
     ("best", "fast"): Weights(0.05, 0.35, 0.6),

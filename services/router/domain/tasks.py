@@ -1,4 +1,4 @@
-"""What kind of work a prompt asks for: a linear model over hashed words, in well under a millisecond. Pure."""
+"""What kind of work a prompt asks for: a linear model over hashed words, well under a millisecond. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 # Characters that are read of the beginning and of the end: what is asked stands in one of them.
@@ -33,7 +34,7 @@ def features_of(text: str) -> set[int]:
     tokens = tokens_of(text)
     names = set(tokens)
     marked = [f"<{token}>" for token in names if token.isalpha()]
-    names.update([f"{one} {other}" for one, other in zip(tokens, tokens[1:], strict=False)])
+    names.update([f"{one} {other}" for one, other in pairwise(tokens)])
     for size in _PIECES:
         names.update([word[at : at + size] for word in marked for at in range(len(word) - size + 1)])
     names.update([f"^{token}" for token in tokens[:2]])
@@ -85,7 +86,7 @@ class Classifier:
         return dict(sorted(found.items(), key=lambda each: -each[1]))
 
     def detect(self, instructions: str, latest: str) -> Detection:
-        """Return the task of a conversation: its last words count, and its instructions where those are short."""
+        """Return the task of the last words, read with the instructions where those words are few."""
         text = f"{instructions[:HEAD]}\n{latest}" if instructions and len(latest) < HEAD else latest
         if not text.strip():
             return UNASKED

@@ -22,10 +22,10 @@ from services.router.domain.errors import (
     PriceUnknownError,
     RoutingError,
 )
-from services.router.domain.options import eligible, options_of
 from services.router.domain.policy import Option, Plan, Question, constraint_of, decide, exclude, never_paused
 from services.router.domain.record import CHAIN_LIMIT, EXCLUDED_LIMIT, candidates_of, inputs_of, replay
 from services.router.domain.routing import DEFAULT_POLICY, RoutingPolicy, Weights, resolve
+from services.router.domain.shortlist import eligible, options_of
 from services.router.settings import EndpointSettings, RouteSettings
 
 CAPABILITIES = ("tools", "vision", "json_schema", "reasoning")
@@ -282,9 +282,10 @@ def test_a_wrong_policy_names_its_field(document: dict[str, Any], field: str) ->
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-# --- properties -------------------------------------------------------------------------------------------------
+def subsets(words: tuple[str, ...]) -> st.SearchStrategy[frozenset[str]]:
+    return st.sets(st.sampled_from(words)).map(frozenset)
 
-subsets = lambda words: st.sets(st.sampled_from(words)).map(frozenset)  # noqa: E731
+
 shares = st.floats(0, 1, allow_nan=False)
 facts = st.fixed_dictionaries(
     {
@@ -493,7 +494,7 @@ def test_planning_does_no_io() -> None:
         ),
         *("omnihub", "services"),
     }
-    for name in ("policy", "routing", "record", "tasks", "options", "wording"):
+    for name in ("policy", "routing", "record", "tasks", "shortlist", "wording"):
         tree = ast.parse((folder / f"{name}.py").read_text())
         imported = [
             *(alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names),
