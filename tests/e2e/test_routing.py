@@ -99,24 +99,6 @@ async def test_what_is_not_proved_is_not_enabled(running: Running, tmp_path: Pat
     assert (status, "balanced is enabled.\n" in out) == (0, True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (("--key-file", "/nowhere"), "No such file"),
-        (("--policy", "frugal"), "--policy frugal: none of cheap, balanced, best"),
-        (("--policy", "cheap", "--policy", "best", "--enable"), "--enable takes one --policy"),
-        (("--workload", "key"), "is no workload"),
-        (("--url", "http://127.0.0.1:9"), "Cannot connect"),
-    ],
-)
-async def test_what_is_wrong_with_an_evaluation_is_told(
-    running: Running, arguments: tuple[str, ...], text: str
-) -> None:
-    status, out, error = await evaluate(running, *arguments)
-    assert (status, out) == (2, "")
-    assert text in error
-
-
 async def test_a_decision_through_the_public_port(running: Running) -> None:
     body: dict[str, Any] = {
         "model": "auto",
@@ -162,5 +144,3 @@ async def test_all_decisions_are_decided_again_as_they_were(running: Running) ->
     status, out, error = await running.command("replay")
     assert (status, error) == (0, "")
     assert re.search(r"^\d{3,} replayed, 100\.00% agree; 0 had nothing to replay$", out.strip())
-    status, _, error = await running.command("replay", "--from", "yesterday")
-    assert (status, "is no time" in error) == (2, True)

@@ -28,7 +28,7 @@ def keeping_state(plan: Plan, catalogue: Catalogue) -> Plan:
     chain = tuple(c for c in plan.chain if FEATURE in catalogue.providers[c.target.provider].features)
     if not chain:
         return plan
-    others = (replace(c, score=0.0, exclusion=_KEEPS_NOTHING) for c in plan.chain if c not in chain)
+    others = (c._replace(score=0.0, exclusion=_KEEPS_NOTHING) for c in plan.chain if c not in chain)
     return replace(
         plan,
         chain=chain,
