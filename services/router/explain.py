@@ -16,7 +16,7 @@ from services.router.domain.errors import NoCandidateError, RoutingError
 from services.router.domain.policy import Candidate, Plan
 from services.router.domain.record import candidates_of, inputs_of
 from services.router.domain.routing import RoutingPolicy, Weights
-from services.router.planner import Draft
+from services.router.planner import TRIED, Draft
 from services.router.request import Asked
 
 CHEAPEST_OTHERS = 4
@@ -36,7 +36,7 @@ class Explaining:
 
     async def route(self, asked: Asked, policy_json: str, call: Call) -> pb.ExplainRouteResponse:
         """Tell how a request would be routed. Raises RoutingError, RpcError."""
-        policy = read_policy(policy_json, "tried") if policy_json else None
+        policy = read_policy(policy_json, TRIED) if policy_json else None
         draft = await self._draft(asked, call, policy)
         refusal: RoutingError | None = None
         try:
@@ -89,7 +89,7 @@ class Explaining:
             scored=True,
             input_tokens=request.input_tokens or (SHORT_INPUT if empty else draft.question.input_tokens),
         )
-        draft = replace(draft, question=question, bound_tokens=tokens)
+        draft = draft._replace(question=question, bound_tokens=tokens)
         if not asked.max_tokens and empty:
             asked = replace(asked, max_tokens=SHORT_OUTPUT)
         plan = self._planner.decide(draft, asked)

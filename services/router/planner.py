@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from omnihub.billing.v1.price_pb2 import Price
+from omnihub.common.v1.chat_pb2 import ChatInput
 
 from services.common.rpc import Identity
 from services.credits.money import limit_nano
@@ -29,6 +30,8 @@ from services.router.sticky import Sticky
 
 # Sets of options that are kept; callers can name any model of a provider.
 SHORTLISTS = 1000
+# Version of a policy that is only tried: two of them have nothing in common.
+TRIED = "tried"
 
 Plans = Callable[[str], str]
 """The plan tier of an organisation; empty when it has none, or none is known."""
@@ -55,8 +58,7 @@ class Planned(NamedTuple):
     detection: Detection
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """A request that is ready to be decided."""
 
     question: Question
@@ -89,6 +91,7 @@ class Planner:
         self._plans = plans
         self.sticky = Sticky(settings.sticky_s)
         self._catalogue = Catalogue({})
+        self._meanings: dict[tuple[str, str, str, str], Wishes] = {}
         self._shortlists: dict[tuple[str, tuple[str, ...]], Shortlist] = {}
 
     async def plan(
@@ -115,7 +118,7 @@ class Planner:
         requested = chat.model or AUTO
         shortlist = self._shortlist(requested, identity.allowed_models, catalogue, unit)
         policy = policy or self._policies(identity.organisation_id)
-        wishes = resolve(chat.priority, chat.latency_pref, chat.mode, policy)
+        wishes = self._resolve(chat, policy)
         bound_tokens, likely = input_sizes(asked.raw_body, chat)
         detection, sticky_key = await self._read(asked, identity, shortlist.scored, wishes)
         question = Question(
@@ -140,6 +143,17 @@ class Planner:
         )
         prices = await self._prices.of(_wanted(shortlist.options, baseline))
         return Draft(question, shortlist, prices, bound_tokens, sticky_key, detection)
+
+    def _resolve(self, chat: ChatInput, policy: RoutingPolicy) -> Wishes:
+        """Return what a caller's words mean. Raises ConflictingOptionsError."""
+        words = (policy.version, chat.priority, chat.latency_pref, chat.mode)
+        known = self._meanings.get(words)
+        if known is None or policy.version == TRIED:
+            known = resolve(chat.priority, chat.latency_pref, chat.mode, policy)
+            if len(self._meanings) >= SHORTLISTS:
+                self._meanings.clear()
+            self._meanings[words] = known
+        return known
 
     def decide(self, draft: Draft, asked: Asked) -> Plan:
         """Return the plan of a draft. Raises NoCandidateError, PriceUnknownError."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -122,6 +124,20 @@ def test_a_deleted_model_is_gone(rest: httpx.Client, client: openai.OpenAI) -> N
         VISIBLE_WITHIN_S,
     )
     assert rest.delete(f"{PATH}/fleeting").status_code == 404
+
+
+def test_an_import_beside_what_runs(suite: Suite, client: openai.OpenAI, tmp_path: Path) -> None:
+    file = tmp_path / "models.json"
+    file.write_text(json.dumps({"models": {"imported": {"route": ["wall/gpt-x"], "aliases": ["brought"]}}}))
+    assert suite.command("models", "import", str(file)).splitlines()[-1].startswith("1 added")
+    eventually(
+        lambda: {model.id for model in client.models.list()},
+        lambda seen: {"imported", "brought"} <= seen,
+        VISIBLE_WITHIN_S,
+    )
+    answer = client.chat.completions.create(model="brought", messages=MESSAGES)
+    assert answer.choices[0].message.content == ANSWER
+    assert json.loads(suite.command("models", "show", "brought"))["name"] == "imported"
 
 
 def test_what_is_wrong_is_said(rest: httpx.Client) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from services.router.domain.errors import ModelNotAllowedError, ModelNotFoundError
 from services.router.domain.model import (
@@ -38,8 +38,12 @@ __all__ = [
 AUTO = "auto"
 # Between a model and its version.
 AT = "@"
-# Looking for close names takes some microseconds for each.
-COMPARED = 2000
+# Looking for close names takes some microseconds for each, and they are about as long.
+COMPARED = 1000
+LONGER = 4
+# How a target is asked that the caller named itself.
+_DIRECT = RouteSettings(route=["provider/model"])
+_UNKNOWN = Model("", (), _DIRECT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +143,14 @@ class Catalogue:
         target = Target.parse(name)
         if not target.model or target.provider not in self.providers:
             raise ModelNotFoundError(self._unknown(name, allowed), model=name)
-        known = self.by_target.get(target)
-        settings = RouteSettings(route=[name])
-        direct = Model(name, (target,), settings, configured=False, endpoints=(Endpoint(target),))
-        if known is None:
-            return direct
-        # How it is asked stays the direct name's own; what it is is known from the model that lists it.
-        return replace(
-            direct,
+        # What it is is known from the model that lists it; how it is asked is not.
+        known = self.by_target.get(target, _UNKNOWN)
+        return Model(
+            name,
+            (target,),
+            _DIRECT,
+            configured=False,
+            endpoints=(Endpoint(target),),
             context_length=known.context_length,
             max_output=known.max_output,
             capabilities=known.capabilities,
@@ -162,9 +166,13 @@ class Catalogue:
         if asleep is not None and asleep.allowed(allowed):
             return f"the model {name!r} cannot be used: {_why_dormant(asleep)}"
         usable = [model for model in self.models.values() if model.allowed(allowed)]
-        names = [each for model in usable for each in (model.name, *model.aliases)]
-        known = [each for each in names[:COMPARED] if may_use(each, allowed) or not allowed]
-        close = difflib.get_close_matches(name[:128], known, n=3)
+        names = [
+            each
+            for model in usable
+            for each in (model.name, *model.aliases)
+            if abs(len(each) - len(name)) <= LONGER and may_use(each, allowed)
+        ]
+        close = difflib.get_close_matches(name, names[:COMPARED], n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "GET /v1/models lists those you can use"
         return f"the model {name!r} does not exist; {hint}"
 

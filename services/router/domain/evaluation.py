@@ -2,7 +2,7 @@
 
 A policy is compared with always taking the dearest model, always the cheapest, and with a control that uses
 the same models equally often but without looking at the prompt: its share of each model is the policy's, so
-it costs about the same. What a policy wins against the control is the worth of its choices, not of its budget.
+it costs about the same. What a policy wins against the control is due to its choices, not its budget.
 """
 
 from __future__ import annotations

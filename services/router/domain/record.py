@@ -72,10 +72,10 @@ def candidates_of(
     plan: Plan, skipped: Mapping[Target, str], *, whole: bool = False
 ) -> Iterator[CandidateRecord]:
     """Yield a plan's candidates: the chain, then those excluded. `skipped` were left out in their turn."""
-    ranks = {candidate.target: rank for rank, candidate in enumerate(plan.decided, 1)}
+    ranks = {id(candidate): rank for rank, candidate in enumerate(plan.decided, 1)}
     for candidate in islice(plan.chain, None if whole else CHAIN_LIMIT):
         record = _candidate(candidate, plan)
-        record.rank = ranks.get(candidate.target, 0)
+        record.rank = ranks.get(id(candidate), 0)
         if objection := skipped.get(candidate.target):
             record.skipped, record.excluded_because = True, objection
         yield record

@@ -117,7 +117,7 @@ async def test_decisions_of_all_kinds_are_decided_again(
         assert (error.reason, refusal.state, refusal.reason) == ("NO_CANDIDATE", "refused", "NO_CANDIDATE")
     coding = decisions[0]
     assert (coding.task, coding.inputs.task_source, coding.model_used) == ("coding", "local", "b/large")
-    assert coding.candidates[0].parts.task == pytest.approx(0.5)
+    assert coding.candidates[0].parts.task == pytest.approx(0.6)
     assert decisions[1].model_used == "a/small"
     assert decisions[4].inputs.scored is False
     assert [replay(decision) for decision in [*decisions, refusal]] == [[]] * 7

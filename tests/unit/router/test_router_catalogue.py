@@ -130,6 +130,15 @@ def test_endpoints_are_left_out_and_moved_up() -> None:
     ]
 
 
+def test_weights_of_endpoints() -> None:
+    known = catalogue(
+        registered("m", "a/x", "b/y", endpoints={"a/x": {"weight": 3}}, fallback=["n"]),
+        registered("n", "a/z", "b/z"),
+    )
+    assert [known.find("m", ()).weight_of(target) for target in known.find("m", ()).targets] == [3, 0, 0, 0]
+    assert [known.find("n", ()).weight_of(target) for target in known.find("n", ()).targets] == [1, 1]
+
+
 def test_fallbacks_are_asked_last_and_each_once() -> None:
     known = catalogue(
         registered("m", "a/x", fallback=["n", "gone", "off"]),
@@ -188,6 +197,7 @@ def test_a_direct_name_has_the_facts_of_the_model_that_lists_it() -> None:
     assert direct.offers("tools")
     assert not direct.offers("embed")
     assert known.find("a/other", ()).offers("embed")
+    assert known.find("a/a b", ()).targets == (Target("a", "a b"),)
 
 
 def test_the_file_need_not_say_what_its_provider_can() -> None:

@@ -487,6 +487,7 @@ def test_planning_does_no_io() -> None:
             "dataclasses",
             "typing",
             "operator",
+            "functools",
             "itertools",
             "math",
             "re",
