@@ -26,7 +26,7 @@ def module_of(file: str) -> str:
 
 
 def alias_of(message: str, own: str, homes: Mapping[str, str]) -> str:
-    """Return how a message is written: `pb.X` for one of the service's own file, else by its file's module."""
+    """Return how a message is written: `pb.X` when it is of the same file, else by its module."""
     home = homes[message]
     prefix = "pb" if home == own else module_of(home).rsplit(".", 1)[1]
     return f"{prefix}.{message.rsplit('.', 1)[1]}"
