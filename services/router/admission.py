@@ -4,51 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
 
 from omnihub.billing.v1.price_pb2 import Price
 from omnihub.common.v1.chat_pb2 import Usage
 from omnihub.router.v1.router_service_pb2 import RateLimit
 
-from services.common.rpc import Call
+from services.common.ids import new_id
+from services.common.rpc import Call, RpcError
 from services.common.rpc.call import Identity
+from services.common.rpc.errors import to_rpc_error
 from services.credits.money import format_nano, limit_nano
 from services.credits.rating import Rated, bound, provider_cost_of, sell_of
 from services.credits.savings import savings_of
 from services.router.budgets import Budgets
-from services.router.domain.catalogue import AUTO, Catalogue, Model, Target, may_use
-from services.router.domain.errors import ModelNotAllowedError
+from services.router.domain.catalogue import Catalogue, Model, Target
+from services.router.domain.errors import RoutingError
 from services.router.domain.estimate import LARGEST, input_bound
 from services.router.domain.limits import OrganisationRules
-from services.router.domain.policy import Candidate, Plan, eligible, plan
-from services.router.domain.state import hidden_input, keeping_state
+from services.router.domain.policy import Candidate, Plan
 from services.router.journal import Journal, JournalError
 from services.router.latency import Latencies
 from services.router.leases import HOLD_TTL_S, Leases, Reservation
 from services.router.metrics import observe
-from services.router.prices import Prices, PriceTable, Wanted
-from services.router.request import Asked, Request
+from services.router.planner import Planner
+from services.router.prices import Prices, Wanted
+from services.router.request import Asked, Request, refusal_record
 from services.router.settings import RouterSettings
 
 OBSERVE_AFTER_S = 0.005
 MICRO = 1_000_000
-
-
-def includes(budget: OrganisationRules, model: Model, name: str) -> bool:
-    """Tell whether an organisation's plan includes a model, by its own name or the one it is called by."""
-    patterns = budget.allowed_models
-    return not patterns or may_use(model.name, patterns) or may_use(name, patterns)
-
-
-def of_plan(models: Sequence[Model], requested: str, budget: OrganisationRules) -> Sequence[Model]:
-    """Return the models that the plan of an organisation includes. Raises ModelNotAllowedError."""
-    allowed = [model for model in models if includes(budget, model, requested)]
-    if models and not allowed:
-        name = requested or AUTO
-        raise ModelNotAllowedError(
-            f"the plan {budget.plan!r} does not include the model {name!r}", model=name, plan=budget.plan
-        )
-    return allowed
+REFUSALS_UNDER_WAY = 1000
 
 
 class Admission:
@@ -61,14 +46,15 @@ class Admission:
         leases: Leases,
         journal: Journal,
         latencies: Latencies,
+        planner: Planner,
         budgets: Budgets | None = None,
     ) -> None:
-        self._settings = settings
         self.prices = prices
         self._leases = leases
         self._budgets = budgets
         self._journal = journal
         self.latencies = latencies
+        self.planner = planner
         self._baseline: Wanted | None = None
         if settings.baseline_model:
             self._baseline = Target.parse(settings.baseline_model), ""
@@ -82,18 +68,18 @@ class Admission:
         Raises routing errors of the domain, and RpcError INSUFFICIENT_CREDITS, IN_FLIGHT_BUDGET_EXHAUSTED,
         ESTIMATE_EXCEEDS_BUDGET, BUDGET_LIMIT or RATE_LIMITED.
         """
+        plan: Plan | None = None
         budget = self.budget_of(call.identity)
-        models = eligible(asked.chat, self.catalogue, call.identity.allowed_models)
-        if budget is not None:
-            models = of_plan(models, asked.chat.model, budget)
-        if any(model.versions for model in models):
+        try:
             # A person stays with a version; without one each request falls anew.
             unit = asked.chat.user or call.request_id
-            models = [model.split(unit) for model in models]
-        prices = await self.prices.of(self._wanted(models))
-        chosen = self._plan(asked, models, prices, call.identity.organisation_id)
-        reservation = await self._reserve(asked, call, chosen, budget)
-        request = Request(call, asked, chosen, prices, reservation)
+            planned = await self.planner.plan(asked, call.identity, self.catalogue, unit, self._baseline)
+            plan = planned.plan
+            reservation = await self._reserve(asked, call, plan, budget)
+        except (RoutingError, RpcError) as refusal:
+            self._note_refusal(asked, call, plan or getattr(refusal, "plan", None), refusal)
+            raise
+        request = Request(call, asked, plan, planned.prices, reservation, sticky_key=planned.sticky_key)
         if reservation.drawn is not None:
             # The moment that decided the windows of its limits is the one its charge is booked at.
             request.started_at = reservation.drawn.at / MICRO
@@ -130,7 +116,7 @@ class Admission:
 
     def _tokens_bound(self, asked: Asked, candidate: Candidate) -> int:
         """Return the most tokens a request can have, in and out."""
-        tokens = input_bound(asked.raw_body, asked.chat) + self._output_bound(asked, candidate.model)
+        tokens = input_bound(asked.raw_body, asked.chat) + self.planner.output_bound(asked, candidate.model)
         return min(LARGEST, tokens)
 
     async def reserve_more(self, request: Request, nano: int, tokens: int = 0) -> bool:
@@ -150,45 +136,24 @@ class Admission:
         drawn = request.reservation.drawn
         return [] if drawn is None or self._budgets is None else self._budgets.rate_limits(drawn)
 
-    def _wanted(self, models: Iterable[Model]) -> Iterable[Wanted]:
-        if self._baseline is not None:
-            yield self._baseline
-        for model in models:
-            for target in model.targets:
-                yield target, model.priced_as
+    def _note_refusal(
+        self, asked: Asked, call: Call, plan: Plan | None, refusal: RoutingError | RpcError
+    ) -> None:
+        """Record a refusal without anybody waiting for it, and tell its caller where it can be read."""
+        if len(self._endings) >= REFUSALS_UNDER_WAY:
+            # A flood of refusals must not fill the memory; it is in the log and in the metrics.
+            return
+        decision_id = new_id("dec")
+        record = refusal_record(call, asked, plan, to_rpc_error(refusal), decision_id)
+        refusal.metadata = {**refusal.metadata, "decision_id": decision_id}
+        written = self._journal.append(record)
+        self._endings.add(written)
+        written.add_done_callback(self._refused)
 
-    def _plan(self, asked: Asked, models: Sequence[Model], prices: PriceTable, organisation_id: str) -> Plan:
-        input_tokens = input_bound(asked.raw_body, asked.chat)
-
-        margin_of, media = prices.margins.of, asked.media
-
-        def estimate(target: Target, model: Model) -> int | None:
-            price = prices[target, model.priced_as]
-            if price is None:
-                return None
-            tokens = max(input_tokens, hidden_input(model, price)) if asked.stateful else input_tokens
-            return bound(
-                tokens,
-                self._output_bound(asked, model),
-                price,
-                margin_of(organisation_id, target.name),
-                media=media,
-                service_tier=asked.service_tier,
-            )
-
-        chosen = plan(asked.chat, models, self.catalogue, asked.feature, estimate, self.latencies.of)
-        return keeping_state(chosen, self.catalogue) if asked.vendor_bound else chosen
-
-    def _output_bound(self, asked: Asked, model: Model) -> int:
-        """Return for how many output tokens credits are reserved at first."""
-        if asked.feature == "embed":
-            return 0
-        return min(LARGEST, asked.choices * (asked.max_tokens or self.output_cap(model)))
-
-    def output_cap(self, model: Model) -> int:
-        """Return the limit of output tokens of a model whose caller names none."""
-        default = self._settings.default_output_tokens
-        return min(default, model.max_output or default)
+    def _refused(self, written: asyncio.Future[None]) -> None:
+        self._endings.discard(written)
+        # The journal has logged what it could not write.
+        written.exception()
 
     def context_of(self, request: Request, candidate: Candidate) -> int:
         """Return how many tokens a candidate can hold; 0 when that is not known."""
@@ -246,6 +211,10 @@ class Admission:
         if candidate is None:
             return None
         return request.prices[candidate.target, candidate.model.priced_as]
+
+    def output_cap(self, model: Model) -> int:
+        """Return the limit of output tokens of a model whose caller names none."""
+        return self.planner.output_cap(model)
 
     def _rate(self, request: Request) -> None:
         """Work out cost and savings from the usage."""
@@ -308,6 +277,7 @@ class Admission:
             request.cost, request.savings = 0, None
         if request.state == "complete":
             self.latencies.observe(request.target, request.attempts[-1].latency_ms)
+            self.planner.sticky.keep(request.sticky_key, request.target.name)
         # Metrics can wait until the answer has left.
         duration_s = time.monotonic() - request.started
         asyncio.get_running_loop().call_later(OBSERVE_AFTER_S, observe, request, duration_s)

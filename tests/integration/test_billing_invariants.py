@@ -265,6 +265,9 @@ class Ledger(RuleBasedStateMachine):
         twice=st.booleans(),
     )
     def settle(self, batch: list[tuple[int, int, int, int, int, int]], twice: bool) -> None:
+        self.book(batch, twice)
+
+    def book(self, batch: list[tuple[int, int, int, int, int, int]], twice: bool) -> None:
         unique = {
             f"{number:02}": (
                 amount,
@@ -312,9 +315,8 @@ class Ledger(RuleBasedStateMachine):
         amount=st.sampled_from([0, 10, 50, 200]),
         twice=st.booleans(),
     )
-    @precondition(lambda self: self.model.charges)
     def refund(self, key: int, number: int, amount: int, twice: bool) -> None:
-        name = self.pick(self.model.charges, number)
+        name = self.charged(number)
         body, charged = ("refund", name, amount), self.model.charges.get(name)
         request = Request(self.key(f"refund{key}"), self.key(f"c{name}"), amount)
         before = self.model.posted
@@ -337,9 +339,8 @@ class Ledger(RuleBasedStateMachine):
         cost=st.none() | AMOUNTS,
         twice=st.booleans(),
     )
-    @precondition(lambda self: self.model.charges)
     def correct(self, key: int, number: int, amount: int, cost: int | None, twice: bool) -> None:
-        name = self.pick(self.model.charges, number)
+        name = self.charged(number)
         body, charged = ("correct", name, amount, cost), self.model.charges.get(name)
         request = Request(self.key(f"correct{key}"), self.key(f"c{name}"), amount, cost)
         answer = self.attempt(lambda: self.store.correct_charge(request, self.now), twice)
@@ -353,6 +354,12 @@ class Ledger(RuleBasedStateMachine):
         charged.cost = charged.cost if cost is None else cost
         assert answer[1:] == (amount, self.model.posted)
         self.model.corrections[request.id] = (body, answer)
+
+    def charged(self, number: int) -> str:
+        """Return one of a few charges, so that one is corrected several times; there is always one."""
+        if not self.model.charges:
+            self.book([(1, 250, -1, -1, 200, 0)], False)
+        return self.pick(sorted(self.model.charges)[:3], number)
 
     def corrected(self, key: str, body: Any, charged: Any, answer: Any) -> bool:
         """Tell whether a correction is none: of an unknown charge, or done before."""
