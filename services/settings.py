@@ -202,7 +202,7 @@ def _existing(name: str, known: Any) -> str:
 
 
 def _list_or_text(name: str, value: str) -> Any:
-    lists = ("cors_origins", "route", "strengths", "capabilities", "free_providers")
+    lists = ("cors_origins", "route", "weights", "strengths", "capabilities", "free_providers")
     return [item.strip() for item in value.split(",") if item.strip()] if name in lists else value
 
 

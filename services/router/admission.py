@@ -12,13 +12,17 @@ from omnihub.common.v1.chat_pb2 import Usage
 from services.common.rpc import Call
 from services.credits.money import format_nano, limit_nano
 from services.credits.rating import bound, provider_cost_of, rate
+from services.router.caching import AnswerCache
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.estimate import LARGEST, input_bound
 from services.router.domain.policy import Candidate, Plan, eligible, plan
+from services.router.domain.savings import split
 from services.router.domain.state import hidden_input, keeping_state
+from services.router.domain.strategy import arranged, strategy_of
 from services.router.journal import Journal, JournalError
 from services.router.latency import Latencies
 from services.router.leases import Leases
+from services.router.measurements import Measurements
 from services.router.metrics import observe
 from services.router.prices import Prices, PriceTable, Wanted
 from services.router.request import Asked, Request
@@ -37,12 +41,16 @@ class Admission:
         leases: Leases,
         journal: Journal,
         latencies: Latencies,
+        cache: AnswerCache,
     ) -> None:
         self._settings = settings
+        self.cache = cache
         self.prices = prices
         self._leases = leases
         self._journal = journal
         self.latencies = latencies
+        self.measurements: Measurements | None = None
+        """Where the latency of whole answers goes."""
         self._baseline: Wanted | None = None
         if settings.baseline_model:
             self._baseline = Target.parse(settings.baseline_model), ""
@@ -58,9 +66,12 @@ class Admission:
         models = eligible(asked.chat, self.catalogue, call.identity.allowed_models)
         prices = await self.prices.of(self._wanted(models))
         chosen = self._plan(asked, models, prices)
-        amount = chosen.chain[0].estimate_nano or 0
+        strategy = strategy_of(asked.options, asked.chat, chosen.chain[0].model.settings)
+        chosen = arranged(chosen, strategy, asked.options.session or call.request_id)
+        look = await self.cache.look(asked, call, chosen)
+        amount = 0 if look.answer is not None else chosen.chain[0].estimate_nano or 0
         reservation = await self._leases.reserve(call.identity.organisation_id, amount)
-        return Request(call, asked, chosen, prices, reservation)
+        return Request(call, asked, chosen, prices, reservation, strategy, look)
 
     def _wanted(self, models: Iterable[Model]) -> Iterable[Wanted]:
         if self._baseline is not None:
@@ -108,13 +119,46 @@ class Admission:
 
     async def afford(self, request: Request, candidate: Candidate) -> bool:
         """Reserve what `candidate` may cost beyond what is reserved. Tells whether that was possible."""
-        more = (candidate.estimate_nano or 0) - request.reservation.amount
+        wanted = candidate.estimate_nano or 0
+        beside = request.lost.cost + request.running_nano
+        limit = request.asked.chat.max_cost
+        if beside and limit and wanted + beside > limit_nano(limit):
+            return False
+        more = wanted + beside - request.reservation.amount
         return more <= 0 or await self._leases.extend(request.reservation, more)
+
+    def lose(self, request: Request, lane: Request, usage: Usage | None, produced_bytes: int) -> None:
+        """Put aside what a candidate has produced that another one was faster than. Nothing costs nothing.
+
+        `usage` is what its provider reported, if it came that far.
+        """
+        record = lane.current
+        if record is None:
+            return
+        record.lost = True
+        if usage is None:
+            if not produced_bytes:
+                return
+            lane.estimate_usage(produced_bytes)
+            usage = lane.usage
+        price = self._price_of(lane)
+        cost = 0 if price is None else rate(usage, price)
+        if usage.estimated and lane.candidate is not None:
+            # Nobody pays more for a guess than what was set aside for the candidate.
+            cost = min(cost, lane.candidate.estimate_nano or 0)
+        record.usage.CopyFrom(usage)
+        record.cost = format_nano(cost)
+        request.lost.add(usage, cost)
 
     async def afford_rescue(self, request: Request, candidate: Candidate, text_bytes: int) -> bool:
         """Reserve what `candidate` may cost to go on after `text_bytes`, beside what has been spent."""
         price = self._price(request.prices, (candidate.target, candidate.model.priced_as))
-        wanted = request.broken.cost + self._spent(request, text_bytes) + (candidate.estimate_nano or 0)
+        wanted = (
+            request.broken.cost
+            + request.lost.cost
+            + self._spent(request, text_bytes)
+            + (candidate.estimate_nano or 0)
+        )
         wanted += 0 if price is None else bound(text_bytes, 0, price)
         limit = request.asked.chat.max_cost
         if limit and wanted > limit_nano(limit):
@@ -157,22 +201,22 @@ class Admission:
     def _rate(self, request: Request) -> None:
         """Work out cost and savings from the usage."""
         usage = request.usage
-        by_provider = provider_cost_of(usage) is not None
         request.price = price = self._price_of(request)
-        own_cost = 0 if price is None else rate(usage, price)
-        request.cost_source = "provider" if by_provider else "estimate" if usage.estimated else "price"
-        if request.cost_source == "estimate":
-            # Nobody pays more for a guess than what was set aside for the answer.
-            own_cost = min(own_cost, max(0, request.reservation.amount - request.broken.cost))
+        again = request.look.answer is not None
+        if again:
+            request.cost_source, own_cost = "cache", 0
+        else:
+            by_provider = provider_cost_of(usage) is not None
+            request.cost_source = "provider" if by_provider else "estimate" if usage.estimated else "price"
+            own_cost = 0 if price is None else rate(usage, price)
+            if request.cost_source == "estimate":
+                # Nobody pays more for a guess than what was set aside for the answer.
+                aside = request.broken.cost + request.lost.cost
+                own_cost = min(own_cost, max(0, request.reservation.amount - aside))
         request.include_broken(own_cost)
-        usage = request.usage
         baseline = None if self._baseline is None else request.prices[self._baseline]
-        if baseline is not None:
-            if by_provider:
-                usage = Usage()
-                usage.CopyFrom(request.usage)
-                usage.provider_cost = ""
-            request.savings = rate(usage, baseline) - request.cost
+        savings = split(request.usage, request.cost, price, baseline, again)
+        request.savings = savings if savings.known else None
 
     async def conclude(self, request: Request) -> None:
         """Record an answered request durably, then let its reservation go. Before the last byte.
@@ -212,11 +256,18 @@ class Admission:
         if failure is not None:
             request.state, request.reason = "failed", JournalError.reason
             request.cost, request.savings = 0, None
-        if request.state == "complete":
-            self.latencies.observe(request.target, request.attempts[-1].latency_ms)
+        if request.state == "complete" and request.current is not None:
+            self._observe(request)
         # Metrics can wait until the answer has left.
         duration_s = time.monotonic() - request.started
         asyncio.get_running_loop().call_later(OBSERVE_AFTER_S, observe, request, duration_s)
+
+    def _observe(self, request: Request) -> None:
+        assert request.current is not None
+        latency_ms = request.current.latency_ms
+        self.latencies.observe(request.target, latency_ms)
+        if self.measurements is not None:
+            self.measurements.latency(request.target, latency_ms)
 
     async def drain(self) -> None:
         """Wait until the record of every ended request is written."""

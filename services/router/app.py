@@ -16,6 +16,7 @@ from services.common.rpc import Call, RpcError
 from services.common.service import Infrastructure, Service
 from services.credits.money import parse_nano
 from services.router.admission import Admission
+from services.router.caching import AnswerCache
 from services.router.counting import Counting
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
@@ -72,7 +73,8 @@ class RouterApp:
             self._settlement.settle_lease,
         )
         self._prices = Prices(billing, vendors)
-        self._admission = Admission(settings, self._prices, self._leases, self._journal, Latencies())
+        cache = AnswerCache(settings.cache, None)
+        self._admission = Admission(settings, self._prices, self._leases, self._journal, Latencies(), cache)
         self._refresh: asyncio.Task[None] | None = None
         health = Health(settings.breaker)
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from omnihub.billing.v1.price_pb2 import Price
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import ChatInput, Finish, ParameterReceipt, Usage, WireFormat
+from omnihub.provider.v1.provider_service_pb2 import StreamChatResponse
 from omnihub.router.v1 import router_service_pb2 as pb
+from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
 from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
 from omnihub.router.v1.decision_pb2 import Candidate as CandidateRecord
+from omnihub.router.v1.decision_pb2 import Savings as SavingsMessage
 
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
@@ -19,6 +24,8 @@ from services.credits.money import format_nano
 from services.router.domain.catalogue import Target
 from services.router.domain.estimate import LARGEST, likely_input, likely_tokens
 from services.router.domain.policy import Candidate, Plan
+from services.router.domain.savings import Savings
+from services.router.domain.strategy import Strategy
 from services.router.leases import Reservation
 from services.router.prices import PriceTable
 from services.router.store import Record
@@ -56,16 +63,36 @@ class Asked:
         return "embeddings" if self.feature == "embed" else "chat"
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the response cache says of a request."""
+
+    key: str = ""
+    """Under which its answer is kept; empty when it is not."""
+    ttl_s: int = 0
+    answer: CachedAnswer | None = None
+    """What it is answered with, again."""
+    receipt: ParameterReceipt | None = None
+    """Why the cache was asked for in vain."""
+
+    @property
+    def state(self) -> str:
+        """Return hit, miss or off."""
+        if self.answer is not None:
+            return "hit"
+        return "miss" if self.key else "off"
+
+
 @dataclass(slots=True)
-class Broken:
-    """What the broken streams of a request have cost, before the one that is running."""
+class Aside:
+    """What attempts have cost whose output is not the answer: broken streams, and candidates that lost."""
 
     usage: Usage = field(default_factory=Usage)
     cost: int = 0
     prefill_bytes: int = 0
-    """Size of the text that the running attempt was given to go on from."""
+    """Size of the text that the running attempt was given to go on from a broken stream."""
     reason: str = ""
-    """What broke the last one."""
+    """What broke the last stream."""
 
     def add(self, usage: Usage, cost: int) -> None:
         """Take in one more."""
@@ -91,21 +118,33 @@ class Request:
     prices: PriceTable
     """As they were at admission: what is reserved and what is paid come from the same table."""
     reservation: Reservation
+    strategy: Strategy = field(default_factory=Strategy)
+    look: Look = field(default_factory=Look)
+    comparison_id: str = ""
     decision_id: str = field(default_factory=lambda: new_id("dec"))
     started_at: float = field(default_factory=time.time)
     started: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     attempts: list[AttemptRecord] = field(default_factory=list)
+    current: AttemptRecord | None = None
+    """The running attempt, or the one that ended last."""
     attempt_started: float = 0.0
+    head: list[StreamChatResponse] = field(default_factory=list)
+    """What a stream has sent until its first token."""
     candidate: Candidate | None = None
     """Who is being asked, or speaks."""
+    role: str = ""
+    """How the attempts came to run beside others."""
     speaker: AttemptRecord | None = None
     """The attempt whose output the caller gets."""
     rescued_from: list[str] = field(default_factory=list)
     """Targets whose streams broke, and were gone on with by another."""
     skipped: dict[Target, str] = field(default_factory=dict)
     """Why candidates were not asked in their turn."""
-    broken: Broken = field(default_factory=Broken)
+    broken: Aside = field(default_factory=Aside)
+    lost: Aside = field(default_factory=Aside)
+    running_nano: int = 0
+    """The most that the candidates which run side by side can cost."""
     usage: Usage = field(default_factory=Usage)
     finish: Finish = field(default_factory=Finish)
     receipt: list[ParameterReceipt] = field(default_factory=list)
@@ -114,7 +153,7 @@ class Request:
     cost: int = 0
     cost_source: str = ""
     price: Price | None = None
-    savings: int | None = None
+    savings: Savings | None = None
     concluded: bool = False
     """Its record is on its way to the journal; nothing may change or end it again."""
 
@@ -134,14 +173,26 @@ class Request:
         self.candidate = candidate
         self.attempt_started = time.monotonic()
         attempt_id = new_id("att")
-        self.attempts.append(
-            AttemptRecord(attempt_id=attempt_id, target=candidate.target.name, rescue=rescue)
+        self.current = AttemptRecord(
+            attempt_id=attempt_id, target=candidate.target.name, rescue=rescue, role=self.role
         )
+        self.attempts.append(self.current)
         return attempt_id
+
+    def lane(self, role: str) -> Request:
+        """Return this request as a candidate sees it that runs beside others: the record is shared."""
+        lane = copy(self)
+        lane.role, lane.head = role, []
+        return lane
+
+    def adopt(self, lane: Request) -> None:
+        """Go on as that candidate."""
+        self.candidate, self.current = lane.candidate, lane.current
+        self.attempt_started = lane.attempt_started
 
     def speak(self) -> None:
         """Note that the running attempt is the one whose output the caller gets."""
-        self.speaker = self.attempts[-1]
+        self.speaker = self.current
 
     def take_receipt(self, receipt: Iterable[ParameterReceipt]) -> None:
         """Take in what became of the parameters; what became of them at an earlier speaker stays, too."""
@@ -150,9 +201,9 @@ class Request:
 
     def end_attempt(self, state: str, error: RpcError | None = None) -> None:
         """Note how the running attempt ended; an attempt that has ended stays as it is."""
-        if not self.attempts or self.attempts[-1].state:
+        record = self.current
+        if record is None or record.state:
             return
-        record = self.attempts[-1]
         record.state = state
         record.latency_ms = round((time.monotonic() - self.attempt_started) * 1000)
         if error is not None:
@@ -172,7 +223,7 @@ class Request:
             self.estimate_usage(produced_bytes)
             self.usage.provider_cost = usage.provider_cost
         self.end_attempt("complete")
-        if self.attempts:
+        if self.current is not None:
             self.speak()
 
     def estimate_usage(self, produced_bytes: int) -> None:
@@ -192,11 +243,49 @@ class Request:
         if self.speaker is not None:
             self.speaker.usage.CopyFrom(self.usage)
             self.speaker.cost = format_nano(own_cost)
-        self.cost = own_cost + self.broken.cost
+        self.cost = own_cost + self.broken.cost + self.lost.cost
         if self.rescued_from:
             self.usage = _sum(self.broken.usage, self.usage)
             if self.usage.estimated:
                 self.cost_source = "estimate"
+
+    def answer_again(self) -> None:
+        """Note that a kept answer is given again: no provider was asked, and nothing is to be paid."""
+        answer = self.look.answer
+        assert answer is not None
+        by = [each for each in self.plan.chain if each.target.name == answer.model_used]
+        first = self.plan.chain[0]
+        self.candidate = by[0] if by else replace(first, target=Target.parse(answer.model_used))
+        self.state = "complete"
+        self.usage.CopyFrom(answer.usage)
+        self.finish.CopyFrom(answer.finish)
+        self.receipt = list(answer.receipt)
+
+    @property
+    def receipts(self) -> list[ParameterReceipt]:
+        """Return what became of the parameters, the router's own included."""
+        return self.receipt if self.look.receipt is None else [*self.receipt, self.look.receipt]
+
+    @property
+    def savings_text(self) -> str:
+        """Return what was saved, in credits; empty when nothing is known of it."""
+        return "" if self.savings is None else format_nano(self.savings.total)
+
+    def _routed(self) -> dict[str, Any]:
+        """Return what outcome and decision say alike of how the request was answered."""
+        answer, savings = self.look.answer, self.savings
+        facts: dict[str, Any] = {"strategy": self.strategy.name, "cache": self.look.state}
+        if answer is not None:
+            facts["cached_from"] = answer.decision_id
+        if savings is not None:
+            facts["savings"] = SavingsMessage(
+                routing="" if savings.routing is None else format_nano(savings.routing),
+                cache=format_nano(savings.cache),
+                prompt_cache_discount=format_nano(savings.prompt_cache),
+            )
+        if any(attempt.lost for attempt in self.attempts):
+            facts["lost_cost"] = format_nano(self.lost.cost)
+        return facts
 
     def outcome(self) -> pb.Outcome:
         """Return what the caller is told at the end."""
@@ -207,17 +296,19 @@ class Request:
             provider=self.target.provider if self.candidate else "",
             cost=format_nano(self.cost),
             latency_ms=self.latency_ms,
-            savings_estimate="" if self.savings is None else format_nano(self.savings),
+            savings_estimate=self.savings_text,
             usage=self.usage,
             finish=self.finish,
-            receipt=self.receipt,
+            receipt=self.receipts,
             state=self.state,
             rescued_from=self.rescued_from,
+            **self._routed(),
         )
 
     def record(self) -> Record:
         """Return the journal's record of this request."""
-        attempt_id = self.attempts[-1].attempt_id if self.attempts else new_id("att")
+        last = self.current or (self.attempts[-1] if self.attempts else None)
+        attempt_id = new_id("att") if last is None else last.attempt_id
         return Record(
             attempt_id=attempt_id,
             decision_id=self.decision_id,
@@ -246,13 +337,15 @@ class Request:
             usage=self.usage,
             finish=self.finish,
             cost=format_nano(self.cost),
-            savings_estimate="" if self.savings is None else format_nano(self.savings),
+            savings_estimate=self.savings_text,
             latency_ms=self.latency_ms,
-            receipt=self.receipt,
+            receipt=self.receipts,
             key_id=self.call.identity.key_id,
             agent_id=self.asked.chat.agent_id,
             streamed=self.asked.feature == "stream",
             estimate=format_nano(self.reservation.amount),
+            comparison_id=self.comparison_id,
+            **self._routed(),
         )
         if self.first_token_at is not None:
             decision.first_token_ms = round((self.first_token_at - self.started) * 1000)
@@ -286,13 +379,19 @@ class Request:
             provider=self.target.provider,
             model=self.target.name,
             task=self.plan.task,
-            usage=self.usage,
+            usage=_sum(self.usage, self.lost.usage) if self.lost.cost else self.usage,
             price_version=self.price.version if self.price is not None else "",
-            cost_source=self.cost_source,
+            cost_source="estimate" if self.lost.usage.estimated else self.cost_source,
             state=self.state,
-            savings_nano_credits=self.savings or 0,
             latency_ms=self.latency_ms,
             modality=self.asked.modality,
+            cached=self.look.answer is not None,
+            lost_nano_credits=self.lost.cost,
         )
+        if self.savings is not None:
+            charge.savings_nano_credits = self.savings.total
+            charge.savings_routing_nano_credits = self.savings.routing or 0
+            charge.savings_cache_nano_credits = self.savings.cache
+            charge.savings_prompt_cache_nano_credits = self.savings.prompt_cache
         charge.at.FromMilliseconds(int(self.started_at * 1000))
         return charge

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from services.common.settings import Section
 from services.credits.money import parse_nano
@@ -53,6 +53,49 @@ class RouteSettings(Section):
     """Tokens; 0 means unknown."""
     max_output: int = Field(0, ge=0)
     """Largest number of output tokens; 0 means unknown."""
+    strategy: Literal["failover", "failover_cheapest", "split", "hedge", "race"] = "failover"
+    """How the entries are asked: one after the other (from the third one on by price), by weight, a second
+    one when the first is silent, or several at once."""
+    weights: list[Annotated[float, Field(ge=0)]] = []
+    """For `split`: one for each entry; an entry of weight 0 only steps in for others. Empty: all the same."""
+    hedge_after_ms: int = Field(0, ge=0, le=600_000)
+    """For `hedge`: how long the first may be silent; 0: the time in which 95 % of its answers begin."""
+    race_width: int = Field(2, ge=2, le=4)
+    """For `race`: how many at once."""
+    cache: Literal["off", "on"] = "off"
+    """Give the answer to the same request again, where the request does not say otherwise."""
+    cache_ttl_s: int = Field(86_400, ge=1, le=2_592_000)
+    """For how long an answer is given again."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> RouteSettings:
+        if self.weights and len(self.weights) != len(self.route):
+            raise ValueError(f"weights: expected {len(self.route)} numbers, one for each entry of route")
+        if self.weights and not any(self.weights):
+            raise ValueError("weights: at least one must be greater than 0")
+        return self
+
+
+class CacheSettings(Section):
+    """Answers that are given again. Off unless a request, its key or its route asks for it."""
+
+    total_mb: int = Field(64, ge=0, le=65_536)
+    """Memory for answers, least recently used ones go first; 0 turns the cache off."""
+    entry_kb: int = Field(512, ge=1, le=65_536)
+    """Largest answer that is kept."""
+    persist: bool = False
+    """Keep answers in the router's database too: they outlive the process, and other replicas find them."""
+    persist_mb: int = Field(1024, ge=1)
+    """For these in the database, in all; the oldest go first."""
+
+
+class HealthSettings(Section):
+    """What is remembered of how providers answered."""
+
+    retention_days: int = Field(14, ge=1, le=400)
+    """How long the measurements of a minute are kept."""
+    share_interval_s: float = Field(2, gt=0, le=30)
+    """How often replicas read what the others have learned."""
 
 
 class BreakerSettings(Section):
@@ -92,3 +135,7 @@ class RouterSettings(Section):
     """Longest wait a provider may ask for before the next one is asked instead."""
     breaker: BreakerSettings = BreakerSettings()
     """When a provider that fails is left alone."""
+    cache: CacheSettings = CacheSettings()
+    """Answers that are given again."""
+    health: HealthSettings = HealthSettings()
+    """What is remembered of how providers answered."""

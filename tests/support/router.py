@@ -21,6 +21,7 @@ from omnihub.router.v1.router_service_api import RouterService
 from services.common.ids import new_id
 from services.common.rpc import Call, Connector, Identity, Registry, RpcError
 from services.router.admission import Admission
+from services.router.caching import AnswerCache
 from services.router.counting import Counting
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
@@ -100,7 +101,8 @@ class Router:
             connector.connect(BillingService, "billing"), "test", 1000, 10**9, self._settle_lease
         )
         prices = Prices(connector.connect(BillingService, "billing"), {})
-        self.admission = Admission(self.settings, prices, self.leases, self.journal, Latencies())
+        cache = AnswerCache(self.settings.cache, None)
+        self.admission = Admission(self.settings, prices, self.leases, self.journal, Latencies(), cache)
         self.admission.catalogue = Catalogue.build(
             routes,
             [
