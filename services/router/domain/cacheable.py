@@ -117,7 +117,7 @@ def typed_document(chat: ChatInput) -> Any:
                 tool.description,
                 _read(tool.parameters_json),
                 tool.strict,
-                sorted(tool.extension_json),
+                _read_all(tool.extension_json),
             ]
             for tool in chat.tools
         ],
