@@ -1,7 +1,7 @@
 """The response cache: whole answers that are given again for the same request of the same organisation.
 
-Off unless the request, its key (scope `cache`) or its route asks for it. In memory; with `persist` also in the
-router's database, which is asked only by requests that want the cache and that memory does not know.
+Off unless the request, its key (scope `cache`) or its route asks for it. In memory; with `persist` also in
+the router's database, which is asked only by requests that want the cache and that memory does not know.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from omnihub.common.v1.chat_pb2 import Finish, Message, ParameterReceipt, Usage
+from omnihub.common.v1.chat_pb2 import Message, ParameterReceipt
 from omnihub.provider.v1 import provider_service_pb2 as provider
 from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
 
@@ -20,7 +20,7 @@ from services.common.rpc import Call
 from services.formats.errors import FormatError
 from services.router.domain.cacheable import Uncacheable, key_of, may_keep, raw_document, typed_document
 from services.router.domain.policy import Plan
-from services.router.domain.replay import assemble, read_frames, read_whole
+from services.router.domain.replay import Event, assemble, read_frames, read_whole
 from services.router.request import Asked, Look, Request
 from services.router.settings import CacheSettings
 
@@ -207,20 +207,6 @@ class Recording:
             self.events.append(event)
 
 
-def _typed(events: Sequence[provider.StreamChatResponse]) -> list[object]:
+def _typed(events: Sequence[provider.StreamChatResponse]) -> list[Event]:
     kinds = ("part_start", "part_delta", "part_stop")
     return [getattr(event, kind) for event in events if (kind := event.WhichOneof("event")) in kinds]
-
-
-def usage_of(answer: CachedAnswer) -> Usage:
-    """Return a copy of the original's usage, which its record may change."""
-    usage = Usage()
-    usage.CopyFrom(answer.usage)
-    return usage
-
-
-def finish_of(answer: CachedAnswer) -> Finish:
-    """Return a copy of the original's finish."""
-    finish = Finish()
-    finish.CopyFrom(answer.finish)
-    return finish

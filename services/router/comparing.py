@@ -88,9 +88,7 @@ class Comparing:
                     self._endings.fail(lane, error)
             raise
         if not any(isinstance(lane, Request) for lane in lanes):
-            failure = lanes[0]
-            assert isinstance(failure, RpcError)
-            raise failure
+            raise next(lane for lane in lanes if isinstance(lane, RpcError))
         return lanes
 
     async def _candidate(
@@ -115,8 +113,8 @@ class Comparing:
                 failure = to_rpc_error(error)
         if failure is not None and not told:
             outcome = lane.outcome() if isinstance(lane, Request) else pb.Outcome(state="failed")
-            error = pb.StreamError(reason=failure.reason, message=failure.message, outcome=outcome)
-            await queue.put(event(pb.StreamChatResponse(error=error)))
+            last = pb.StreamError(reason=failure.reason, message=failure.message, outcome=outcome)
+            await queue.put(event(pb.StreamChatResponse(error=last)))
         await queue.put(index)
         return failure
 

@@ -35,7 +35,7 @@ class Streaming:
         self._endings = endings
 
     async def run(self, admitted: Request) -> AsyncGenerator[pb.StreamChatResponse, None]:
-        """Yield the events of a request, `end` or `error` last; after `error` it raises. Records the request."""
+        """Yield the events of a request, `end` or `error` last; after `error` it raises. Records it."""
         transcript = Transcript()
         meter = _Meter(admitted, self._admission, transcript)
         try:
@@ -73,7 +73,7 @@ class Streaming:
     async def _again(
         self, request: Request, answer: CachedAnswer
     ) -> AsyncGenerator[pb.StreamChatResponse, None]:
-        """Yield a kept answer as a stream: the frames it came in, where they are as this caller wants them."""
+        """Yield a kept answer as a stream: in its own frames, if they are as this caller wants them."""
         request.answer_again()
         await self._admission.conclude(request)
         raw = bool(answer.frames) and answer.include_usage == request.asked.options.include_usage

@@ -79,15 +79,21 @@ def raw_document(body: bytes, wire_format: WireFormat.ValueType) -> Any:
         raise Uncacheable("the body is not an object")
     # Responses are kept by the provider unless the caller says no.
     responses = wire_format == WireFormat.WIRE_FORMAT_OPENAI_RESPONSES
-    if document.get("store", responses) not in (False, None) or (responses and document.get("store") is None):
+    if responses and document.get("store") is not False:
+        raise Uncacheable("the provider stores the answer; send store: false")
+    _check(document)
+    _check_tools(document.get("tools"))
+    return {name: value for name, value in document.items() if name not in _DELIVERY and value is not None}
+
+
+def _check(document: Mapping[str, Any]) -> None:
+    if document.get("store"):
         raise Uncacheable("the provider stores the answer")
     if document.get("n") not in (None, 1):
         raise Uncacheable("it asks for more than one answer")
     for name, why in _FORBIDDEN.items():
         if document.get(name) not in (None, False, 0, ["text"]):
             raise Uncacheable(why)
-    _check_tools(document.get("tools"))
-    return {name: value for name, value in document.items() if name not in _DELIVERY and value is not None}
 
 
 def _check_tools(tools: Any) -> None:
@@ -101,9 +107,8 @@ def typed_document(chat: ChatInput) -> Any:
     """Return what of a typed conversation influences the answer. Raises Uncacheable."""
     if any(tool.raw_json for tool in chat.tools):
         raise Uncacheable("the provider uses tools of its own")
-    for name, why in _FORBIDDEN.items():
-        if name in chat.extension_json:
-            raise Uncacheable(why)
+    more = _read_all(chat.extension_json)
+    _check(more)
     plain = ChatInput()
     plain.CopyFrom(chat)
     for name in _ROUTING:
@@ -121,8 +126,12 @@ def typed_document(chat: ChatInput) -> Any:
             ]
             for tool in chat.tools
         ],
-        "more": {name: _read(value) for name, value in chat.extension_json.items() if name not in _DELIVERY},
+        "more": {name: value for name, value in more.items() if name not in _DELIVERY},
     }
+
+
+def _read_all(extension: Mapping[str, str]) -> dict[str, Any]:
+    return {name: _read(value) for name, value in extension.items()}
 
 
 def _read(text: str) -> Any:

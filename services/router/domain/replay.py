@@ -22,13 +22,13 @@ Event = PartStart | PartDelta | PartStop
 
 def read_whole(body: bytes, wire_format: int) -> Answer:
     """Read an answer in a caller's own format. Raises FormatError."""
-    answer: Answer = _FORMATS[WireFormat.ValueType(wire_format)].read_response(body)  # type: ignore[attr-defined]
+    answer: Answer = _FORMATS[WireFormat.ValueType(wire_format)].read_response(body)
     return answer
 
 
 def read_frames(frames: bytes, wire_format: int) -> Message:
     """Read the frames of a stream in a caller's own format into its answer. Raises FormatError."""
-    reader: StreamReader = _FORMATS[WireFormat.ValueType(wire_format)].StreamReader()  # type: ignore[attr-defined]
+    reader: StreamReader = _FORMATS[WireFormat.ValueType(wire_format)].StreamReader()
     events: list[Event] = []
     for block in _BLANK_LINE.split(frames):
         name, data = b"", []
