@@ -10,17 +10,22 @@ from pathlib import Path
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.provider.v1 import provider_service_pb2
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.router.v1.provider_health_service_api import ProviderHealthService
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.rpc import Call, RpcError
 from services.common.service import Infrastructure, Service
 from services.credits.money import parse_nano
 from services.router.admission import Admission
+from services.router.answer_store import KeptAnswers
 from services.router.caching import AnswerCache
 from services.router.counting import Counting
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
 from services.router.health import Health
+from services.router.health_server import ProviderHealthServer
+from services.router.health_sharing import HealthSharing
+from services.router.health_store import HealthStore
 from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
@@ -73,10 +78,23 @@ class RouterApp:
             self._settlement.settle_lease,
         )
         self._prices = Prices(billing, vendors)
-        cache = AnswerCache(settings.cache, None)
+        self._answers: KeptAnswers | None = None
+        if settings.cache.persist:
+            self._answers = KeptAnswers(self._database, settings.cache.persist_mb * 2**20)
+        cache = AnswerCache(settings.cache, self._answers)
         self._admission = Admission(settings, self._prices, self._leases, self._journal, Latencies(), cache)
         self._refresh: asyncio.Task[None] | None = None
         health = Health(settings.breaker)
+        self._admission.measurements = health.measurements
+        health_store, instance_id = HealthStore(self._database), infrastructure.instance_id
+        self._sharing = HealthSharing(
+            health,
+            health_store,
+            instance_id,
+            settings.health.share_interval_s,
+            settings.health.retention_days,
+        )
+        self.health_server = ProviderHealthServer(health, self._sharing, health_store, instance_id)
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
         self.server = RouterServer(
             self._admission, execution, self._store, Counting(self._admission, self._providers)
@@ -91,6 +109,9 @@ class RouterApp:
         await _until_reachable(self._load_catalogue)
         self._settlement.start(self._leases, self._settings.decision_retention_days)
         self._refresh = asyncio.create_task(self._keep_catalogue())
+        self._sharing.start()
+        if self._answers is not None:
+            self._answers.start()
 
     async def stop(self) -> None:
         """Write and settle everything, return the leases."""
@@ -98,6 +119,9 @@ class RouterApp:
             self._refresh.cancel()
             await asyncio.gather(self._refresh, return_exceptions=True)
         await self._admission.drain()
+        await self._sharing.stop()
+        if self._answers is not None:
+            await self._answers.stop()
         try:
             await self._settlement.stop()
             await self._leases.close()
@@ -153,7 +177,7 @@ def build(
     app = RouterApp(settings, routes, vendors, infrastructure)
     return Service(
         name="router",
-        interfaces=[(RouterService, app.server)],
+        interfaces=[(RouterService, app.server), (ProviderHealthService, app.health_server)],
         start=app.start,
         stop=app.stop,
         check=app.check,

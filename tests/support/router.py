@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -112,7 +112,8 @@ class Router:
         )
         peer = connector.connect(ProviderService, "providers")
         self.now = 0.0
-        health = Health(self.settings.breaker, lambda: self.now or time.monotonic())
+        health = self.health = Health(self.settings.breaker, lambda: self.now or time.monotonic())
+        self.admission.measurements = health.measurements
         execution = Execution(peer, self.admission, health, self.settings.retry_after_limit_s)
         counting = Counting(self.admission, peer)
         store: Any = None
@@ -252,3 +253,12 @@ async def bounded(seconds: float = 5) -> AsyncIterator[None]:
     """Fail instead of hanging."""
     async with asyncio.timeout(seconds):
         yield
+
+
+async def until(condition: Callable[[], Any], turns: int = 100_000) -> None:
+    """Let others run until `condition` holds. Raises AssertionError when it never does."""
+    for _ in range(turns):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("what was waited for never came")
