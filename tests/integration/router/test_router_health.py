@@ -28,10 +28,12 @@ from services.router import app
 from services.router.answer_store import KeptAnswers
 from services.router.domain.catalogue import Target
 from services.router.domain.sketch import Tally
+from services.router.health import Health
+from services.router.health_sharing import HealthSharing
 from services.router.health_store import HealthStore, Minute, Opening
-from services.router.settings import RouterSettings, RouteSettings
+from services.router.settings import BreakerSettings, RouterSettings, RouteSettings
 from tests.support.fakes import FakeBilling, FakeProviders
-from tests.support.router import a_call, a_chat, an_answer, bounded, chat_request, failed
+from tests.support.router import a_call, a_chat, an_answer, bounded, chat_request, failed, until
 
 TARGET = Target("a", "x")
 
@@ -106,8 +108,7 @@ async def test_a_circuit_that_opens_makes_the_other_replica_probe(database_url: 
         # One probe at a time: while it runs, the circuit pauses for everybody else.
         other.providers.answers["a/x"] = [probed]
         probe = asyncio.create_task(other.ask())
-        while not other.providers.asked:
-            await asyncio.sleep(0)
+        await until(lambda: other.providers.asked)
         answer = await other.health.get_provider_health(pb.GetProviderHealthRequest(), a_call())
         (seen,) = answer.targets
         assert (seen.breaker, seen.breaker_reason, seen.opened_elsewhere) == (
@@ -119,9 +120,25 @@ async def test_a_circuit_that_opens_makes_the_other_replica_probe(database_url: 
         gate.set()
         await probe
         assert await other.breaker() == "closed"
-        # The same opening makes nobody careful twice.
-        await asyncio.sleep(0.2)
-        assert await other.breaker() == "closed"
+
+
+async def test_the_same_opening_makes_nobody_careful_twice(database_url: str) -> None:
+    async with migrated(database_url) as database:
+        store = HealthStore(database)
+        health = Health(BreakerSettings())
+        sharing = HealthSharing(health, store, "one", 1, 1)
+        now_ms = int(time.time() * 1000)
+        await store.write([], [Opening("a/x", "two", now_ms, "PROVIDER_FAILED")])
+        await store.write([], [Opening("a/y", "one", now_ms, "PROVIDER_FAILED")])
+        await sharing.read()
+        assert health.state(TARGET)[0] == "half_open"
+        assert health.state(Target("a", "y"))[0] == "closed", "its own openings are no news"
+        health.succeeded(TARGET, time.monotonic())
+        await sharing.read()
+        assert health.state(TARGET)[0] == "closed"
+        await store.write([], [Opening("a/x", "two", now_ms + 1, "PROVIDER_FAILED")])
+        await sharing.read()
+        assert health.state(TARGET)[0] == "half_open"
 
 
 async def test_a_refused_credential_is_shared_too(database_url: str, tmp_path: Path) -> None:
