@@ -127,7 +127,7 @@ class AnswerCache:
 
     def keep_stream(self, request: Request, recording: Recording, end: provider.StreamEnd) -> None:
         """Keep the answer of a stream, if it may be."""
-        if not request.look.key or recording.spoilt or request.rescued_from:
+        if recording.spoilt or request.rescued_from:
             return
         frames = b"".join(event.raw_frame.data for event in recording.events if event.HasField("raw_frame"))
         try:
@@ -177,9 +177,9 @@ class AnswerCache:
     def _drop(self, key: str) -> None:
         self.size -= self._entries.pop(key).size
 
-    def recording(self, request: Request) -> Recording:
-        """Return what takes in the events of a stream whose answer may be kept."""
-        return Recording(self._entry_bytes if request.look.key else 0)
+    def recording(self, request: Request) -> Recording | None:
+        """Return what takes in the events of a stream; None when its answer is not to be kept."""
+        return Recording(self._entry_bytes) if request.look.key else None
 
 
 class Recording:
@@ -188,7 +188,7 @@ class Recording:
     def __init__(self, limit: int) -> None:
         self.events: list[provider.StreamChatResponse] = []
         self.start = provider.StreamStart()
-        self.spoilt = limit == 0
+        self.spoilt = False
         """There is too much of it, or more than text and thoughts."""
         self._left = limit
 

@@ -104,8 +104,12 @@ class Comparing:
         if isinstance(lane, RpcError):
             failure = lane
         else:
+
+            async def admitted() -> Request:
+                return lane
+
             try:
-                async with aclosing(self._streaming.run(lane)) as stream:
+                async with aclosing(self._streaming.run(admitted)) as stream:
                     async for message in stream:
                         told = told or message.HasField("error")
                         await queue.put(event(message))

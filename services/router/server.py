@@ -71,13 +71,11 @@ class RouterServer:
         whole = provider.ChatResponse(message=answer.message, response_id=answer.response_id)
         return _response(whole, answer.raw_body or None, request)
 
-    async def stream_chat(
-        self, request: pb.StreamChatRequest, call: Call
-    ) -> AsyncIterator[pb.StreamChatResponse]:
-        admitted = await self._admission.admit(_asked(request, "stream"), call)
-        async with aclosing(self._streaming.run(admitted)) as events:
-            async for event in events:
-                yield event
+    def stream_chat(self, request: pb.StreamChatRequest, call: Call) -> AsyncIterator[pb.StreamChatResponse]:
+        async def admit() -> Request:
+            return await self._admission.admit(_asked(request, "stream"), call)
+
+        return self._streaming.run(admit)
 
     async def compare_chat(
         self, request: pb.CompareChatRequest, call: Call

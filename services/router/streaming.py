@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
@@ -34,8 +35,14 @@ class Streaming:
         self._execution = execution
         self._endings = endings
 
-    async def run(self, admitted: Request) -> AsyncGenerator[pb.StreamChatResponse, None]:
-        """Yield the events of a request, `end` or `error` last; after `error` it raises. Records it."""
+    async def run(
+        self, admit: Callable[[], Awaitable[Request]]
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Yield the events of a request, `end` or `error` last; after `error` it raises. Records it.
+
+        One generator for all of it: each event pays for every further one it passes through.
+        """
+        admitted = await admit()
         transcript = Transcript()
         meter = _Meter(admitted, self._admission, transcript)
         try:
@@ -46,11 +53,13 @@ class Streaming:
             recording = self._admission.cache.recording(admitted)
             async with aclosing(self._execution.stream(admitted, transcript)) as events:
                 async for event in events:
-                    recording.add(event)
+                    if recording is not None:
+                        recording.add(event)
                     if event.HasField("end"):
                         admitted.complete(event.end.usage, event.end.finish, transcript.attempt_bytes)
                         await self._admission.conclude(admitted)
-                        self._admission.cache.keep_stream(admitted, recording, event.end)
+                        if recording is not None:
+                            self._admission.cache.keep_stream(admitted, recording, event.end)
                         yield _end(event.end, admitted)
                         return
                     if event.HasField("start"):
@@ -58,7 +67,8 @@ class Streaming:
                         yield _started(event.start, admitted, transcript)
                     else:
                         yield _translated(event)
-                        await meter.reserve()
+                        if meter.due():
+                            await meter.reserve()
         except (asyncio.CancelledError, GeneratorExit):
             self._endings.leave(admitted, transcript)
             raise
@@ -102,28 +112,29 @@ class _Meter:
         self._request = request
         self._admission = admission
         self._transcript = transcript
-        self._limit_tokens = 0
+        self._step = 0
+        self._limit_tokens: float = math.inf
 
     def begin(self) -> None:
         """A model begins to speak: beside what has been produced, a full step is reserved for it."""
-        candidate = self._request.candidate
-        if candidate is not None:
-            step = self._admission.output_cap(candidate.model) * self._request.asked.choices
-            self._limit_tokens = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN + step
-
-    async def reserve(self) -> None:
-        """Reserve for what comes next. Raises RpcError OUT_OF_BUDGET."""
         request = self._request
         if request.asked.max_tokens or request.candidate is None:
             # With a limit of the caller's own the reservation covers all that can come.
             return
-        step = self._admission.output_cap(request.candidate.model)
-        limit = self._limit_tokens
-        if self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN <= limit - step // 4:
-            return
-        if not await self._admission.extend(request, step):
+        self._step = step = self._admission.output_cap(request.candidate.model)
+        produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
+        self._limit_tokens = produced + step * request.asked.choices
+
+    def due(self) -> bool:
+        """Tell whether more has to be reserved. Cheap: asked after each event."""
+        produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
+        return produced > self._limit_tokens - self._step // 4
+
+    async def reserve(self) -> None:
+        """Reserve for what comes next. Raises RpcError OUT_OF_BUDGET."""
+        if not await self._admission.extend(self._request, self._step):
             raise RpcError("OUT_OF_BUDGET", "the credits for this request are used up; the answer ends here")
-        self._limit_tokens = limit + step
+        self._limit_tokens += self._step
 
 
 def _end(end: provider.StreamEnd, request: Request) -> pb.StreamChatResponse:
