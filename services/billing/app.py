@@ -9,17 +9,25 @@ from pathlib import Path
 from omnihub.auth.v1.auth_service_api import AuthService
 from omnihub.auth.v1.organisation_pb2 import Organisation
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.price_service_api import PriceService
+from omnihub.billing.v1.report_service_api import ReportService
 
 from services.billing.background import Repeating
 from services.billing.domain.grant import Grant, welcome_grant
 from services.billing.domain.price_book import PriceBook
+from services.billing.domain.reconciliation import Tolerance
 from services.billing.domain.usage import microseconds
+from services.billing.margins import Margins
 from services.billing.organisations import Organisations
 from services.billing.price_list import GenaiPriceList
-from services.billing.prices import Prices, configured_book
+from services.billing.price_server import PriceServer
+from services.billing.prices import FALLBACK, Prices, configured_book, configured_price
+from services.billing.report_server import ReportServer
 from services.billing.server import SECOND, BillingServer
 from services.billing.settings import BillingSettings, PriceSettings
 from services.billing.store import Store
+from services.billing.store.prices import PriceStore
+from services.billing.store.reports import Reports
 from services.billing.store.tables import changes
 from services.billing.sweeper import Sweeper
 from services.common.change_feed import ChangeFeed
@@ -49,7 +57,11 @@ def build(
         free_providers=frozenset(settings.free_providers),
         listed=GenaiPriceList(now),
     )
-    prices = Prices(book, database, feed)
+    price_store = PriceStore(database)
+    fallback = configured_price(settings.fallback_price, FALLBACK)
+    prices = Prices(book, price_store, feed, now, fallback)
+    margins = Margins(settings.margins, price_store, feed, now)
+    reports = Reports(database, price_store)
     bootstrap, free = int(bootstrap_credits * NANO), int(settings.free_credits * NANO)
 
     def first_grant(organisation: Organisation) -> Grant:
@@ -65,12 +77,15 @@ def build(
         Repeating("billing-sweep", settings.sweep_interval_s, sweeper.sweep),
         Repeating("billing-organisations", SYNC_S, organisations.sync, organisations.news),
         Repeating("billing-prices", settings.price_check_interval_s, prices.check),
+        Repeating("billing-set-prices", settings.price_refresh_interval_s, prices.refresh),
+        Repeating("billing-set-margins", settings.price_refresh_interval_s, margins.refresh),
     )
 
     async def start() -> None:
         await database.migrate(MIGRATIONS)
         await store.open_system_accounts(microseconds(now()))
-        await prices.announce_all()
+        await margins.start()
+        await prices.start()
         await organisations.start(settings.auth_wait_s)
         for repeating in background:
             repeating.start()
@@ -81,10 +96,19 @@ def build(
         await organisations.stop()
         await database.close()
 
-    server = BillingServer(settings, store, prices, organisations, feed, now)
+    server = BillingServer(settings, store, prices, margins, organisations, feed, now)
+    price_server = PriceServer(prices, margins, price_store, now)
+    tolerance = Tolerance(
+        settings.reconciliation_tolerance_percent, settings.reconciliation_tolerance_credits
+    )
+    report_server = ReportServer(reports, tolerance, now)
     return Service(
         name="billing",
-        interfaces=[(BillingService, server)],
+        interfaces=[
+            (BillingService, server),
+            (PriceService, price_server),
+            (ReportService, report_server),
+        ],
         start=start,
         stop=stop,
         check=database.ping,

@@ -8,17 +8,17 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from omnihub.billing.v1 import billing_service_pb2 as pb
-from omnihub.billing.v1 import usage_pb2
 
 from services.billing.domain.errors import InvalidFieldError, MissingOrganisationError, NotFoundError
 from services.billing.domain.grant import requested_grant
 from services.billing.domain.ledger import check_amount, check_charges, check_id
 from services.billing.domain.usage import check_group, microseconds, page_size, parse_period
+from services.billing.margins import Margins
 from services.billing.organisations import Organisations
 from services.billing.prices import Prices
+from services.billing.report_server import usage_group
 from services.billing.settings import BillingSettings
 from services.billing.store import Store
-from services.billing.store.usage import UsageSum
 from services.common.change_feed import ChangeFeed
 from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc.call import Call
@@ -36,12 +36,14 @@ class BillingServer:
         settings: BillingSettings,
         store: Store,
         prices: Prices,
+        margins: Margins,
         organisations: Organisations,
         feed: ChangeFeed,
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._prices = prices
+        self._margins = margins
         self._organisations = organisations
         self._feed = feed
         self._clock = now
@@ -56,7 +58,13 @@ class BillingServer:
         self, request: pb.BatchGetPricesRequest, call: Call
     ) -> pb.BatchGetPricesResponse:
         """See the contract."""
-        return pb.BatchGetPricesResponse(prices=await self._prices.find(request.keys))
+        prices = await self._prices.find(request.keys, fallback=request.include_fallback)
+        margins = self._margins
+        answer = pb.BatchGetPricesResponse(prices=prices, margins_version=margins.version)
+        if request.margins_version != margins.version:
+            answer.margins.extend(margins.margins)
+            answer.plans.update(margins.plans)
+        return answer
 
     async def acquire_lease(self, request: pb.AcquireLeaseRequest, call: Call) -> pb.AcquireLeaseResponse:
         """See the contract."""
@@ -183,11 +191,11 @@ class BillingServer:
             _organisation_of(call), period, request.group_by, after, size + 1
         )
         return pb.ListUsageResponse(
-            groups=[_group(sums) for sums in groups[:size]],
+            groups=[usage_group(sums) for sums in groups[:size]],
             next_page_token=(
                 encode_page_token(request.group_by, groups[size - 1].group) if len(groups) > size else ""
             ),
-            total=_group(total),
+            total=usage_group(total),
         )
 
     async def watch_changes(
@@ -218,14 +226,3 @@ def _timestamp(at: int) -> Timestamp:
     timestamp = Timestamp()
     timestamp.FromMicroseconds(at)
     return timestamp
-
-
-def _group(sums: UsageSum) -> usage_pb2.UsageGroup:
-    return usage_pb2.UsageGroup(
-        group=sums.group,
-        requests=sums.requests,
-        input_tokens=sums.input_tokens,
-        output_tokens=sums.output_tokens,
-        cost=format_nano(sums.cost),
-        savings=format_nano(sums.savings),
-    )

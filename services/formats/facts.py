@@ -34,6 +34,8 @@ class Facts(msgspec.Struct, frozen=True):
     """The provider knows more of the conversation than the body holds."""
     vendor_bound: bool = False
     """Only a provider that keeps state can serve it."""
+    service_tier: str = ""
+    """The tier the caller wants to be served in, in the format's words."""
 
 
 def check_messages(messages: msgspec.Raw) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from omnihub.billing.v1.price_pb2 import Price
+from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.common.v1.chat_pb2 import Usage
 
 from services.common.rpc import Call
 from services.credits.money import format_nano, limit_nano
-from services.credits.rating import bound, provider_cost_of, rate
+from services.credits.rating import Rated, bound, provider_cost_of, sell_of
+from services.credits.savings import savings_of
 from services.router.caching import AnswerCache
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.estimate import LARGEST, input_bound
 from services.router.domain.policy import Candidate, Plan, eligible, plan
-from services.router.domain.savings import split
 from services.router.domain.state import hidden_input, keeping_state
 from services.router.domain.strategy import arranged, strategy_of
 from services.router.journal import Journal, JournalError
@@ -65,7 +66,7 @@ class Admission:
         """
         models = eligible(asked.chat, self.catalogue, call.identity.allowed_models)
         prices = await self.prices.of(self._wanted(models))
-        chosen = self._plan(asked, models, prices)
+        chosen = self._plan(asked, models, prices, call.identity.organisation_id)
         strategy = strategy_of(asked.options, asked.chat, chosen.chain[0].model.settings)
         chosen = arranged(chosen, strategy, asked.options.session or call.request_id)
         look = await self.cache.look(asked, call, chosen)
@@ -80,15 +81,24 @@ class Admission:
             for target in model.targets:
                 yield target, model.priced_as
 
-    def _plan(self, asked: Asked, models: Sequence[Model], prices: PriceTable) -> Plan:
+    def _plan(self, asked: Asked, models: Sequence[Model], prices: PriceTable, organisation_id: str) -> Plan:
         input_tokens = input_bound(asked.raw_body, asked.chat)
 
+        margin_of, media = prices.margins.of, asked.media
+
         def estimate(target: Target, model: Model) -> int | None:
-            price = self._price(prices, (target, model.priced_as))
+            price = prices[target, model.priced_as]
             if price is None:
                 return None
             tokens = max(input_tokens, hidden_input(model, price)) if asked.stateful else input_tokens
-            return bound(tokens, self._output_bound(asked, model), price)
+            return bound(
+                tokens,
+                self._output_bound(asked, model),
+                price,
+                margin_of(organisation_id, target.name),
+                media=media,
+                service_tier=asked.service_tier,
+            )
 
         chosen = plan(asked.chat, models, self.catalogue, asked.feature, estimate, self.latencies.of)
         return keeping_state(chosen, self.catalogue) if asked.vendor_bound else chosen
@@ -103,13 +113,6 @@ class Admission:
         """Return the limit of output tokens of a model whose caller names none."""
         default = self._settings.default_output_tokens
         return min(default, model.settings.max_output or default)
-
-    def _price(self, prices: PriceTable, wanted: Wanted) -> Price | None:
-        """Return a price, or a free one when the settings say so."""
-        price = prices[wanted]
-        if price is None and self._settings.unknown_price == "free":
-            return Price(version="unknown", source="free")
-        return price
 
     def context_of(self, request: Request, candidate: Candidate) -> int:
         """Return how many tokens a candidate can hold; 0 when that is not known."""
@@ -141,52 +144,51 @@ class Admission:
                 return
             lane.estimate_usage(produced_bytes)
             usage = lane.usage
-        price = self._price_of(lane)
-        cost = 0 if price is None else rate(usage, price)
+        lane.usage, lane.price = usage, self._price_of(lane)
+        limit = None
         if usage.estimated and lane.candidate is not None:
             # Nobody pays more for a guess than what was set aside for the candidate.
-            cost = min(cost, lane.candidate.estimate_nano or 0)
+            limit = lane.candidate.estimate_nano or 0
+        rated = sell_of(usage, lane.price or Price(), lane.margin, limit)
         record.usage.CopyFrom(usage)
-        record.cost = format_nano(cost)
-        request.lost.add(usage, cost)
+        record.cost = format_nano(rated.sell)
+        request.lost.add(lane.part(rated, limit), usage)
 
     async def afford_rescue(self, request: Request, candidate: Candidate, text_bytes: int) -> bool:
         """Reserve what `candidate` may cost to go on after `text_bytes`, beside what has been spent."""
-        price = self._price(request.prices, (candidate.target, candidate.model.priced_as))
-        wanted = (
-            request.broken.cost
-            + request.lost.cost
-            + self._spent(request, text_bytes)
-            + (candidate.estimate_nano or 0)
-        )
-        wanted += 0 if price is None else bound(text_bytes, 0, price)
+        price = request.prices[candidate.target, candidate.model.priced_as]
+        spent = self._rated(request, text_bytes).sell
+        wanted = request.broken.cost + request.lost.cost + spent + (candidate.estimate_nano or 0)
+        wanted += 0 if price is None else bound(text_bytes, 0, price, request.margin_for(candidate.target))
         limit = request.asked.chat.max_cost
         if limit and wanted > limit_nano(limit):
             return False
         more = wanted - request.reservation.amount
         return more <= 0 or await self._leases.extend(request.reservation, more)
 
-    def _spent(self, request: Request, produced_bytes: int) -> int:
+    def _rated(self, request: Request, produced_bytes: int) -> Rated:
         """Return what the broken stream of the running attempt has cost, about."""
         request.estimate_usage(produced_bytes)
         price = self._price_of(request)
-        return 0 if price is None else rate(request.usage, price)
+        return sell_of(request.usage, price or Price(), request.margin)
 
     def bank(self, request: Request, produced_bytes: int) -> None:
         """Put what a broken stream has cost aside, for another one goes on."""
-        cost = self._spent(request, produced_bytes)
+        rated = self._rated(request, produced_bytes)
         if request.speaker is not None:
             request.speaker.usage.CopyFrom(request.usage)
-            request.speaker.cost = format_nano(cost)
+            request.speaker.cost = format_nano(rated.sell)
             request.broken.reason = request.speaker.reason
-        request.broken.add(request.usage, cost)
+        request.price = self._price_of(request)
+        request.broken.add(request.part(rated, None), request.usage)
         request.rescued_from.append(request.target.name)
         request.usage = Usage()
 
     async def extend(self, request: Request, output_tokens: int) -> bool:
         """Reserve credits for `output_tokens` more tokens. Tells whether that was possible."""
         price = self._price_of(request)
-        more = 0 if price is None else bound(0, output_tokens, price)
+        media = request.asked.media
+        more = 0 if price is None else bound(0, output_tokens, price, request.margin, media=media)
         limit = request.asked.chat.max_cost
         if limit and request.reservation.amount + more > limit_nano(limit):
             return False
@@ -196,27 +198,41 @@ class Admission:
         candidate = request.candidate
         if candidate is None:
             return None
-        return self._price(request.prices, (candidate.target, candidate.model.priced_as))
+        return request.prices[candidate.target, candidate.model.priced_as]
 
     def _rate(self, request: Request) -> None:
         """Work out cost and savings from the usage."""
         usage = request.usage
         request.price = price = self._price_of(request)
-        again = request.look.answer is not None
-        if again:
-            request.cost_source, own_cost = "cache", 0
-        else:
-            by_provider = provider_cost_of(usage) is not None
-            request.cost_source = "provider" if by_provider else "estimate" if usage.estimated else "price"
-            own_cost = 0 if price is None else rate(usage, price)
-            if request.cost_source == "estimate":
-                # Nobody pays more for a guess than what was set aside for the answer.
-                aside = request.broken.cost + request.lost.cost
-                own_cost = min(own_cost, max(0, request.reservation.amount - aside))
-        request.include_broken(own_cost)
-        baseline = None if self._baseline is None else request.prices[self._baseline]
-        savings = split(request.usage, request.cost, price, baseline, again)
-        request.savings = savings if savings.known else None
+        price = Price() if price is None else price
+        if request.look.answer is not None:
+            self._rate_again(request, price)
+            return
+        by_provider = provider_cost_of(usage) is not None
+        request.cost_source = "provider" if by_provider else "estimate" if usage.estimated else "price"
+        if not by_provider and price.source == "fallback":
+            request.cost_source = "unknown"
+        limit = None
+        if not by_provider and usage.estimated:
+            # Nobody pays more for a guess than what was set aside for the answer.
+            limit = max(0, request.reservation.amount - request.broken.cost - request.lost.cost)
+        request.include_others(sell_of(usage, price, request.margin, limit), limit)
+        saved = savings_of(request.usage, request.cost, (price, request.margin), self._baseline_of(request))
+        request.saved = saved
+        request.savings = saved.total if self._baseline_of(request) or saved.total else None
+
+    def _rate_again(self, request: Request, price: Price) -> None:
+        """Note that a kept answer costs nothing, and what it would have cost."""
+        request.cost_source, request.cost = "cache", 0
+        would = sell_of(request.usage, price, request.margin).sell
+        saved = savings_of(request.usage, would, (price, request.margin), self._baseline_of(request))
+        request.saved = saved = replace(saved, cache=would)
+        request.savings = saved.total
+
+    def _baseline_of(self, request: Request) -> tuple[Price, Margin | None] | None:
+        wanted = self._baseline
+        listed = None if wanted is None else request.prices[wanted]
+        return None if wanted is None or listed is None else (listed, request.margin_for(wanted[0]))
 
     async def conclude(self, request: Request) -> None:
         """Record an answered request durably, then let its reservation go. Before the last byte.

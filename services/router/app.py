@@ -77,7 +77,7 @@ class RouterApp:
             parse_nano(settings.lease_maximum),
             self._settlement.settle_lease,
         )
-        self._prices = Prices(billing, vendors)
+        self._prices = Prices(billing, vendors, flag_unknown=settings.unknown_price == "flag")
         self._answers: KeptAnswers | None = None
         if settings.cache.persist:
             self._answers = KeptAnswers(self._database, settings.cache.persist_mb * 2**20)

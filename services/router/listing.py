@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from omnihub.router.v1.model_pb2 import Model as ModelMessage
 
 from services.credits.money import format_nano
+from services.credits.rating import tokens_with_margin
 from services.router.admission import Admission
 from services.router.domain.catalogue import Model
 
@@ -14,7 +15,7 @@ from services.router.domain.catalogue import Model
 _NANO_PER_MILLION = 1000
 
 
-async def describe(models: Sequence[Model], admission: Admission) -> list[ModelMessage]:
+async def describe(models: Sequence[Model], admission: Admission, organisation_id: str) -> list[ModelMessage]:
     """Return what a caller may know of models."""
     prices = await admission.prices.of((model.targets[0], model.priced_as) for model in models)
     described = []
@@ -34,8 +35,10 @@ async def describe(models: Sequence[Model], admission: Admission) -> list[ModelM
         )
         price = prices[target, model.priced_as]
         if price is not None:
-            message.input_price_per_million = format_nano(price.input_pico * _NANO_PER_MILLION)
-            message.output_price_per_million = format_nano(price.output_pico * _NANO_PER_MILLION)
+            margin = prices.margins.of(organisation_id, target.name)
+            each_input, each_output = tokens_with_margin(price, margin)
+            message.input_price_per_million = format_nano(each_input * _NANO_PER_MILLION)
+            message.output_price_per_million = format_nano(each_output * _NANO_PER_MILLION)
             message.context_length = message.context_length or price.context_length
         described.append(message)
     return described

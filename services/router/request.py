@@ -8,8 +8,8 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from omnihub.billing.v1.price_pb2 import Price
-from omnihub.billing.v1.usage_pb2 import Charge
+from omnihub.billing.v1.price_pb2 import Margin, Price
+from omnihub.billing.v1.usage_pb2 import Charge, ChargePart
 from omnihub.common.v1.chat_pb2 import ChatInput, Finish, ParameterReceipt, Usage, WireFormat
 from omnihub.provider.v1.provider_service_pb2 import StreamChatResponse
 from omnihub.router.v1 import router_service_pb2 as pb
@@ -21,10 +21,11 @@ from omnihub.router.v1.decision_pb2 import Savings as SavingsMessage
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.credits.money import format_nano
+from services.credits.rating import Rated
+from services.credits.savings import FORMULA, Savings
 from services.router.domain.catalogue import Target
 from services.router.domain.estimate import LARGEST, likely_input, likely_tokens
 from services.router.domain.policy import Candidate, Plan
-from services.router.domain.savings import Savings
 from services.router.domain.strategy import Strategy
 from services.router.leases import Reservation
 from services.router.prices import PriceTable
@@ -32,6 +33,8 @@ from services.router.store import Record
 
 # A decision keeps what helps to explain it, not a provider's whole error page.
 MESSAGE_LIMIT = 500
+# Parts of a message that are paid as text is; all others may have a price of their own.
+_PLAIN_KINDS = frozenset({"text", "tool_call", "reasoning", "refusal", None})
 _COUNTS = tuple(
     counted.name for counted in Usage.DESCRIPTOR.fields if counted.cpp_type == counted.CPPTYPE_UINT32
 )
@@ -56,6 +59,16 @@ class Asked:
     """Only a provider that keeps state can serve it."""
     json: bool = False
     """The answer is to be a JSON document: half of one cannot be gone on with."""
+    service_tier: str = ""
+    """The tier the caller wants to be served in."""
+
+    @property
+    def media(self) -> bool:
+        """Tell whether input or output may be other than text: rather once too often."""
+        if self.raw_body:
+            return b"audio" in self.raw_body or b"image" in self.raw_body
+        parts = (part.WhichOneof("kind") for message in self.chat.messages for part in message.parts)
+        return any(kind not in _PLAIN_KINDS for kind in parts) or bool(self.chat.extension_json)
 
     @property
     def modality(self) -> str:
@@ -89,15 +102,17 @@ class Aside:
 
     usage: Usage = field(default_factory=Usage)
     cost: int = 0
+    parts: list[ChargePart] = field(default_factory=list)
     prefill_bytes: int = 0
     """Size of the text that the running attempt was given to go on from a broken stream."""
     reason: str = ""
     """What broke the last stream."""
 
-    def add(self, usage: Usage, cost: int) -> None:
+    def add(self, part: ChargePart, usage: Usage) -> None:
         """Take in one more."""
         self.usage = _sum(self.usage, usage)
-        self.cost += cost
+        self.cost += part.amount_nano_credits
+        self.parts.append(part)
 
 
 def _sum(one: Usage, other: Usage) -> Usage:
@@ -153,7 +168,14 @@ class Request:
     cost: int = 0
     cost_source: str = ""
     price: Price | None = None
-    savings: Savings | None = None
+    taken: int = 0
+    """What providers take, in nano-credits; `cost` is what the caller pays."""
+    limit: int | None = None
+    """Nano-credits that an estimate did not exceed."""
+    parts: list[ChargePart] = field(default_factory=list)
+    """The answers it is made of, when there was more than one."""
+    saved: Savings | None = None
+    savings: int | None = None
     concluded: bool = False
     """Its record is on its way to the journal; nothing may change or end it again."""
 
@@ -216,6 +238,8 @@ class Request:
         self.finish = finish
         if usage.input_total or usage.output_total:
             self.usage = usage
+            if self.asked.service_tier and not usage.service_tier:
+                usage.service_tier = self.asked.service_tier
             if usage.estimated:
                 # Whoever counted for the provider took media for text.
                 usage.input_total = min(usage.input_total, self._likely_input())
@@ -232,32 +256,65 @@ class Request:
             input_total=self._likely_input(),
             output_total=likely_tokens(produced_bytes),
             estimated=True,
+            service_tier=self.asked.service_tier,
         )
 
     def _likely_input(self) -> int:
         asked = self.asked
         return likely_input(asked.raw_body, asked.chat) + likely_tokens(self.broken.prefill_bytes)
 
-    def include_broken(self, own_cost: int) -> None:
-        """Note what the speaking attempt cost, and add what the broken ones before it did."""
+    @property
+    def margin(self) -> Margin | None:
+        """Return what is added to the cost of who is being asked."""
+        return None if self.candidate is None else self.margin_for(self.candidate.target)
+
+    def margin_for(self, target: Target) -> Margin | None:
+        """Return what is added to the cost of a target, for this caller."""
+        return self.prices.margins.of(self.call.identity.organisation_id, target.name)
+
+    def part(self, rated: Rated, limit: int | None) -> ChargePart:
+        """Return the speaking attempt as a part of the charge."""
+        margin = self.margin
+        part = ChargePart(
+            model=self.target.name,
+            usage=self.usage,
+            price_version="" if self.price is None else self.price.version,
+            margin_version="" if margin is None else margin.version,
+            cost_nano_credits=rated.cost,
+            amount_nano_credits=rated.sell,
+        )
+        if limit is not None:
+            part.limit_nano_credits = limit
+        return part
+
+    def include_others(self, rated: Rated, limit: int | None) -> None:
+        """Note what the speaking attempt cost, and add what broken ones and losers did."""
         if self.speaker is not None:
             self.speaker.usage.CopyFrom(self.usage)
-            self.speaker.cost = format_nano(own_cost)
-        self.cost = own_cost + self.broken.cost + self.lost.cost
+            self.speaker.cost = format_nano(rated.sell)
+        self.cost, self.taken, self.limit = rated.sell, rated.cost, limit
+        if self.rescued_from or self.lost.parts:
+            self.parts = [*self.lost.parts, *self.broken.parts, self.part(rated, limit)]
+            self.limit = None
+            self.cost = sum(part.amount_nano_credits for part in self.parts)
+            self.taken = sum(part.cost_nano_credits for part in self.parts)
         if self.rescued_from:
             self.usage = _sum(self.broken.usage, self.usage)
-            if self.usage.estimated:
+            if self.usage.estimated and self.cost_source != "unknown":
                 self.cost_source = "estimate"
 
     def answer_again(self) -> None:
         """Note that a kept answer is given again: no provider was asked, and nothing is to be paid."""
         answer = self.look.answer
         assert answer is not None
+        self.limit = 0
         by = [each for each in self.plan.chain if each.target.name == answer.model_used]
         first = self.plan.chain[0]
         self.candidate = by[0] if by else replace(first, target=Target.parse(answer.model_used))
         self.state = "complete"
         self.usage.CopyFrom(answer.usage)
+        # What the provider took then is not taken again.
+        self.usage.provider_cost = ""
         self.finish.CopyFrom(answer.finish)
         self.receipt = list(answer.receipt)
 
@@ -266,22 +323,17 @@ class Request:
         """Return what became of the parameters, the router's own included."""
         return self.receipt if self.look.receipt is None else [*self.receipt, self.look.receipt]
 
-    @property
-    def savings_text(self) -> str:
-        """Return what was saved, in credits; empty when nothing is known of it."""
-        return "" if self.savings is None else format_nano(self.savings.total)
-
     def _routed(self) -> dict[str, Any]:
         """Return what outcome and decision say alike of how the request was answered."""
-        answer, savings = self.look.answer, self.savings
+        answer, saved = self.look.answer, self.saved
         facts: dict[str, Any] = {"strategy": self.strategy.name, "cache": self.look.state}
         if answer is not None:
             facts["cached_from"] = answer.decision_id
-        if savings is not None:
+        if saved is not None and self.savings is not None:
             facts["savings"] = SavingsMessage(
-                routing="" if savings.routing is None else format_nano(savings.routing),
-                cache=format_nano(savings.cache),
-                prompt_cache_discount=format_nano(savings.prompt_cache),
+                routing=format_nano(saved.routing),
+                cache=format_nano(saved.cache),
+                prompt_cache_discount=format_nano(saved.prompt_cache),
             )
         if any(attempt.lost for attempt in self.attempts):
             facts["lost_cost"] = format_nano(self.lost.cost)
@@ -296,7 +348,7 @@ class Request:
             provider=self.target.provider if self.candidate else "",
             cost=format_nano(self.cost),
             latency_ms=self.latency_ms,
-            savings_estimate=self.savings_text,
+            savings_estimate="" if self.savings is None else format_nano(self.savings),
             usage=self.usage,
             finish=self.finish,
             receipt=self.receipts,
@@ -337,7 +389,7 @@ class Request:
             usage=self.usage,
             finish=self.finish,
             cost=format_nano(self.cost),
-            savings_estimate=self.savings_text,
+            savings_estimate="" if self.savings is None else format_nano(self.savings),
             latency_ms=self.latency_ms,
             receipt=self.receipts,
             key_id=self.call.identity.key_id,
@@ -363,7 +415,7 @@ class Request:
         return decision
 
     def _charge(self, attempt_id: str) -> Charge:
-        identity = self.call.identity
+        identity, again = self.call.identity, self.look.answer is not None
         charge = Charge(
             charge_id=attempt_id,
             organisation_id=identity.organisation_id,
@@ -379,19 +431,31 @@ class Request:
             provider=self.target.provider,
             model=self.target.name,
             task=self.plan.task,
-            usage=_sum(self.usage, self.lost.usage) if self.lost.cost else self.usage,
-            price_version=self.price.version if self.price is not None else "",
+            usage=_sum(self.usage, self.lost.usage) if self.lost.parts else self.usage,
+            price_version=self.price.version if self.price is not None and not again else "",
             cost_source="estimate" if self.lost.usage.estimated else self.cost_source,
             state=self.state,
             latency_ms=self.latency_ms,
             modality=self.asked.modality,
-            cached=self.look.answer is not None,
+            cached=again,
             lost_nano_credits=self.lost.cost,
+            cost_nano_credits=self.taken,
+            parts=self.parts,
         )
-        if self.savings is not None:
-            charge.savings_nano_credits = self.savings.total
-            charge.savings_routing_nano_credits = self.savings.routing or 0
-            charge.savings_cache_nano_credits = self.savings.cache
-            charge.savings_prompt_cache_nano_credits = self.savings.prompt_cache
+        margin = self.margin
+        if margin is not None and not again:
+            charge.margin_version = margin.version
+        if self.limit is not None:
+            charge.limit_nano_credits = self.limit
+        if self.saved is not None:
+            self._note_savings(charge, self.saved)
         charge.at.FromMilliseconds(int(self.started_at * 1000))
         return charge
+
+    def _note_savings(self, charge: Charge, saved: Savings) -> None:
+        charge.savings_nano_credits = saved.total
+        charge.baseline_nano_credits = saved.baseline
+        charge.savings_routing_nano_credits = saved.routing
+        charge.savings_cache_nano_credits = saved.cache
+        charge.savings_prompt_cache_nano_credits = saved.prompt_cache
+        charge.savings_formula = FORMULA

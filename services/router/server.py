@@ -117,7 +117,7 @@ class RouterServer:
         rest = sorted((model for model in models if model.name > after), key=lambda model: model.name)
         page = rest[:size]
         return pb.ListModelsResponse(
-            models=await describe(page, self._admission),
+            models=await describe(page, self._admission, call.identity.organisation_id),
             next_page_token=encode_page_token(page[-1].name) if len(rest) > size else "",
         )
 
@@ -161,6 +161,7 @@ def _asked(request: pb.ChatRequest | pb.StreamChatRequest, feature: str) -> Aske
         stateful=facts.stateful,
         vendor_bound=facts.vendor_bound,
         json=facts.has_schema,
+        service_tier=facts.service_tier,
     )
 
 

@@ -116,8 +116,8 @@ class RouterSettings(Section):
 
     baseline_model: str = Field("", pattern=r"^([^/]+/.+)?$")
     """`provider/model` that savings are measured against; empty: no savings are shown."""
-    unknown_price: Literal["refuse", "free"] = "refuse"
-    """What to do with a model that has no price."""
+    unknown_price: Literal["refuse", "flag"] = "refuse"
+    """What to do with a model that has no price: `flag` charges `billing.fallback_price` and says so."""
     default_output_tokens: int = Field(4096, ge=1)
     """Output tokens to reserve credits for when the caller names no limit."""
     lease_minimum: Amount = "0.05"

@@ -18,9 +18,11 @@ from services.billing.domain.price import make_price
 from services.billing.domain.price_book import PriceBook
 from services.billing.prices import Prices
 from services.billing.settings import BillingSettings
+from services.billing.store.prices import PriceStore
 from services.billing.store.tables import changes
 from services.billing.sweeper import Sweeper
 from services.common.change_feed import ChangeFeed
+from services.common.clock import now
 from services.common.service import StartupError
 from tests.support.billing import (
     ORGANISATION,
@@ -146,7 +148,7 @@ async def test_prices_that_change_are_announced(database_url: str) -> None:
     async with open_store(database_url) as store:
         feed = ChangeFeed(store.database, changes)
         listed = Hourly()
-        prices = Prices(PriceBook({}, {}, frozenset(), listed), store.database, feed)  # type: ignore[arg-type]
+        prices = Prices(PriceBook({}, {}, frozenset(), listed), PriceStore(store.database), feed, now)
         keys = [PriceKey(provider="a", model="night"), PriceKey(provider="a", model="day")]
         before = await prices.find(keys)
         await prices.check()

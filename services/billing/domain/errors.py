@@ -57,6 +57,24 @@ class IdempotencyKeyReusedError(BillingError):
     reason = "IDEMPOTENCY_KEY_REUSED"
 
 
+class ManagedByFileError(BillingError):
+    """The configuration file declares it."""
+
+    reason = "MANAGED_BY_FILE"
+
+
+class PriceUnknownError(BillingError):
+    """Nobody knows the price."""
+
+    reason = "PRICE_UNKNOWN"
+
+
+class PermissionDeniedError(BillingError):
+    """The call acts for another organisation."""
+
+    reason = "PERMISSION_DENIED"
+
+
 class MissingOrganisationError(BillingError):
     """The call acts for no organisation."""
 

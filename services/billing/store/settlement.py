@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.billing.domain.ledger import REVENUE, Hold, Lease, Settlement, is_late, settle, wallet_of
 from services.billing.store.accounts import Accounts
+from services.billing.store.rollup import roll_up
 from services.billing.store.tables import account, hold, lease, ledger_transaction, usage_event
 from services.billing.store.usage import event_row
 from services.common.ids import new_id
@@ -46,6 +47,7 @@ class Settlements(Accounts):
                 settlement = settle(fresh, leases, holds)
                 await self._end_reservations(connection, settlement)
                 await self._book(connection, fresh, settlement, transaction_ids, now)
+                await roll_up(connection, self._insert, [row for row in rows if row["id"] in set(booked)])
         return len(fresh)
 
     async def _lock_leases(self, connection: AsyncConnection, charges: Sequence[Charge]) -> dict[str, Lease]:

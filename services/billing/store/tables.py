@@ -104,6 +104,101 @@ usage_event = sa.Table(
     sa.Column("input_image", sa.BigInteger, nullable=False),
     sa.Column("estimated", sa.Boolean, nullable=False),
     sa.Column("provider_cost", sa.Text, nullable=False),
+    sa.Column("cost", sa.BigInteger, nullable=False),
+    sa.Column("margin_version", sa.String(64), nullable=False),
+    sa.Column("service_tier", sa.Text, nullable=False),
+    sa.Column("output_image", sa.BigInteger, nullable=False),
+    sa.Column("images", sa.BigInteger, nullable=False),
+    sa.Column("pixels", sa.BigInteger, nullable=False),
+    sa.Column("milliseconds", sa.BigInteger, nullable=False),
+    sa.Column("characters", sa.BigInteger, nullable=False),
+    sa.Column("compute_milliseconds", sa.BigInteger, nullable=False),
+    sa.Column("baseline", sa.BigInteger, nullable=False),
+    sa.Column("savings_routing", sa.BigInteger, nullable=False),
+    sa.Column("savings_cache", sa.BigInteger, nullable=False),
+    sa.Column("savings_prompt_cache", sa.BigInteger, nullable=False),
+    sa.Column("savings_formula", sa.String(64), nullable=False),
+    sa.Column("rating", sa.Text, nullable=False),
+)
+
+usage_rollup = sa.Table(
+    "usage_rollup",
+    metadata,
+    sa.Column("organisation_id", sa.String(160), primary_key=True),
+    sa.Column("dimension", sa.String(16), primary_key=True),
+    sa.Column("hour", sa.BigInteger, primary_key=True),
+    sa.Column("value", sa.String(300), primary_key=True),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False)
+        for name in (
+            "requests",
+            "input_total",
+            "cache_read",
+            "output_total",
+            "amount",
+            "cost",
+            "savings",
+            "savings_routing",
+            "savings_cache",
+            "savings_prompt_cache",
+        )
+    ),
+)
+
+price_version = sa.Table(
+    "price_version",
+    metadata,
+    sa.Column("version", sa.String(64), primary_key=True),
+    sa.Column("price", sa.LargeBinary, nullable=False),
+    sa.Column("recorded_at", sa.BigInteger, nullable=False),
+)
+
+price_entry = sa.Table(
+    "price_entry",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("provider", sa.String(300), nullable=False),
+    sa.Column("model", sa.String(300), nullable=False),
+    sa.Column("configured_model", sa.String(300), nullable=False),
+    sa.Column("version", sa.String(64), nullable=False),
+    sa.Column("source", sa.String(32), nullable=False),
+    sa.Column("effective_from", sa.BigInteger, nullable=False),
+    sa.Column("recorded_at", sa.BigInteger, nullable=False),
+    sa.Column("withdrawn", sa.Boolean, nullable=False),
+    sa.Column("actor", sa.String(160), nullable=False),
+    sa.Column("note", sa.String(500), nullable=False),
+)
+
+margin_entry = sa.Table(
+    "margin_entry",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("organisation_id", sa.String(160), nullable=False),
+    sa.Column("plan", sa.String(160), nullable=False),
+    sa.Column("model", sa.String(300), nullable=False),
+    sa.Column("version", sa.String(64), nullable=False),
+    sa.Column("margin", sa.LargeBinary, nullable=False),
+    sa.Column("source", sa.String(32), nullable=False),
+    sa.Column("recorded_at", sa.BigInteger, nullable=False),
+    sa.Column("withdrawn", sa.Boolean, nullable=False),
+    sa.Column("actor", sa.String(160), nullable=False),
+    sa.Column("note", sa.String(500), nullable=False),
+)
+
+difference = sa.Table(
+    "difference",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("event_id", sa.String(160), nullable=False),
+    sa.Column("provider", sa.String(300), nullable=False),
+    sa.Column("model", sa.String(300), nullable=False),
+    sa.Column("day", sa.String(10), nullable=False),
+    sa.Column("ours", sa.Text, nullable=False),
+    sa.Column("theirs", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("found_at", sa.BigInteger, nullable=False),
 )
 
 changes = changes_table(metadata)

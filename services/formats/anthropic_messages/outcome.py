@@ -63,6 +63,7 @@ class WireUsage(msgspec.Struct):
     cache_creation_input_tokens: int | None = None
     cache_creation: CacheCreation | None = None
     output_tokens_details: OutputDetails | None = None
+    service_tier: Any = None
 
     def updated(self, later: WireUsage) -> WireUsage:
         """Return this usage with what `later` says instead: later figures are cumulative."""
@@ -80,6 +81,7 @@ def read_usage(wire: WireUsage) -> Usage:
     cache_write = wire.cache_creation_input_tokens or 0
     details = wire.output_tokens_details
     return Usage(
+        service_tier=wire.service_tier if isinstance(wire.service_tier, str) else "",
         input_total=(wire.input_tokens or 0) + cache_read + cache_write,
         cache_read=cache_read,
         cache_write=cache_write,

@@ -69,11 +69,12 @@ class WireUsage(msgspec.Struct):
     cost: msgspec.Raw = msgspec.Raw(b"")
 
 
-def read_usage(wire: WireUsage) -> Usage:
-    """Return the usage that the provider reported."""
+def read_usage(wire: WireUsage, service_tier: object = None) -> Usage:
+    """Return the usage that the provider reported, and in which tier it served the request."""
     prompt = wire.prompt_tokens_details or PromptDetails()
     completion = wire.completion_tokens_details or CompletionDetails()
     return Usage(
+        service_tier=service_tier if isinstance(service_tier, str) else "",
         input_total=wire.prompt_tokens or 0,
         output_total=wire.completion_tokens or 0,
         cache_read=prompt.cached_tokens or wire.cached_tokens or 0,

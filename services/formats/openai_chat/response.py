@@ -59,6 +59,7 @@ class _Body(msgspec.Struct):
     id: str | None = None
     model: str | None = None
     usage: WireUsage | None = None
+    service_tier: Any = None
 
 
 _facts_decoder = msgspec.json.Decoder(_Body)
@@ -74,7 +75,7 @@ def read_response_facts(body: bytes) -> AnswerFacts:
         raise invalid("choices", "the answer has no choice")
     return AnswerFacts(
         finish=read_finish(read.choices[0].finish_reason or ""),
-        usage=read_usage(read.usage) if read.usage is not None else None,
+        usage=read_usage(read.usage, read.service_tier) if read.usage is not None else None,
         response_id=read.id or "",
         model=read.model or "",
         output_chars=0 if read.usage is not None else sum(map(_chars, read.choices)),
@@ -103,7 +104,8 @@ def read_response(body: bytes) -> Answer:
     usage = None
     if not is_null(fields.get("usage", b"null")):
         raw = fields.pop("usage")
-        usage = read_usage(read_value(raw, WireUsage, "usage"))
+        tier = msgspec.json.decode(fields.get("service_tier", b"null"))
+        usage = read_usage(read_value(raw, WireUsage, "usage"), tier)
         message.extension_json[_USAGE] = text_of(raw)
     message.extension_json[FORMAT] = _NAME
     answer = Answer(message, finish, usage, take_text(fields, "id", ""), take_text(fields, "model", ""))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from services.formats.documents import from_decode_error, is_null, read_object, starts_with
@@ -43,6 +45,7 @@ class _Body(msgspec.Struct):
     prompt: msgspec.Raw = _NOTHING
     store: bool | None = None
     background: bool | None = None
+    service_tier: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -62,6 +65,7 @@ def read_facts(body: bytes) -> Facts:
     if read.max_output_tokens is not None and not 0 < read.max_output_tokens < 2**32:
         raise invalid("max_output_tokens", "expected a positive whole number")
     return Facts(
+        service_tier=read.service_tier if isinstance(read.service_tier, str) else "",
         model=read.model,
         stream=bool(read.stream),
         include_usage=True,

@@ -69,11 +69,12 @@ class WireUsage(msgspec.Struct):
     output_tokens_details: OutputDetails | None = None
 
 
-def read_usage(wire: WireUsage) -> Usage:
-    """Return the usage that the provider reported."""
+def read_usage(wire: WireUsage, service_tier: object = None) -> Usage:
+    """Return the usage that the provider reported, and in which tier it served the request."""
     given = wire.input_tokens_details or InputDetails()
     made = wire.output_tokens_details or OutputDetails()
     return Usage(
+        service_tier=service_tier if isinstance(service_tier, str) else "",
         input_total=wire.input_tokens or 0,
         output_total=wire.output_tokens or 0,
         cache_read=given.cached_tokens or 0,

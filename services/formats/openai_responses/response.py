@@ -62,6 +62,7 @@ class Body(msgspec.Struct):
     incomplete_details: Incomplete | None = None
     usage: WireUsage | None = None
     error: msgspec.Raw = msgspec.Raw(b"")
+    service_tier: Any = None
 
     @property
     def finish(self) -> Finish:
@@ -95,7 +96,7 @@ def read_response_facts(body: bytes) -> AnswerFacts:
         raise _failed(read.error)
     return AnswerFacts(
         finish=read.finish,
-        usage=read_usage(read.usage) if read.usage is not None else None,
+        usage=read_usage(read.usage, read.service_tier) if read.usage is not None else None,
         response_id=read.id or "",
         model=read.model or "",
         output_chars=0 if read.usage is not None else read.chars,

@@ -80,7 +80,8 @@ class _Reader:
         progress.response_id = progress.response_id or response.id or ""
         if kind in _COMPLETE:
             progress.finish = response.finish
-            progress.usage = read_usage(response.usage) if response.usage is not None else None
+            tier = response.service_tier
+            progress.usage = read_usage(response.usage, tier) if response.usage is not None else None
             progress.closed = True
 
 
