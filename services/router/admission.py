@@ -14,7 +14,7 @@ from services.common.rpc import Call
 from services.credits.money import format_nano, limit_nano
 from services.credits.rating import Rated, bound, provider_cost_of, sell_of
 from services.credits.savings import savings_of
-from services.router.caching import AnswerCache
+from services.router.caching import OFF, AnswerCache
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.estimate import LARGEST, input_bound
 from services.router.domain.policy import Candidate, Plan, eligible, plan
@@ -69,7 +69,8 @@ class Admission:
         chosen = self._plan(asked, models, prices, call.identity.organisation_id)
         strategy = strategy_of(asked.options, asked.chat, chosen.chain[0].model.settings)
         chosen = arranged(chosen, strategy, asked.options.session or call.request_id)
-        look = await self.cache.look(asked, call, chosen)
+        wish = self.cache.wish(asked, call, chosen)
+        look = await self.cache.look(wish, asked, call, chosen) if wish else OFF
         amount = 0 if look.answer is not None else chosen.chain[0].estimate_nano or 0
         reservation = await self._leases.reserve(call.identity.organisation_id, amount)
         return Request(call, asked, chosen, prices, reservation, strategy, look)
@@ -217,9 +218,9 @@ class Admission:
             # Nobody pays more for a guess than what was set aside for the answer.
             limit = max(0, request.reservation.amount - request.broken.cost - request.lost.cost)
         request.include_others(sell_of(usage, price, request.margin, limit), limit)
-        saved = savings_of(request.usage, request.cost, (price, request.margin), self._baseline_of(request))
-        request.saved = saved
-        request.savings = saved.total if self._baseline_of(request) or saved.total else None
+        baseline = self._baseline_of(request)
+        request.saved = saved = savings_of(request.usage, request.cost, (price, request.margin), baseline)
+        request.savings = saved.total if baseline is not None or saved.prompt_cache else None
 
     def _rate_again(self, request: Request, price: Price) -> None:
         """Note that a kept answer costs nothing, and what it would have cost."""

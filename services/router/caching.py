@@ -25,7 +25,8 @@ from services.router.request import Asked, Look, Request
 from services.router.settings import CacheSettings
 
 SCOPE = "cache"
-_OFF = Look()
+OFF = Look()
+"""A request that does not want the cache."""
 
 
 class AnswerStore(Protocol):
@@ -60,22 +61,26 @@ class AnswerCache:
         self.size = 0
         """Bytes of all answers in memory."""
 
-    async def look(self, asked: Asked, call: Call, plan: Plan) -> Look:
+    def wish(self, asked: Asked, call: Call, plan: Plan) -> str:
+        """Return whether a request wants the cache: on, refresh, or empty when it does not."""
+        wish = asked.options.cache
+        if not wish:
+            wish = "on" if self._by_default(call) else plan.chain[0].model.settings.cache
+        return "" if wish == "off" or not self._total_bytes else wish
+
+    async def look(self, wish: str, asked: Asked, call: Call, plan: Plan) -> Look:
         """Return what the cache has for a request, and whether its answer is to be kept."""
-        options, route = asked.options, plan.chain[0].model.settings
-        wish = options.cache or ("on" if self._by_default(call) else route.cache)
-        if wish == "off" or not self._total_bytes:
-            return _OFF
         try:
             key = self._key(asked, call, plan)
         except Uncacheable as why:
             return Look(receipt=ParameterReceipt(name="x-omnihub-cache", outcome="dropped", detail=str(why)))
         answer = await self._find(key) if wish == "on" else None
-        return Look(key, options.cache_ttl_s or route.cache_ttl_s, answer)
+        route = plan.chain[0].model.settings
+        return Look(key, asked.options.cache_ttl_s or route.cache_ttl_s, answer)
 
     def _by_default(self, call: Call) -> bool:
         # The scopes of a person say what they may give to keys, not how they are answered.
-        return bool(call.identity.key_id) and SCOPE in call.identity.scopes
+        return SCOPE in call.identity.scopes and bool(call.identity.key_id)
 
     def _key(self, asked: Asked, call: Call, plan: Plan) -> str:
         if asked.feature == "embed":

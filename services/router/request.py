@@ -335,7 +335,7 @@ class Request:
                 cache=format_nano(saved.cache),
                 prompt_cache_discount=format_nano(saved.prompt_cache),
             )
-        if any(attempt.lost for attempt in self.attempts):
+        if not self.strategy.alone and any(attempt.lost for attempt in self.attempts):
             facts["lost_cost"] = format_nano(self.lost.cost)
         return facts
 
