@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import uvloop
 
+from services.billing import command as billing_command
+from services.commands import add_commands
 from services.common import log, telemetry
 from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
@@ -45,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     edge = commands.add_parser("edge", help="print the edge's configuration, for any Envoy fleet")
     edge.add_argument("action", choices=["config"])
     edge.set_defaults(run=_edge)
+    billing = commands.add_parser("billing", help="check the ledger and what was charged")
+    actions = billing.add_subparsers(required=True, metavar="action")
+    actions.add_parser("check", help=billing_command.HELP).set_defaults(run=_check_ledger)
+    add_commands(commands, actions)
     provider = commands.add_parser("provider", help="judge a plugin").add_subparsers(
         required=True, metavar="action"
     )
@@ -138,6 +144,10 @@ def _version() -> str:
         return importlib.metadata.version("omnihub")
     except importlib.metadata.PackageNotFoundError:
         return "development"
+
+
+def _check_ledger(settings: Settings, options: argparse.Namespace) -> int:
+    return billing_command.check(settings.data_dir, settings.database_url)
 
 
 def _edge(settings: Settings, options: argparse.Namespace) -> int:

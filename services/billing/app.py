@@ -9,14 +9,17 @@ from pathlib import Path
 from omnihub.auth.v1.auth_service_api import AuthService
 from omnihub.auth.v1.organisation_pb2 import Organisation
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.ledger_service_api import LedgerService
 from omnihub.billing.v1.price_service_api import PriceService
 from omnihub.billing.v1.report_service_api import ReportService
 
+from services.billing.auditor import Auditor
 from services.billing.background import Repeating
 from services.billing.domain.grant import Grant, welcome_grant
 from services.billing.domain.price_book import PriceBook
 from services.billing.domain.reconciliation import Tolerance
 from services.billing.domain.usage import microseconds
+from services.billing.ledger_server import LedgerServer
 from services.billing.margins import Margins
 from services.billing.organisations import Organisations
 from services.billing.price_list import GenaiPriceList
@@ -73,7 +76,10 @@ def build(
     auth = infrastructure.connector.connect(AuthService, "auth")
     organisations = Organisations(auth, first_grant, welcome)
     sweeper = Sweeper(store, settings.lease_abandoned_after_s * SECOND, now)
+    auditor = Auditor(store, settings.check_interval_s * SECOND, now)
     background = (
+        Repeating("billing-seal", settings.seal_interval_s, auditor.seal),
+        Repeating("billing-check", min(settings.check_interval_s, SYNC_S), auditor.check),
         Repeating("billing-sweep", settings.sweep_interval_s, sweeper.sweep),
         Repeating("billing-organisations", SYNC_S, organisations.sync, organisations.news),
         Repeating("billing-prices", settings.price_check_interval_s, prices.check),
@@ -106,6 +112,7 @@ def build(
         name="billing",
         interfaces=[
             (BillingService, server),
+            (LedgerService, LedgerServer(store, now)),
             (PriceService, price_server),
             (ReportService, report_server),
         ],

@@ -134,7 +134,7 @@ class Margins:
             await self._store.add_margins(connection, [entry])
             await self._feed.append(connection, TOPIC, EVERY_PRICE)
         await self._load()
-        return entry
+        return self._administered.get(entry.scope, entry)
 
 
 def _configured_entry(settings: MarginSettings) -> MarginEntry:

@@ -9,7 +9,6 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-import sqlalchemy as sa
 from omnihub.billing.v1 import report_service_pb2 as pb
 from omnihub.billing.v1.usage_pb2 import Charge, ChargePart, UsageGroup
 
@@ -121,7 +120,7 @@ class ReportServer:
             next_page_token=_token(rows, size),
         )
 
-    async def _rate_again(self, rows: Sequence[sa.Row[Any]]) -> tuple[list[Difference], Fraction]:
+    async def _rate_again(self, rows: Sequence[Any]) -> tuple[list[Difference], Fraction]:
         charges = [charge_of(row) for row in rows]
         items: list[Charge | ChargePart] = []
         for charge in charges:
@@ -232,7 +231,7 @@ def _platform_group(sums: UsageSum) -> pb.PlatformGroup:
     )
 
 
-def _event(row: sa.Row[Any], with_cost: bool) -> pb.UsageEvent:
+def _event(row: Any, with_cost: bool) -> pb.UsageEvent:
     return pb.UsageEvent(
         event_id=row.id,
         organisation_id=row.organisation_id,
@@ -327,7 +326,7 @@ def _position(page_token: str) -> tuple[int, str] | None:
     return int(number), name
 
 
-def _token(rows: Sequence[sa.Row[Any]], size: int) -> str:
+def _token(rows: Sequence[Any], size: int) -> str:
     return encode_page_token(rows[size - 1].at, rows[size - 1].id) if len(rows) > size else ""
 
 

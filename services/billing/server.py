@@ -11,8 +11,8 @@ from omnihub.billing.v1 import billing_service_pb2 as pb
 
 from services.billing.domain.errors import InvalidFieldError, MissingOrganisationError, NotFoundError
 from services.billing.domain.grant import requested_grant
-from services.billing.domain.ledger import check_amount, check_charges, check_id
-from services.billing.domain.usage import check_group, microseconds, page_size, parse_period
+from services.billing.domain.ledger import check_amount, check_charges, check_currency, check_id
+from services.billing.domain.usage import check_group, microseconds, page_size, parse_moment, parse_period
 from services.billing.margins import Margins
 from services.billing.organisations import Organisations
 from services.billing.prices import Prices
@@ -149,6 +149,8 @@ class BillingServer:
         """See the contract."""
         check_id("organisation_id", request.organisation_id)
         check_id("idempotency_key", request.idempotency_key)
+        check_currency("currency", request.currency)
+        now = self._now()
         grant = requested_grant(
             request.organisation_id,
             request.amount,
@@ -156,13 +158,16 @@ class BillingServer:
             request.note,
             call.identity.user_id or call.identity.key_id,
             self._largest_grant,
+            kind=request.kind,
+            priority=request.priority if request.HasField("priority") else None,
+            expires_at=parse_moment("expires_at", request.expires_at),
         )
         try:
-            balance = await self._store.grant(grant, self._now())
+            balance = await self._store.grant(grant, now)
         except NotFoundError:
             # It may be newer than the last look at the feed.
             await self._organisations.sync()
-            balance = await self._store.grant(grant, self._now())
+            balance = await self._store.grant(grant, now)
         return pb.GrantCreditsResponse(balance=format_nano(balance.posted))
 
     async def get_balance(self, request: pb.GetBalanceRequest, call: Call) -> pb.GetBalanceResponse:

@@ -130,6 +130,10 @@ class BillingSettings(Section):
     """A lease that nobody closed for this long after its expiry is closed without its journal."""
     sweep_interval_s: float = Field(1.0, gt=0, le=60)
     """How often expired holds are released."""
+    seal_interval_s: float = Field(10.0, gt=0, le=3600)
+    """How often booked transactions are sealed into the hash chain."""
+    check_interval_s: int = Field(3600, ge=1)
+    """How often the whole ledger is checked, by one replica."""
     in_flight_retry_after_s: float = Field(1.0, gt=0, le=60)
     """What a caller is told to wait when running requests hold the credits."""
     free_credits: Credits = Decimal(0)

@@ -45,6 +45,11 @@ class Rated:
         """Return what rounding adds, in pico-credits: at least 0, less than a nano-credit."""
         return self.sell * PICO_PER_NANO - self.exact
 
+    @property
+    def rounding_pico(self) -> int:
+        """Return the same in whole pico-credits, from 0 to 999."""
+        return int(self.sell * PICO_PER_NANO - math.ceil(self.exact))
+
 
 def round_up(amount: Exact) -> int:
     """Return pico-credits as whole nano-credits, rounded up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.router.v1.router_service_api import RouterService
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,6 +15,7 @@ from services.gateway.exchange import Endpoint, Work
 from services.gateway.models import ANTHROPIC_HEADER, ModelsEndpoint
 from services.gateway.settings import GatewaySettings
 from services.gateway.surfaces import ANTHROPIC, OPENAI, RESPONSES, Surface
+from services.gateway.usage_export import ApiEndpoint, UsageExport
 
 
 def _by_version(openai: Endpoint, anthropic: Endpoint) -> ASGIApp:
@@ -42,6 +44,9 @@ def build(settings: GatewaySettings, infrastructure: Infrastructure) -> Service:
         return Route(path, endpoint(f"POST {path}", surface, work), methods=["POST"])
 
     listing = ModelsEndpoint(router).serve
+    reports = infrastructure.connector.connect(ReportService, "billing")
+    # Its errors are the platform's own; the surface is never asked.
+    export = ApiEndpoint(OPENAI, authenticator, "GET /api/usage/export", UsageExport(reports).serve)
     models = _by_version(*(endpoint("GET /v1/models", surface, listing) for surface in (OPENAI, ANTHROPIC)))
     routes = [
         post("/v1/chat/completions", OPENAI, ChatEndpoint(OPENAI, router, limit).serve),
@@ -49,6 +54,7 @@ def build(settings: GatewaySettings, infrastructure: Infrastructure) -> Service:
         post("/v1/messages", ANTHROPIC, ChatEndpoint(ANTHROPIC, router, limit).serve),
         post("/v1/messages/count_tokens", ANTHROPIC, CountTokensEndpoint(router, limit).serve),
         post("/v1/embeddings", OPENAI, EmbeddingsEndpoint(router, limit).serve),
+        Route("/api/usage/export", export, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{model:path}", models, methods=["GET"]),
     ]

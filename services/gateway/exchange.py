@@ -38,6 +38,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self.query: bytes = scope.get("query_string", b"")
         self.path_params: Mapping[str, str] = scope.get("path_params", {})
         self.request_id = (
             self.headers.get("x-omnihub-request-id") or self.headers.get("x-request-id") or new_id("req")
@@ -114,6 +115,9 @@ Work = Callable[[Exchange, Call, RequestEvent], Awaitable[None]]
 class Endpoint:
     """An ASGI application for one path: authenticates, runs `work`, writes failures as the format does."""
 
+    scope = "chat"
+    """What the credential must hold."""
+
     def __init__(self, surface: Surface, authenticator: Authenticator, name: str, work: Work) -> None:
         self._surface = surface
         self._authenticator = authenticator
@@ -156,9 +160,11 @@ class Endpoint:
                 "MISSING_CREDENTIAL", "no API key: send `Authorization: Bearer omni_sk_...` or `X-API-Key`"
             )
         identity = await self._authenticator.authenticate(credential)
-        if not identity.holds("chat"):
+        if not identity.holds(self.scope):
             raise RpcError(
-                "PERMISSION_DENIED", "the credential lacks the scope `chat`", metadata={"scope": "chat"}
+                "PERMISSION_DENIED",
+                f"the credential lacks the scope `{self.scope}`",
+                metadata={"scope": self.scope},
             )
         return Call(exchange.request_id, identity, traceparent=traceparent)
 

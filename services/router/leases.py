@@ -197,6 +197,8 @@ class Leases:
             # What is missing may lie in a lease of this very process.
             if error.row.http != 402 or not await self._return_idle(reservation.organisation_id):
                 raise
+            # A refused id stays refused.
+            reservation.hold_id = request.hold_id = new_id("hold")
             await self._billing.create_hold(request, Call.internal(BILLING_TIMEOUT_S))
 
     async def extend(self, reservation: Reservation, amount: int) -> bool:

@@ -170,6 +170,8 @@ class Request:
     price: Price | None = None
     taken: int = 0
     """What providers take, in nano-credits; `cost` is what the caller pays."""
+    rounding_pico: int = 0
+    """By how much `cost` was rounded up."""
     limit: int | None = None
     """Nano-credits that an estimate did not exceed."""
     parts: list[ChargePart] = field(default_factory=list)
@@ -293,6 +295,7 @@ class Request:
             self.speaker.usage.CopyFrom(self.usage)
             self.speaker.cost = format_nano(rated.sell)
         self.cost, self.taken, self.limit = rated.sell, rated.cost, limit
+        self.rounding_pico = rated.rounding_pico
         if self.rescued_from or self.lost.parts:
             self.parts = [*self.lost.parts, *self.broken.parts, self.part(rated, limit)]
             self.limit = None
@@ -440,6 +443,7 @@ class Request:
             cached=again,
             lost_nano_credits=self.lost.cost,
             cost_nano_credits=self.taken,
+            rounding_pico_credits=self.rounding_pico,
             parts=self.parts,
         )
         margin = self.margin

@@ -97,7 +97,7 @@ async def test_a_lease_from_slice_to_return(billing: BillingService) -> None:
 
 
 async def test_refusals_tell_what_to_do(billing: BillingService) -> None:
-    error = await failure(billing.create_hold(hold(amount=101 * NANO), CALL))
+    error = await failure(billing.create_hold(hold("hold_0", amount=101 * NANO), CALL))
     assert (error.reason, error.retry_after_s) == ("INSUFFICIENT_CREDITS", None)
     assert error.metadata == {"required": "101", "available": "100"}
     await billing.create_hold(hold(amount=60 * NANO), CALL)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.common.v1.chat_pb2 import Finish, Part, TextPart, ToolCall, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop, RawFrame
 from omnihub.router.v1 import router_service_pb2 as pb
@@ -88,6 +89,7 @@ async def running_facade(folder: Path, drain_timeout_s: float = 1) -> AsyncItera
     router = FakeRouter()
     registry = Registry()
     registry.add(RouterService, router)
+    registry.add(ReportService, Fake())
     scopes = frozenset({"chat"})
     authenticator: Any = FakeAuthenticator(
         omni_sk_test=Identity(organisation_id="org_1", key_id="key_1", scopes=scopes),

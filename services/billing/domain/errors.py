@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -51,6 +52,12 @@ class AlreadyEndedError(BillingError):
     reason = "PRECONDITION_FAILED"
 
 
+class AccountClosedError(BillingError):
+    """An administrator has closed the organisation's account."""
+
+    reason = "ACCOUNT_CLOSED"
+
+
 class IdempotencyKeyReusedError(BillingError):
     """The id was used with other content."""
 
@@ -91,6 +98,30 @@ class InFlightBudgetExhaustedError(BillingError):
     """The balance would cover the amount, but running requests hold it."""
 
     reason = "IN_FLIGHT_BUDGET_EXHAUSTED"
+
+
+def account_closed(organisation_id: str) -> AccountClosedError:
+    """Say that an account is closed, and what to do."""
+    return AccountClosedError(
+        f"the account of {organisation_id} is closed; an administrator of the platform can reopen it",
+        organisation_id=organisation_id,
+    )
+
+
+def kept_refusal(error: BillingError) -> str:
+    """Return a refusal as the text that is stored, for `restored_refusal`."""
+    return json.dumps([error.reason, error.message, error.metadata])
+
+
+def restored_refusal(kept: str, retry_after_s: float) -> BillingError:
+    """Return a refusal that was given before: the same id gets the same answer."""
+    reason, message, metadata = json.loads(kept)
+    kinds = (InsufficientCreditsError, InFlightBudgetExhaustedError, AccountClosedError)
+    error: BillingError = {kind.reason: kind for kind in kinds}[reason](message)
+    error.metadata = metadata
+    if isinstance(error, InFlightBudgetExhaustedError):
+        error.retry_after_s = retry_after_s
+    return error
 
 
 def refusal(required: int, posted: int, available: int, retry_after_s: float) -> BillingError:

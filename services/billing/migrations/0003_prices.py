@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0003"
-down_revision = "0001"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
@@ -59,7 +59,6 @@ def upgrade() -> None:
 
 def _widen_usage_event() -> None:
     numbers = (
-        "cost",
         "output_image",
         "images",
         "pixels",
@@ -80,8 +79,12 @@ def _widen_usage_event() -> None:
         ("rating", sa.Text()),
     ):
         op.add_column("usage_event", sa.Column(name, kind, nullable=False, server_default=""))
-    # Until now nothing was added to a cost, and what was saved was saved by the choice of the model.
-    op.execute("UPDATE usage_event SET cost = amount, baseline = amount + savings, savings_routing = savings")
+    # Until now what was saved was saved by the choice of the model, and nothing was added to a cost.
+    op.execute("UPDATE usage_event SET baseline = amount + savings, savings_routing = savings")
+    op.execute(
+        "UPDATE usage_event SET cost = amount WHERE transaction_id IN "
+        "(SELECT id FROM ledger_transaction WHERE format = 0)"
+    )
     op.create_index("usage_event_at", "usage_event", ["at", "id"])
     op.create_index("usage_event_page", "usage_event", ["organisation_id", "at", "id"])
     op.drop_index("usage_event_organisation", "usage_event")
@@ -146,6 +149,11 @@ def _create_rollup() -> None:
         ),
     )
     op.create_index("usage_rollup_hour", "usage_rollup", ["dimension", "hour"])
+    sum_up()
+
+
+def sum_up() -> None:
+    """Take in the events that are there already."""
     for dimension, column, platform in DIMENSIONS:
         _sum_up("organisation_id", dimension, column)
         if platform:
@@ -153,7 +161,6 @@ def _create_rollup() -> None:
 
 
 def _sum_up(organisation: str, dimension: str, column: str) -> None:
-    """Take in the events that are there already."""
     sums = ", ".join("COUNT(*)" if name == "requests" else f"SUM({name})" for name in SUMS)
     op.execute(
         f"INSERT INTO usage_rollup (organisation_id, dimension, hour, value, {', '.join(SUMS)}) "

@@ -131,9 +131,10 @@ class Reports:
             )
             query = query if first is None else query.where(rollup.hour >= first)
             parts.append(query if after is None else query.where(rollup.hour < after))
-        names = sa.union(*parts).subquery()
+        names = sa.union_all(*parts).subquery()
+        count = sa.select(sa.func.count(names.c.name.distinct()))
         async with self.database.reading() as connection:
-            return await connection.scalar(sa.select(sa.func.count()).select_from(names)) or 0
+            return await connection.scalar(count) or 0
 
     async def costs_by_model(self, provider: str, start: int, end: int) -> dict[tuple[str, str], int]:
         """Return a provider's cost in nano-credits, by its own name of the model and number of the day."""

@@ -19,6 +19,8 @@ account = sa.Table(
     sa.Column("leased", sa.BigInteger, nullable=False),
     sa.Column("welcomed", sa.Boolean, nullable=False),
     sa.Column("opened_at", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("carry_pico", sa.Integer, nullable=False),
 )
 
 ledger_transaction = sa.Table(
@@ -30,6 +32,9 @@ ledger_transaction = sa.Table(
     sa.Column("actor", sa.String(160), nullable=False),
     sa.Column("note", sa.String(500), nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("organisation_id", sa.String(160), nullable=False),
+    sa.Column("refers_to", sa.String(200), nullable=False),
+    sa.Column("format", sa.Integer, nullable=False),
 )
 
 ledger_entry = sa.Table(
@@ -51,6 +56,7 @@ hold = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("refusal", sa.Text, nullable=False),
 )
 
 lease = sa.Table(
@@ -64,6 +70,7 @@ lease = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("refusal", sa.Text, nullable=False),
 )
 
 usage_event = sa.Table(
@@ -105,6 +112,7 @@ usage_event = sa.Table(
     sa.Column("estimated", sa.Boolean, nullable=False),
     sa.Column("provider_cost", sa.Text, nullable=False),
     sa.Column("cost", sa.BigInteger, nullable=False),
+    sa.Column("rounding_pico", sa.Integer, nullable=False),
     sa.Column("margin_version", sa.String(64), nullable=False),
     sa.Column("service_tier", sa.Text, nullable=False),
     sa.Column("output_image", sa.BigInteger, nullable=False),
@@ -199,6 +207,108 @@ difference = sa.Table(
     sa.Column("theirs", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("found_at", sa.BigInteger, nullable=False),
+)
+
+credit_grant = sa.Table(
+    "credit_grant",
+    metadata,
+    sa.Column("id", sa.String(200), primary_key=True),
+    sa.Column("organisation_id", sa.String(160), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("source", sa.String(200), nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("remaining", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=True),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("balance_after", sa.BigInteger, nullable=False),
+)
+
+grant_movement = sa.Table(
+    "grant_movement",
+    metadata,
+    sa.Column("transaction_id", sa.String(200), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("grant_id", sa.String(200), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+)
+
+correction = sa.Table(
+    "correction",
+    metadata,
+    sa.Column("id", sa.String(200), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("subject", sa.String(200), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("transaction_id", sa.String(200), nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("cost", sa.BigInteger, nullable=False),
+    sa.Column("balance_after", sa.BigInteger, nullable=False),
+)
+
+unsealed = sa.Table(
+    "unsealed",
+    metadata,
+    sa.Column("transaction_id", sa.String(200), primary_key=True),
+)
+
+ledger_block = sa.Table(
+    "ledger_block",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("transactions", sa.Integer, nullable=False),
+    sa.Column("previous_hash", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.Column("sealed_at", sa.BigInteger, nullable=False),
+)
+
+ledger_seal = sa.Table(
+    "ledger_seal",
+    metadata,
+    sa.Column("block", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("transaction_id", sa.String(200), nullable=False),
+)
+
+ledger_head = sa.Table(
+    "ledger_head",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+
+discrepancy = sa.Table(
+    "discrepancy",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("rule", sa.String(32), nullable=False),
+    sa.Column("subject", sa.String(256), nullable=False),
+    sa.Column("expected", sa.Text, nullable=False),
+    sa.Column("found", sa.Text, nullable=False),
+    sa.Column("first_seen_at", sa.BigInteger, nullable=False),
+    sa.Column("last_seen_at", sa.BigInteger, nullable=False),
+    sa.Column("resolved_at", sa.BigInteger, nullable=True),
+)
+
+elected_work = sa.Table(
+    "elected_work",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("done_at", sa.BigInteger, nullable=False),
+)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("actor", sa.String(160), nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("organisation_id", sa.String(160), nullable=False),
+    sa.Column("subject", sa.String(200), nullable=False),
+    sa.Column("note", sa.String(500), nullable=False),
 )
 
 changes = changes_table(metadata)

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.billing.domain.ledger import cost_of
 from services.billing.domain.usage import DAY_0, Period, moment
 from services.billing.store.accounts import Accounts
 from services.billing.store.rollup import (
@@ -73,8 +74,7 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
         "hold_id": charge.hold_id,
         "late": late,
         "amount": charge.amount_nano_credits,
-        # A charge from before margins has no cost of its own.
-        "cost": charge.cost_nano_credits or (0 if charge.margin_version else charge.amount_nano_credits),
+        "cost": cost_of(charge),
         "at": at,
         "day": moment(at).date().isoformat(),
         "request_id": charge.request_id,
@@ -112,6 +112,7 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
         "compute_milliseconds": units.compute_milliseconds,
         "rating": json.dumps(_plain(charge, _RATING), separators=(",", ":")),
         **_savings(charge),
+        "rounding_pico": charge.rounding_pico_credits,
     }
     for name in _TEXTS:
         # A foreign name must not keep a charge from being booked: PostgreSQL refuses this character.
