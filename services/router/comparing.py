@@ -82,10 +82,11 @@ class Comparing:
                     if failure.row.http in _REFUSALS:
                         raise
                     lanes.append(failure)
-        except BaseException as error:
+        except BaseException:
+            refused = RpcError("CANCELLED", "not begun: another model of the comparison was refused")
             for lane in lanes:
                 if isinstance(lane, Request):
-                    self._endings.fail(lane, error)
+                    self._endings.fail(lane, refused)
             raise
         if not any(isinstance(lane, Request) for lane in lanes):
             raise next(lane for lane in lanes if isinstance(lane, RpcError))

@@ -481,6 +481,7 @@ class TestCompare:
         assert not router.providers.asked
         assert router.reserved == 0
         assert router.billing.available == 300_000
+        assert all(each.state == "cancelled" for each in router.journal.decisions)
 
     async def test_leaving_stops_all_and_pays_what_was_produced(self) -> None:
         router = build("a/x", "b/y")
