@@ -15,9 +15,11 @@ import uvloop
 from services.billing import command as billing_command
 from services.commands import add_commands
 from services.common import log, telemetry
+from services.common.db import Database, sqlite_url
 from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
 from services.providers.conformance import command as conformance
+from services.router import command as models
 from services.settings import Settings, SettingsError, load
 
 
@@ -51,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     actions = billing.add_subparsers(required=True, metavar="action")
     actions.add_parser("check", help=billing_command.HELP).set_defaults(run=_check_ledger)
     add_commands(commands, actions)
+    registry = commands.add_parser("models", help="show and import the models of the registry")
+    models.add_arguments(registry)
+    registry.set_defaults(run=_models)
     provider = commands.add_parser("provider", help="judge a plugin").add_subparsers(
         required=True, metavar="action"
     )
@@ -59,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     # It needs only an address, and no settings that could be wrong.
     check.set_defaults(run=conformance.run, standalone=True)
     return parser
+
+
+def _models(settings: Settings, options: argparse.Namespace) -> int:
+    database = Database(settings.database_url or sqlite_url(settings.data_dir / "router.db"), "router")
+    return asyncio.run(models.run(database, settings.models, options))
 
 
 def _config(settings: Settings, options: argparse.Namespace) -> int:

@@ -401,6 +401,7 @@ class Request:
             estimate=format_nano(self.reservation.amount),
             comparison_id=self.comparison_id,
             **self._routed(),
+            model_version=(self.candidate or self.plan.chain[0]).model.version,
         )
         if self.first_token_at is not None:
             decision.first_token_ms = round((self.first_token_at - self.started) * 1000)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 
 from omnihub.common.v1.chat_pb2 import ChatInput
 from omnihub.router.v1.router_service_pb2 import CallOptions
 
 from services.router.domain.errors import RoutingError
-from services.router.domain.policy import Candidate, Plan
+from services.router.domain.policy import Plan
+from services.router.domain.split import choose
 from services.router.settings import RouteSettings
 
 FAILOVER, FAILOVER_CHEAPEST, SPLIT, HEDGE, RACE = "failover", "failover_cheapest", "split", "hedge", "race"
 # What `failover_cheapest` leaves as it is configured: the primary and its backup.
 _FIXED = 2
-_HASH_BYTES = 8
 
 
 class ConflictingOptionsError(RoutingError):
@@ -68,26 +67,10 @@ def arranged(plan: Plan, strategy: Strategy, session: str) -> Plan:
     """Return the plan with its chain in the order of the strategy."""
     chain = plan.chain
     if strategy.name == SPLIT and len(chain) > 1:
-        first = chain[_drawn([_weight(candidate) for candidate in chain], f"{plan.requested}\0{session}")]
+        weights = [candidate.model.weight_of(candidate.target) for candidate in chain]
+        first = chain[choose(weights, plan.requested, session)]
         return replace(plan, chain=(first, *(candidate for candidate in chain if candidate is not first)))
     if strategy.name == FAILOVER_CHEAPEST and len(chain) > _FIXED + 1:
         rest = sorted(chain[_FIXED:], key=lambda candidate: candidate.estimate_nano or 0)
         return replace(plan, chain=(*chain[:_FIXED], *rest))
     return plan
-
-
-def _weight(candidate: Candidate) -> float:
-    weights = candidate.model.settings.weights
-    return weights[candidate.model.targets.index(candidate.target)] if weights else 1.0
-
-
-def _drawn(weights: list[float], key: str) -> int:
-    """Return a position, drawn by weight: the same key draws the same one."""
-    digest = hashlib.sha256(key.encode()).digest()[:_HASH_BYTES]
-    point = int.from_bytes(digest) / 2 ** (8 * _HASH_BYTES) * sum(weights)
-    for position, weight in enumerate(weights):
-        point -= weight
-        if point < 0:
-            return position
-    # Only rounding, or weights that are all 0 once others are excluded, lead here.
-    return 0

@@ -18,7 +18,7 @@ from omnihub.billing.v1 import (
 )
 from omnihub.common.v1 import options_pb2
 from omnihub.provider.v1 import plugin_service_pb2, provider_service_pb2
-from omnihub.router.v1 import provider_health_service_pb2, router_service_pb2
+from omnihub.router.v1 import provider_health_service_pb2, registry_service_pb2, router_service_pb2
 from omnihub.workflow.v1alpha1 import job_service_pb2, workflow_service_pb2
 
 from services.edge.config import bootstrap
@@ -36,6 +36,7 @@ MODULES = (
     price_service_pb2,
     provider_service_pb2,
     report_service_pb2,
+    registry_service_pb2,
     router_service_pb2,
     provider_health_service_pb2,
     job_service_pb2,

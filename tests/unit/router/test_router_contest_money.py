@@ -137,7 +137,7 @@ async def test_the_books_are_right(strategy: str, leaves: bool, stream: bool) ->
                 task.cancel()
             result = (await asyncio.gather(task, return_exceptions=True))[0]
             assert result is None or isinstance(result, RpcError | asyncio.CancelledError), result
-            if not leaves or router.providers.asked:
+            if router.providers.asked:
                 await until(lambda router=router: router.journal.records)
             await router.settle()
         if router.journal.records:
