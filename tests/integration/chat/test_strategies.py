@@ -117,6 +117,7 @@ async def running(
             routes[f"{form}-{first}"] = RouteSettings(
                 route=[f"{form}/{first}", f"{form}/other", f"{form}/third"], retries=0
             )
+    routes["silent-twice"] = RouteSettings(route=["openai/silent", "anthropic/silent"])
     folder = tmp_path_factory.mktemp("chat")
     async with running_stack(folder, providers, routes, baseline_model="openai/good") as stack:
         yield stack
@@ -213,10 +214,8 @@ async def test_leaving_hangs_up_on_all_and_leaves_nothing_reserved(
     stack: Stack, upstream: tuple[FaultServer, Upstreams], stream: bool, strategy: str
 ) -> None:
     server, _ = upstream
-    chat = ChatInput(model="openai/silent", messages=[Message(role="user", content="hi")], max_tokens=50)
+    chat = ChatInput(model="silent-twice", messages=[Message(role="user", content="hi")], max_tokens=50)
     options = pb.CallOptions(strategy=strategy, hedge_after_ms=5 if strategy == "hedge" else 0)
-    chat.model = "silent-twice"
-    stack.router.admission.catalogue = with_route(stack, ["openai/silent", "anthropic/silent"])
     spent = stack.router.spent
 
     async def ask() -> None:
@@ -241,18 +240,6 @@ async def test_leaving_hangs_up_on_all_and_leaves_nothing_reserved(
     assert decision.state == "cancelled"
     assert not stack.router.journal.charges
     assert (stack.router.reserved, stack.router.spent) == (0, spent)
-
-
-def with_route(stack: Stack, route: list[str]) -> Any:
-    from dataclasses import replace
-
-    from services.router.domain.catalogue import Catalogue
-
-    catalogue = stack.router.admission.catalogue
-    for target in route:
-        stack.router.billing.price(target, INPUT_NANO * 1000, OUTPUT_NANO * 1000)
-    more = Catalogue.build({"silent-twice": RouteSettings(route=route)}, catalogue.providers.values())
-    return replace(catalogue, models={**catalogue.models, **more.models})
 
 
 @pytest.mark.parametrize(
