@@ -26,6 +26,16 @@ EVENT_STREAM = (
 )
 # Larger than any sensible receipt, smaller than what proxies allow in a header.
 RECEIPT_LIMIT = 4096
+_STRATEGIES = ("failover", "failover_cheapest", "split", "hedge", "race")
+_ROUTING_HEADERS = (
+    "x-omnihub-strategy",
+    "x-omnihub-parallel",
+    "x-omnihub-hedge-after-ms",
+    "x-omnihub-race-width",
+    "x-omnihub-session",
+    "x-omnihub-cache",
+    "x-omnihub-cache-ttl",
+)
 # As in the contract of ChatInput.
 MODEL_LIMIT = 256
 
@@ -66,6 +76,8 @@ class ChatEndpoint:
             options.strict = True
         if rescue := headers.get("x-omnihub-rescue"):
             options.rescue = _one_of("x-omnihub-rescue", rescue, ("off", "continue", "restart"))
+        if any(name in headers for name in _ROUTING_HEADERS):
+            _read_routing(headers, request)
         for name in self._surface.forwarded_headers:
             if name in headers:
                 options.headers[name] = headers[name]
@@ -164,6 +176,33 @@ def checked_model(name: str) -> str:
     return name
 
 
+def _read_routing(headers: Mapping[str, str], request: pb.ChatRequest | pb.StreamChatRequest) -> None:
+    """Take in how candidates are to be asked, and what the response cache is to do. Raises FormatError."""
+    options = request.options
+    if strategy := headers.get("x-omnihub-strategy"):
+        options.strategy = _one_of("x-omnihub-strategy", strategy, _STRATEGIES)
+    if parallel := headers.get("x-omnihub-parallel"):
+        request.chat.parallel = _one_of("x-omnihub-parallel", parallel.lower(), ("true", "false")) == "true"
+    if after := headers.get("x-omnihub-hedge-after-ms"):
+        options.hedge_after_ms = _whole("x-omnihub-hedge-after-ms", after, 1, 600_000)
+    if width := headers.get("x-omnihub-race-width"):
+        options.race_width = _whole("x-omnihub-race-width", width, 2, 4)
+    if session := headers.get("x-omnihub-session"):
+        if len(session) > MODEL_LIMIT:
+            raise invalid("x-omnihub-session", f"expected at most {MODEL_LIMIT} characters")
+        options.session = session
+    if cache := headers.get("x-omnihub-cache"):
+        options.cache = _one_of("x-omnihub-cache", cache, ("on", "off", "refresh"))
+    if ttl := headers.get("x-omnihub-cache-ttl"):
+        options.cache_ttl_s = _whole("x-omnihub-cache-ttl", ttl, 1, 2_592_000)
+
+
+def _whole(name: str, value: str, least: int, most: int) -> int:
+    if not (value.isascii() and value.isdigit() and least <= int(value[:12]) <= most):
+        raise invalid(name, f"expected a whole number from {least} to {most}")
+    return int(value)
+
+
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise invalid(name, f"expected one of {', '.join(allowed)}")
@@ -190,6 +229,7 @@ def start_headers(start: pb.StreamStart) -> list[tuple[bytes, bytes]]:
         (b"x-omnihub-decision-id", header_value(start.decision_id)),
         (b"x-omnihub-model", header_value(start.model_used)),
         (b"x-omnihub-provider", header_value(start.provider)),
+        (b"x-omnihub-cache", start.cache.encode() or b"off"),
     ]
 
 
@@ -200,6 +240,7 @@ def outcome_headers(outcome: pb.Outcome) -> list[tuple[bytes, bytes]]:
         (b"x-omnihub-model", header_value(outcome.model_used)),
         (b"x-omnihub-provider", header_value(outcome.provider)),
         (b"x-omnihub-cost", outcome.cost.encode()),
+        (b"x-omnihub-cache", outcome.cache.encode() or b"off"),
     ]
     if outcome.savings_estimate:
         headers.append((b"x-omnihub-savings", outcome.savings_estimate.encode()))
@@ -236,6 +277,13 @@ def outcome_object(outcome: pb.Outcome) -> Mapping[str, Any]:
     }
     if outcome.savings_estimate:
         facts["savings"] = outcome.savings_estimate
+        facts["savings_by_cause"] = {
+            field.name: text for field, text in outcome.savings.ListFields() if text != "0"
+        }
+    if outcome.cache not in ("", "off"):
+        facts["cache"] = outcome.cache
+    if outcome.lost_cost:
+        facts["lost_cost"] = outcome.lost_cost
     if outcome.rescued_from:
         facts["rescued_from"] = list(outcome.rescued_from)
     if receipt := _receipt(outcome):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
-from omnihub.billing.v1.price_pb2 import Price
+from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.common.v1.chat_pb2 import Usage
 from omnihub.router.v1.router_service_pb2 import RateLimit
 
@@ -17,14 +18,17 @@ from services.credits.money import format_nano, limit_nano
 from services.credits.rating import Rated, bound, provider_cost_of, sell_of
 from services.credits.savings import savings_of
 from services.router.budgets import Budgets
+from services.router.caching import OFF, AnswerCache
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.errors import RoutingError
 from services.router.domain.estimate import LARGEST, input_bound
 from services.router.domain.limits import OrganisationRules
 from services.router.domain.policy import Candidate, Plan
+from services.router.domain.strategy import arranged, strategy_of
 from services.router.journal import Journal, JournalError
 from services.router.latency import Latencies
 from services.router.leases import HOLD_TTL_S, Leases, Reservation
+from services.router.measurements import Measurements
 from services.router.metrics import observe
 from services.router.planner import Planner
 from services.router.prices import Prices, Wanted
@@ -47,14 +51,18 @@ class Admission:
         journal: Journal,
         latencies: Latencies,
         planner: Planner,
+        cache: AnswerCache,
         budgets: Budgets | None = None,
     ) -> None:
+        self.cache = cache
         self.prices = prices
         self._leases = leases
         self._budgets = budgets
         self._journal = journal
         self.latencies = latencies
         self.planner = planner
+        self.measurements: Measurements | None = None
+        """Where the latency of whole answers goes."""
         self._baseline: Wanted | None = None
         if settings.baseline_model:
             self._baseline = Target.parse(settings.baseline_model), ""
@@ -72,14 +80,27 @@ class Admission:
         budget = self.budget_of(call.identity)
         try:
             # A person stays with a version; without one each request falls anew.
-            unit = asked.chat.user or call.request_id
+            unit = asked.options.session or asked.chat.user or call.request_id
             planned = await self.planner.plan(asked, call.identity, self.catalogue, unit, self._baseline)
             plan = planned.plan
-            reservation = await self._reserve(asked, call, plan, budget)
+            strategy = strategy_of(asked.options, asked.chat, plan.chain[0].model.settings)
+            plan = arranged(plan, strategy, unit)
+            wish = self.cache.wish(asked, call, plan)
+            look = await self.cache.look(wish, asked, call, plan) if wish else OFF
+            reservation = await self._reserve(asked, call, plan, budget, free=look.answer is not None)
         except (RoutingError, RpcError) as refusal:
             self._note_refusal(asked, call, plan or getattr(refusal, "plan", None), refusal)
             raise
-        request = Request(call, asked, plan, planned.prices, reservation, sticky_key=planned.sticky_key)
+        request = Request(
+            call,
+            asked,
+            plan,
+            planned.prices,
+            reservation,
+            sticky_key=planned.sticky_key,
+            strategy=strategy,
+            look=look,
+        )
         if reservation.drawn is not None:
             # The moment that decided the windows of its limits is the one its charge is booked at.
             request.started_at = reservation.drawn.at / MICRO
@@ -91,16 +112,19 @@ class Admission:
         return None if self._budgets is None else self._budgets.rules.of(identity.organisation_id)
 
     async def _reserve(
-        self, asked: Asked, call: Call, chosen: Plan, budget: OrganisationRules | None
+        self, asked: Asked, call: Call, chosen: Plan, budget: OrganisationRules | None, *, free: bool
     ) -> Reservation:
-        """Reserve what the first candidate may use, of every limit and of the credits."""
+        """Reserve what the first candidate may use, of every limit and of the credits.
+
+        One that is `free`, because its answer is at hand, counts as a request and uses nothing else.
+        """
         first, identity = chosen.chain[0], call.identity
-        amount = first.estimate_nano or 0
+        amount = 0 if free else first.estimate_nano or 0
         drawn = None
         if budget is not None and self._budgets is not None:
             rules = self._budgets.rules_for(budget, identity, asked.chat.agent_id, asked.chat.run_id)
             if rules:
-                tokens = self._tokens_bound(asked, first)
+                tokens = 0 if free else self._tokens_bound(asked, first)
                 drawn = await self._budgets.reserve(identity.organisation_id, rules, amount, tokens)
         try:
             ttl_s = max(candidate.model.settings.timeouts.total_s for candidate in chosen.chain)
@@ -163,14 +187,43 @@ class Admission:
 
     async def afford(self, request: Request, candidate: Candidate) -> bool:
         """Reserve what `candidate` may cost beyond what is reserved. Tells whether that was possible."""
-        more = (candidate.estimate_nano or 0) - request.reservation.amount
+        wanted = candidate.estimate_nano or 0
+        beside = request.lost.cost + request.running_nano
+        limit = request.asked.chat.max_cost
+        if beside and limit and wanted + beside > limit_nano(limit):
+            return False
+        more = wanted + beside - request.reservation.amount
         return more <= 0 or await self.reserve_more(request, more)
+
+    def lose(self, request: Request, lane: Request, usage: Usage | None, produced_bytes: int) -> None:
+        """Put aside what a candidate has produced that another one was faster than. Nothing costs nothing.
+
+        `usage` is what its provider reported, if it came that far.
+        """
+        record = lane.current
+        if record is None:
+            return
+        record.lost = True
+        if usage is None:
+            if not produced_bytes:
+                return
+            lane.estimate_usage(produced_bytes)
+            usage = lane.usage
+        lane.usage, lane.price = usage, self._price_of(lane)
+        limit = None
+        if usage.estimated and lane.candidate is not None:
+            # Nobody pays more for a guess than what was set aside for the candidate.
+            limit = lane.candidate.estimate_nano or 0
+        rated = sell_of(usage, lane.price or Price(), lane.margin, limit)
+        record.usage.CopyFrom(usage)
+        record.cost = format_nano(rated.sell)
+        request.lost.add(lane.part(rated, limit), usage)
 
     async def afford_rescue(self, request: Request, candidate: Candidate, text_bytes: int) -> bool:
         """Reserve what `candidate` may cost to go on after `text_bytes`, beside what has been spent."""
         price = request.prices[candidate.target, candidate.model.priced_as]
         spent = self._rated(request, text_bytes).sell
-        wanted = request.broken.cost + spent + (candidate.estimate_nano or 0)
+        wanted = request.broken.cost + request.lost.cost + spent + (candidate.estimate_nano or 0)
         wanted += 0 if price is None else bound(text_bytes, 0, price, request.margin_for(candidate.target))
         limit = request.asked.chat.max_cost
         if limit and wanted > limit_nano(limit):
@@ -219,22 +272,36 @@ class Admission:
     def _rate(self, request: Request) -> None:
         """Work out cost and savings from the usage."""
         usage = request.usage
-        by_provider = provider_cost_of(usage) is not None
         request.price = price = self._price_of(request)
         price = Price() if price is None else price
+        if request.look.answer is not None:
+            self._rate_again(request, price)
+            return
+        by_provider = provider_cost_of(usage) is not None
         request.cost_source = "provider" if by_provider else "estimate" if usage.estimated else "price"
         if not by_provider and price.source == "fallback":
             request.cost_source = "unknown"
         limit = None
         if not by_provider and usage.estimated:
             # Nobody pays more for a guess than what was set aside for the answer.
-            limit = max(0, request.reservation.amount - request.broken.cost)
-        request.include_broken(sell_of(usage, price, request.margin, limit), limit)
+            limit = max(0, request.reservation.amount - request.broken.cost - request.lost.cost)
+        request.include_others(sell_of(usage, price, request.margin, limit), limit)
+        baseline = self._baseline_of(request)
+        request.saved = saved = savings_of(request.usage, request.cost, (price, request.margin), baseline)
+        request.savings = saved.total if baseline is not None or saved.prompt_cache else None
+
+    def _rate_again(self, request: Request, price: Price) -> None:
+        """Note that a kept answer costs nothing, and what it would have cost."""
+        request.cost_source, request.cost = "cache", 0
+        would = sell_of(request.usage, price, request.margin).sell
+        saved = savings_of(request.usage, would, (price, request.margin), self._baseline_of(request))
+        request.saved = saved = replace(saved, cache=would)
+        request.savings = saved.total
+
+    def _baseline_of(self, request: Request) -> tuple[Price, Margin | None] | None:
         wanted = self._baseline
         listed = None if wanted is None else request.prices[wanted]
-        baseline = None if wanted is None or listed is None else (listed, request.margin_for(wanted[0]))
-        request.saved = savings_of(request.usage, request.cost, (price, request.margin), baseline)
-        request.savings = None if baseline is None else request.saved.total
+        return None if wanted is None or listed is None else (listed, request.margin_for(wanted[0]))
 
     async def conclude(self, request: Request) -> None:
         """Record an answered request durably, then let its reservation go. Before the last byte.
@@ -275,12 +342,19 @@ class Admission:
         if failure is not None:
             request.state, request.reason = "failed", JournalError.reason
             request.cost, request.savings = 0, None
-        if request.state == "complete":
-            self.latencies.observe(request.target, request.attempts[-1].latency_ms)
+        if request.state == "complete" and request.current is not None:
+            self._observe(request)
             self.planner.sticky.keep(request.sticky_key, request.target.name)
         # Metrics can wait until the answer has left.
         duration_s = time.monotonic() - request.started
         asyncio.get_running_loop().call_later(OBSERVE_AFTER_S, observe, request, duration_s)
+
+    def _observe(self, request: Request) -> None:
+        assert request.current is not None
+        latency_ms = request.current.latency_ms
+        self.latencies.observe(request.target, latency_ms)
+        if self.measurements is not None:
+            self.measurements.latency(request.target, latency_ms)
 
     def _let_go(self, request: Request) -> None:
         """End what is reserved of limits, as `_recorded` does with the credits."""
@@ -288,8 +362,7 @@ class Admission:
         if drawn is None or self._budgets is None:
             return
         if request.chargeable:
-            tokens = request.usage.input_total + request.usage.output_total
-            self._budgets.spend(drawn, request.cost, tokens)
+            self._budgets.spend(drawn, request.cost, _tokens_of(request))
         else:
             self._budgets.cancel(drawn)
 
@@ -297,3 +370,11 @@ class Admission:
         """Wait until the record of every ended request is written."""
         while self._endings:
             await asyncio.wait(self._endings)
+
+
+def _tokens_of(request: Request) -> int:
+    """Return how many tokens of its limits a request has used: none when its answer was at hand."""
+    if request.look.answer is not None:
+        return 0
+    used = (request.usage, request.lost.usage)
+    return sum(usage.input_total + usage.output_total for usage in used)

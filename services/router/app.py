@@ -11,6 +11,7 @@ from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.provider.v1 import provider_service_pb2
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.router.v1.provider_health_service_api import ProviderHealthService
 from omnihub.router.v1.registry_service_api import RegistryService
 from omnihub.router.v1.router_service_api import RouterService
 from omnihub.router.v1.routing_policy_service_api import RoutingPolicyService
@@ -20,13 +21,18 @@ from services.common.rpc import Call, RpcError
 from services.common.service import Infrastructure, Service
 from services.credits.money import parse_nano
 from services.router.admission import Admission
+from services.router.answer_store import KeptAnswers
 from services.router.budget_rules import BudgetRules
 from services.router.budgets import Budgets
+from services.router.caching import AnswerCache
 from services.router.counting import Counting
 from services.router.detection import Detector
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
 from services.router.health import Health
+from services.router.health_server import ProviderHealthServer
+from services.router.health_sharing import HealthSharing
+from services.router.health_store import HealthStore
 from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
@@ -111,14 +117,28 @@ class RouterApp:
             self._policies.of,
             self._budgets.rules.of,
         )
+        self._answers: KeptAnswers | None = None
+        if settings.cache.persist:
+            self._answers = KeptAnswers(self._database, settings.cache.persist_mb * 2**20)
+        cache = AnswerCache(settings.cache, self._answers)
         self._admission = Admission(
-            settings, self._prices, self._leases, self._journal, latencies, planner, self._budgets
+            settings, self._prices, self._leases, self._journal, latencies, planner, cache, self._budgets
         )
         self._refresh: asyncio.Task[None] | None = None
         feed = ChangeFeed(self._database, changes, sole_writer=False)
         self._models = ModelStore(self._database, feed)
         self._registry = ModelRegistry(routes, self._models, feed, self._use)
         self.registry_server = RegistryServer(self._registry, self._admission, feed)
+        self._admission.measurements = health.measurements
+        health_store, instance_id = HealthStore(self._database), infrastructure.instance_id
+        self._sharing = HealthSharing(
+            health,
+            health_store,
+            instance_id,
+            settings.health.share_interval_s,
+            settings.health.retention_days,
+        )
+        self.health_server = ProviderHealthServer(health, self._sharing, health_store, instance_id)
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
         self.policy_server = RoutingPolicyServer(policy_store, self._policies)
         self.server = RouterServer(
@@ -141,6 +161,9 @@ class RouterApp:
         self._settlement.start(self._leases, self._settings.decision_retention_days)
         self._budgets.start()
         self._refresh = asyncio.create_task(self._keep_providers())
+        self._sharing.start()
+        if self._answers is not None:
+            self._answers.start()
 
     async def stop(self) -> None:
         """Write and settle everything, return the leases."""
@@ -149,6 +172,9 @@ class RouterApp:
             await asyncio.gather(self._refresh, return_exceptions=True)
         await self._registry.stop()
         await self._admission.drain()
+        await self._sharing.stop()
+        if self._answers is not None:
+            await self._answers.stop()
         try:
             await self._settlement.stop()
             await self._leases.close()
@@ -226,6 +252,7 @@ def build(
             (RouterService, app.server),
             (RoutingPolicyService, app.policy_server),
             (RegistryService, app.registry_server),
+            (ProviderHealthService, app.health_server),
         ],
         start=app.start,
         stop=app.stop,

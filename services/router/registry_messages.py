@@ -18,7 +18,10 @@ from services.router.settings import EndpointSettings, RouteSettings
 
 _TIMEOUTS = ("connect", "first_token", "idle", "total")
 # Fields that have the same name and form in both.
-_SAME = ("default_provider", "context_length", "max_output", "rescue", "hold_back", "source", "source_date")
+_SAME = (
+    *("default_provider", "context_length", "max_output", "rescue", "hold_back", "source", "source_date"),
+    *("strategy", "hedge_after_ms", "race_width", "cache", "cache_ttl_s"),
+)
 _LISTS = ("aliases", "fallback", "capabilities", "regions", "tiers")
 _OPTIONAL: tuple[Literal["quality", "enabled", "retries"], ...] = ("quality", "enabled", "retries")
 _STRUCTS: tuple[Literal["options_schema", "options_defaults"], ...] = ("options_schema", "options_defaults")
@@ -31,7 +34,8 @@ def document_of(message: ModelDefinition) -> dict[str, Any]:
     document.update({name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)})
     document.update({name: plain(getattr(message, name)) for name in _STRUCTS if message.HasField(name)})
     if message.strengths:
-        document["strengths"] = dict(message.strengths)
+        # Maps of messages have no order; the same definition is the same document.
+        document["strengths"] = dict(sorted(message.strengths.items()))
     timeouts = {f"{name}_s": value for name in _TIMEOUTS if (value := getattr(message, f"{name}_timeout_s"))}
     if timeouts:
         document["timeouts"] = timeouts

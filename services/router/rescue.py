@@ -124,7 +124,7 @@ class Rescue:
             request.end_attempt("failed", RpcError("STREAM_TRUNCATED", "its answer begins differently"))
             raise
         except BaseException:
-            self._health.released(candidate.target)
+            self._health.left(candidate.target)
             raise
         self._health.succeeded(candidate.target, began)
         return opened
@@ -165,7 +165,8 @@ class Rescue:
 
     def _rest(self, request: Request, failure: RpcError) -> list[Candidate]:
         """Return who has not been asked yet, and last the broken provider itself when that makes sense."""
-        tried = {attempt.target for attempt in request.attempts}
+        # Who only was slower may still be asked.
+        tried = {attempt.target for attempt in request.attempts if not attempt.lost}
         current = request.candidate
         open_: list[Candidate] = []
         fresh: list[Candidate] = []

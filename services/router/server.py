@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,34 +10,26 @@ from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Message, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as provider
 from omnihub.router.v1 import explain_pb2 as explain
 from omnihub.router.v1 import router_service_pb2 as pb
+from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
 
 from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc import Call, RpcError
-from services.common.rpc.errors import Violation, to_rpc_error
+from services.common.rpc.errors import Violation
 from services.formats import anthropic_messages, openai_chat, openai_responses
 from services.router.admission import Admission
+from services.router.comparing import Comparing
 from services.router.counting import Counting
 from services.router.domain.shortlist import includes
-from services.router.domain.transcript import Transcript
+from services.router.endings import Endings
 from services.router.execution import Execution
 from services.router.explain import Explaining
-from services.router.journal import JournalError
 from services.router.listing import all_shown, describe
 from services.router.request import Asked, Request
-from services.router.rescue import VOID
 from services.router.store import JournalStore
+from services.router.streaming import Streaming
 
 PAGE_SIZE = 100
-# A reservation must hold for writing with short tokens too.
-METERED_BYTES_PER_TOKEN = 2
 
-# How a request ended, by the reason of its failure; any other reason is the provider's.
-_STATES = {
-    "CANCELLED": "cancelled",
-    "INTERNAL": "failed",
-    "OUT_OF_BUDGET": "out_of_budget",
-    "STREAM_TRUNCATED": "truncated",
-}
 _FACTS = {
     WireFormat.WIRE_FORMAT_OPENAI_CHAT: openai_chat.read_facts,
     WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES: anthropic_messages.read_facts,
@@ -58,6 +48,9 @@ class RouterServer:
         self._store = store
         self._counting = counting
         self._explaining = Explaining(admission)
+        self._endings = Endings(admission)
+        self._streaming = Streaming(admission, execution, self._endings)
+        self._comparing = Comparing(admission, self._streaming, self._endings)
 
     async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
         return await self._answer(_asked(request, "chat"), call)
@@ -65,6 +58,8 @@ class RouterServer:
     async def _answer(self, asked: Asked, call: Call) -> pb.ChatResponse:
         admitted = await self._admission.admit(asked, call)
         try:
+            if admitted.look.answer is not None:
+                return await self._again(admitted, admitted.look.answer)
             answer = await self._execution.answer(admitted)
             raw_body = answer.raw_body if answer.HasField("raw_body") else None
             admitted.receipt = list(answer.receipt)
@@ -72,41 +67,30 @@ class RouterServer:
             admitted.complete(answer.usage, answer.finish, produced)
             await self._admission.conclude(admitted)
         except BaseException as error:
-            self._fail(admitted, error)
+            self._endings.fail(admitted, error)
             raise
+        self._admission.cache.keep_whole(admitted, answer)
         return _response(answer, raw_body, admitted)
 
-    async def stream_chat(
-        self, request: pb.StreamChatRequest, call: Call
-    ) -> AsyncIterator[pb.StreamChatResponse]:
-        admitted = await self._admission.admit(_asked(request, "stream"), call)
-        transcript = Transcript()
-        meter = _Meter(admitted, self._admission, transcript)
-        try:
-            async with aclosing(self._execution.stream(admitted, transcript)) as events:
-                async for event in events:
-                    if event.HasField("end"):
-                        admitted.complete(event.end.usage, event.end.finish, transcript.attempt_bytes)
-                        await self._admission.conclude(admitted)
-                        yield _end(event.end, admitted)
-                        return
-                    if event.HasField("start"):
-                        meter.begin()
-                        yield _started(event.start, admitted, transcript)
-                    else:
-                        yield _translated(event)
-                        if meter.due():
-                            await meter.reserve()
-        except (asyncio.CancelledError, GeneratorExit):
-            self._leave(admitted, transcript)
-            raise
-        except Exception as error:
-            if admitted.first_token_at is None:
-                self._fail(admitted, error)
-            else:
-                await self._break(admitted, error, transcript)
-                yield _error(admitted, error)
-            raise
+    async def _again(self, request: Request, answer: CachedAnswer) -> pb.ChatResponse:
+        """Return a kept answer: as it came, or else in the normalised model."""
+        request.answer_again()
+        await self._admission.conclude(request)
+        whole = provider.ChatResponse(message=answer.message, response_id=answer.response_id)
+        return _response(whole, answer.raw_body or None, request)
+
+    def stream_chat(self, request: pb.StreamChatRequest, call: Call) -> AsyncIterator[pb.StreamChatResponse]:
+        async def admit() -> Request:
+            return await self._admission.admit(_asked(request, "stream"), call)
+
+        return self._streaming.run(admit)
+
+    async def compare_chat(
+        self, request: pb.CompareChatRequest, call: Call
+    ) -> AsyncIterator[pb.CompareChatResponse]:
+        async with aclosing(self._comparing.run(_compared(request), call)) as events:
+            async for event in events:
+                yield event
 
     async def agent_step(self, request: pb.AgentStepRequest, call: Call) -> pb.AgentStepResponse:
         message = pb.ChatRequest(chat=request.chat, options=request.options)
@@ -150,7 +134,7 @@ class RouterServer:
             admitted.complete(answer.usage, Finish(reason="stop"), 0)
             await self._admission.conclude(admitted)
         except BaseException as error:
-            self._fail(admitted, error)
+            self._endings.fail(admitted, error)
             raise
         response = pb.EmbedResponse(
             embeddings=[pb.Vector(values=vector.values) for vector in answer.embeddings],
@@ -185,78 +169,6 @@ class RouterServer:
             raise RpcError("NOT_FOUND", f"no decision {request.decision_id!r} in this organisation")
         return pb.GetDecisionResponse(decision=decision)
 
-    def _fail(self, request: Request, error: BaseException) -> None:
-        """End a request that produced nothing the caller has seen: it costs nothing."""
-        if request.concluded:
-            return
-        failure = to_rpc_error(error)
-        if isinstance(error, RpcError):
-            error.metadata.setdefault("decision_id", request.decision_id)
-        request.state = _STATES.get(failure.reason, "upstream_error")
-        request.reason = failure.reason
-        request.end_attempt("cancelled" if failure.reason == "CANCELLED" else "failed", failure)
-        self._admission.abandon(request)
-
-    async def _break(self, request: Request, error: Exception, transcript: Transcript) -> None:
-        """End a stream that broke: what was produced is paid."""
-        if request.concluded:
-            return
-        failure = to_rpc_error(error)
-        request.state = _STATES.get(failure.reason, "upstream_error")
-        request.reason = failure.reason
-        request.end_attempt("cancelled" if failure.reason == "OUT_OF_BUDGET" else "failed", failure)
-        request.estimate_usage(transcript.attempt_bytes)
-        try:
-            await self._admission.conclude(request)
-        except JournalError:
-            # The stream's own failure is what its caller is told; the journal has logged this one.
-            return
-
-    def _leave(self, request: Request, transcript: Transcript) -> None:
-        """End a request whose caller has gone: what was produced is paid."""
-        if request.concluded:
-            return
-        request.state = "cancelled"
-        request.reason = "CANCELLED"
-        request.end_attempt("cancelled")
-        if request.first_token_at is None:
-            self._admission.abandon(request)
-        else:
-            request.estimate_usage(transcript.attempt_bytes)
-            self._admission.conclude_soon(request)
-
-
-class _Meter:
-    """Reserves more credits before a stream has used up what is reserved."""
-
-    def __init__(self, request: Request, admission: Admission, transcript: Transcript) -> None:
-        self._request = request
-        self._admission = admission
-        self._transcript = transcript
-        self._step = 0
-        self._limit_tokens: float = math.inf
-
-    def begin(self) -> None:
-        """A model begins to speak: beside what has been produced, a full step is reserved for it."""
-        request = self._request
-        if request.asked.max_tokens or request.candidate is None:
-            # With a limit of the caller's own the reservation covers all that can come.
-            return
-        self._step = step = self._admission.output_cap(request.candidate.model)
-        produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
-        self._limit_tokens = produced + step * request.asked.choices
-
-    def due(self) -> bool:
-        """Tell whether more has to be reserved. Cheap: asked after each event."""
-        produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
-        return produced > self._limit_tokens - self._step // 4
-
-    async def reserve(self) -> None:
-        """Reserve for what comes next. Raises RpcError OUT_OF_BUDGET."""
-        if not await self._admission.extend(self._request, self._step):
-            raise RpcError("OUT_OF_BUDGET", "the credits for this request are used up; the answer ends here")
-        self._limit_tokens += self._step
-
 
 def _invalid(field: str, description: str) -> RpcError:
     return RpcError("INVALID_ARGUMENT", f"{field}: {description}", violations=[Violation(field, description)])
@@ -274,6 +186,8 @@ def _asked(request: Conversation, feature: str) -> Asked:
     """
     chat, raw_body = request.chat, request.raw_body
     options = getattr(request, "options", None) or pb.CallOptions()
+    if chat.models:
+        raise _invalid("models", "only POST /v1/chat:compare (CompareChat) takes several; send `model`")
     if not raw_body:
         if not chat.messages:
             raise _invalid("messages", "send at least one message")
@@ -301,6 +215,20 @@ def _asked(request: Conversation, feature: str) -> Asked:
     )
 
 
+def _compared(request: pb.CompareChatRequest) -> list[Asked]:
+    """Read a comparison: one request for each model. Raises RpcError naming the wrong field."""
+    models = list(request.chat.models)
+    if request.chat.model or not 2 <= len(set(models)) == len(models):
+        raise _invalid("models", "name two to four different models to compare, and no `model`")
+    asked = []
+    for model in models:
+        one = pb.StreamChatRequest(chat=request.chat, options=request.options)
+        one.chat.ClearField("models")
+        one.chat.model = model
+        asked.append(_asked(one, "stream"))
+    return asked
+
+
 def _asked_to_embed(request: pb.EmbedRequest) -> Asked:
     raw_body = request.raw_body
     if not raw_body and not request.inputs:
@@ -308,10 +236,6 @@ def _asked_to_embed(request: pb.EmbedRequest) -> Asked:
     chat = ChatInput(model=request.model, agent_id=request.agent_id, run_id=request.run_id)
     chat.messages.extend(Message(role="user", content=text) for text in request.inputs)
     return Asked(chat, "embed", raw_body)
-
-
-def _end(end: provider.StreamEnd, request: Request) -> pb.StreamChatResponse:
-    return pb.StreamChatResponse(end=pb.StreamEnd(outcome=request.outcome(), raw_tail=end.raw_tail))
 
 
 def _response(answer: provider.ChatResponse, raw_body: bytes | None, request: Request) -> pb.ChatResponse:
@@ -332,48 +256,3 @@ def _response(answer: provider.ChatResponse, raw_body: bytes | None, request: Re
             [answer.message.content, *(part.text.text for part in answer.message.parts)]
         )
     return response
-
-
-def _translated(event: provider.StreamChatResponse) -> pb.StreamChatResponse:
-    if event.HasField("raw_frame"):
-        return pb.StreamChatResponse(raw_frame=event.raw_frame)
-    if event.HasField("part_delta"):
-        return pb.StreamChatResponse(part_delta=event.part_delta)
-    if event.HasField("part_start"):
-        return pb.StreamChatResponse(part_start=event.part_start)
-    return pb.StreamChatResponse(part_stop=event.part_stop)
-
-
-def _started(event: provider.StreamStart, request: Request, transcript: Transcript) -> pb.StreamChatResponse:
-    """Return what the caller is told when a model begins to speak: the first, or one after a break."""
-    request.take_receipt(event.receipt)
-    reason = request.broken.reason
-    if reason and request.speaker is not None and request.speaker.rescue != VOID:
-        rescue = pb.StreamRescue(
-            model_used=request.target.name,
-            provider=request.target.provider,
-            reason=reason,
-            parts=transcript.position.parts,
-        )
-        return pb.StreamChatResponse(rescue=rescue)
-    start = pb.StreamStart(
-        request_id=request.call.request_id,
-        decision_id=request.decision_id,
-        model_used=request.target.name,
-        provider=request.target.provider,
-        response_id=event.response_id,
-        model=event.model,
-        wire_format=event.wire_format,
-        rate_limits=request.rate_limits,
-    )
-    start.started_at.FromMilliseconds(int(request.started_at * 1000))
-    if reason:
-        return pb.StreamChatResponse(restart=pb.StreamRestart(start=start, reason=reason))
-    return pb.StreamChatResponse(start=start)
-
-
-def _error(request: Request, error: Exception) -> pb.StreamChatResponse:
-    failure = to_rpc_error(error)
-    return pb.StreamChatResponse(
-        error=pb.StreamError(reason=failure.reason, message=failure.message, outcome=request.outcome())
-    )

@@ -140,6 +140,17 @@ class RouteSettings(Section):
     """Where its facts come from, such as a vendor's page."""
     source_date: str = Field("", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
     """When they were looked up: YYYY-MM-DD."""
+    strategy: Literal["failover", "failover_cheapest", "split", "hedge", "race"] = "failover"
+    """How the entries are asked: one after the other (from the third one on by price), by weight, a second
+    one when the first is silent, or several at once."""
+    hedge_after_ms: int = Field(0, ge=0, le=600_000)
+    """For `hedge`: how long the first may be silent; 0: the time in which 95 % of its answers begin."""
+    race_width: int = Field(2, ge=2, le=4)
+    """For `race`: how many at once."""
+    cache: Literal["off", "on"] = "off"
+    """Give the answer to the same request again, where the request does not say otherwise."""
+    cache_ttl_s: int = Field(86_400, ge=1, le=2_592_000)
+    """For how long an answer is given again."""
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> RouteSettings:
@@ -160,6 +171,28 @@ class RouteSettings(Section):
         for name, version in self.versions.items():
             routes.append((version.route, version.endpoints, f"versions.{name}."))
         return routes
+
+
+class CacheSettings(Section):
+    """Answers that are given again. Off unless a request, its key or its route asks for it."""
+
+    total_mb: int = Field(64, ge=0, le=65_536)
+    """Memory for answers, least recently used ones go first; 0 turns the cache off."""
+    entry_kb: int = Field(512, ge=1, le=65_536)
+    """Largest answer that is kept."""
+    persist: bool = False
+    """Keep answers in the router's database too: they outlive the process, and other replicas find them."""
+    persist_mb: int = Field(1024, ge=1)
+    """For these in the database, in all; the oldest go first."""
+
+
+class HealthSettings(Section):
+    """What is remembered of how providers answered."""
+
+    retention_days: int = Field(14, ge=1, le=400)
+    """How long the measurements of a minute are kept."""
+    share_interval_s: float = Field(2, gt=0, le=30)
+    """How often replicas read what the others have learned."""
 
 
 class BreakerSettings(Section):
@@ -208,3 +241,7 @@ class RouterSettings(Section):
     """Fill a registry that never had a model with the shipped catalogue."""
     breaker: BreakerSettings = BreakerSettings()
     """When a provider that fails is left alone."""
+    cache: CacheSettings = CacheSettings()
+    """Answers that are given again."""
+    health: HealthSettings = HealthSettings()
+    """What is remembered of how providers answered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from omnihub.router.v1.router_service_api import RouterService
 from services.common.ids import new_id
 from services.common.rpc import Call, Connector, Identity, Registry, RpcError
 from services.router.admission import Admission
+from services.router.caching import AnswerCache
 from services.router.counting import Counting
 from services.router.detection import Detector
 from services.router.domain.catalogue import Catalogue, Provider
@@ -108,11 +109,14 @@ class Router:
         )
         peer = connector.connect(ProviderService, "providers")
         self.now = 0.0
-        health = Health(self.settings.breaker, lambda: self.now or time.monotonic())
+        health = self.health = Health(self.settings.breaker, lambda: self.now or time.monotonic())
         latencies = Latencies()
         detector = Detector(peer, self.settings.task_model, self.settings.task_model_limit_s)
         self.planner = Planner(self.settings, prices, latencies, detector, health.pause)
-        self.admission = Admission(self.settings, prices, self.leases, self.journal, latencies, self.planner)
+        cache = AnswerCache(self.settings.cache, None)
+        self.admission = Admission(
+            self.settings, prices, self.leases, self.journal, latencies, self.planner, cache
+        )
         self.admission.catalogue = Catalogue.build(
             routes,
             [
@@ -120,6 +124,7 @@ class Router:
                 for each in providers.capabilities
             ],
         )
+        self.admission.measurements = health.measurements
         execution = Execution(peer, self.admission, health, self.settings.retry_after_limit_s)
         counting = Counting(self.admission, peer)
         store: Any = None
@@ -259,3 +264,12 @@ async def bounded(seconds: float = 5) -> AsyncIterator[None]:
     """Fail instead of hanging."""
     async with asyncio.timeout(seconds):
         yield
+
+
+async def until(condition: Callable[[], Any], turns: int = 100_000) -> None:
+    """Let others run until `condition` holds. Raises AssertionError when it never does."""
+    for _ in range(turns):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("what was waited for never came")

@@ -19,7 +19,12 @@ from omnihub.billing.v1 import (
 )
 from omnihub.common.v1 import options_pb2
 from omnihub.provider.v1 import plugin_service_pb2, provider_service_pb2
-from omnihub.router.v1 import registry_service_pb2, router_service_pb2, routing_policy_service_pb2
+from omnihub.router.v1 import (
+    provider_health_service_pb2,
+    registry_service_pb2,
+    router_service_pb2,
+    routing_policy_service_pb2,
+)
 from omnihub.workflow.v1alpha1 import job_service_pb2, workflow_service_pb2
 
 from services.edge.config import bootstrap
@@ -41,6 +46,7 @@ MODULES = (
     registry_service_pb2,
     router_service_pb2,
     routing_policy_service_pb2,
+    provider_health_service_pb2,
     job_service_pb2,
     workflow_service_pb2,
     workspace_service_pb2,

@@ -36,6 +36,11 @@ FULL: dict[str, Any] = {
     "enabled": False,
     "source": "a page",
     "source_date": "2026-01-02",
+    "strategy": "race",
+    "hedge_after_ms": 9,
+    "race_width": 3,
+    "cache": "on",
+    "cache_ttl_s": 60,
 }
 
 routes = st.lists(st.sampled_from(TARGETS), min_size=1, unique=True)
