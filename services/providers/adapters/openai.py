@@ -60,6 +60,7 @@ _ERRORS = ErrorTable(
         ("exceeds the available context size", "CONTEXT_LENGTH_EXCEEDED"),
         ("insufficient credits", "PROVIDER_BILLING"),
         ("requires more credits", "PROVIDER_BILLING"),
+        ("is not a valid model id", "MODEL_NOT_FOUND"),
     ),
 )
 
