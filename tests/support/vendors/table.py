@@ -263,16 +263,16 @@ _ALL = (
 VENDORS: Mapping[str, Vendor] = {vendor.name: vendor for vendor in _ALL}
 
 
-def asks(*rows: int, without: Sequence[str] = (), only: Sequence[str] = ()) -> Any:
-    """Parametrise a test over the vendors, each in every way it is asked, as the cells of these rows."""
+def asks(*rows: int, without: Sequence[str] = (), only: Sequence[str] = (), one_way: bool = False) -> Any:
+    """Parametrise a test over the vendors as the cells of these rows: each in every way it is asked, or in one."""
     given = []
     for vendor in _ALL:
         if vendor.name in without or (only and vendor.name not in only):
             continue
         marks = [pytest.mark.matrix(row=row, adapter=vendor.name) for row in rows]
-        for raw, has in ((True, bool(vendor.raw_format)), (False, vendor.is_typed)):
-            if has:
-                both = vendor.is_typed and vendor.raw_format
+        for raw, has in ((False, vendor.is_typed), (True, bool(vendor.raw_format))):
+            if has and not (raw and one_way and vendor.is_typed):
+                both = vendor.is_typed and vendor.raw_format and not one_way
                 name = f"{vendor.name}-{'raw' if raw else 'typed'}" if both else vendor.name
                 given.append(pytest.param(Ask(vendor, raw), id=name, marks=marks))
     return pytest.mark.parametrize("ask", given)
