@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import tomllib
@@ -18,7 +20,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROWS = Path(__file__).with_name("matrix_rows.toml")
 # Where marked tests are; a test compares this with where markers are.
-FOLDERS = ("tests/integration/matrix", "tests/integration/providers", "tests/unit/formats")
+FOLDERS = (
+    "tests/integration/matrix",
+    "tests/integration/providers",
+    "tests/unit/formats",
+    "tests/unit/providers",
+)
 PROPERTY = "matrix"
 PASSED, FAILED, MISSING, NOT_APPLICABLE = "passed", "failed", "missing", "n.a."
 _SIGNS = {PASSED: "ok", FAILED: "FAILED", MISSING: "MISSING", NOT_APPLICABLE: "-"}
@@ -125,9 +132,44 @@ def show(table: Table, states: Mapping[Cell, str]) -> str:
     return "\n".join(lines)
 
 
+class Collected:
+    """A plugin of pytest that keeps which cells tests claim to fill, and runs none."""
+
+    def __init__(self) -> None:
+        self.claims: dict[Cell, list[str]] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            for cell in cells_of(item):
+                self.claims.setdefault(cell, []).append(item.nodeid)
+
+
+def complaints(table: Table, claims: Mapping[Cell, list[str]]) -> list[str]:
+    """Return what is wrong with the markers: cells without a test, and tests of cells that are none."""
+    found = [f"no test fills row {row}, {adapter}" for row, adapter in sorted(table.required - claims.keys())]
+    for cell in sorted(claims.keys() - table.required):
+        found.append(f"row {cell[0]}, {cell[1]} is no cell of the matrix, but marks {claims[cell][0]}")
+    return found
+
+
+def check() -> int:
+    """Look at the markers alone, without running a test. Returns the exit status."""
+    collected = Collected()
+    with contextlib.redirect_stdout(io.StringIO()) as listed:
+        status = pytest.main(["-qq", "--collect-only", "-m", "matrix", *FOLDERS], plugins=[collected])
+    if status:
+        sys.stdout.write(listed.getvalue()[-5000:])
+        return 1
+    found = complaints(read_table(), collected.claims)
+    sys.stdout.write("".join(f"{line}\n" for line in found))
+    return 1 if found else 0
+
+
 def main(arguments: list[str]) -> int:
-    """Run the marked tests, print the matrix and return the exit status."""
+    """Run the marked tests, print the matrix and return the exit status; with --check look at the markers."""
     os.chdir(ROOT)
+    if arguments == ["--check"]:
+        return check()
     outcomes = Outcomes()
     folders = [folder for folder in FOLDERS if Path(folder).is_dir()]
     status = pytest.main(["-q", "-m", "matrix", "--no-summary", *folders, *arguments], plugins=[outcomes])

@@ -8,6 +8,7 @@ import pytest
 from omnihub.provider.v1 import provider_service_pb2 as pb
 from omnihub.provider.v1.provider_service_api import ProviderService
 
+from tests.support import event_stream
 from tests.support.fault_server import Disconnect, Endless, FaultServer, Head, Pause, Send, Stall
 from tests.support.providers import text_of
 from tests.support.vendors import TEXT, VENDORS, Ask
@@ -204,3 +205,25 @@ async def test_an_error_after_status_200(
         assert error.metadata["phase"] == ("mid_stream" if begun else "before_first_byte")
         assert text_of(messages) == (TEXT if begun else "")
     assert server.injected["error_frame"] == len(server.requests) == len(vendor.refusals.broken)
+
+
+@asks(41, only=tuple(FRAMED))
+async def test_frames_of_event_streams(server: FaultServer, client: ProviderService, ask: Ask) -> None:
+    """Both checksums are checked; an exception frame is its error; an event that nobody knows is nothing."""
+    vendor = ask.vendor
+    frame = vendor.encode(vendor.text.frames[1])
+    for wrong in (event_stream.with_bad_message_checksum(frame), event_stream.with_bad_prelude(frame)):
+        server.script = [*vendor.script(vendor.begun()), Send(wrong, fault="checksum")]
+        messages, error = await broken(client, ask)
+        assert error.reason == "PROVIDER_PROTOCOL"
+        assert text_of(messages) == TEXT
+    broke = event_stream.exception("modelTimeoutException", {"message": "too slow"})
+    server.script = [*vendor.script(vendor.begun()), Send(broke, fault="exception")]
+    _, error = await broken(client, ask)
+    assert (error.reason, error.metadata["http_status"]) == ("PROVIDER_TIMEOUT", "408")
+    assert server.injected["checksum"] == 2
+    assert server.injected["exception"] == 1
+    unknown = event_stream.event("inventedTomorrow", {"delta": {"text": "no text"}})
+    pieces = [unknown + vendor.encode(frame) for frame in vendor.text.frames]
+    server.script = vendor.script(*pieces)
+    assert text_of(await read(client, ask.attempt())) == TEXT
