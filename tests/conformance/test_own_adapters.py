@@ -41,10 +41,9 @@ JUDGED = {
     "ollama": EMBEDDINGS,
 }
 CHAT = ("openai-chat-answers", "openai-chat-streams")
-BOTH = (*CHAT, "openai-responses-answers", "openai-responses-streams")
 FORMATS = {
-    **dict.fromkeys(("groq", "openrouter", "huggingface", "self_hosted"), CHAT),
-    **dict.fromkeys(("openai", "openai_responses"), BOTH),
+    **dict.fromkeys(("openai", "groq", "openrouter", "huggingface", "self_hosted"), CHAT),
+    "openai_responses": (*CHAT, "openai-responses-answers", "openai-responses-streams"),
     "anthropic": ("anthropic-messages-answers", "anthropic-messages-streams"),
 }
 

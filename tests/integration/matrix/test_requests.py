@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -361,6 +362,22 @@ async def test_the_full_set_of_options_of_responses(
     sent, receipt = await send(server, client, ask, body)
     assert sent == {**body, "model": ask.vendor.model}
     assert receipt.keys() >= body.keys()
+
+
+@asks(12, without=(*NO_RESPONSES, "titan"), one_way=True)
+async def test_tools_keep_their_order(server: FaultServer, client: ProviderService, ask: Ask) -> None:
+    """Another order is another prompt: what the vendor has cached of it would be paid again."""
+    names = [f"tool_{(number * 7) % 20}" for number in range(20)]
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in names
+    ]
+    for _ in range(2):
+        await send(server, client, ask, in_chat(tools=tools))
+    sent = [request.body.decode() for request in server.requests]
+    for body in sent:
+        assert re.findall(r"tool_\d+", body) == names
+    assert sent[0] == sent[2]
+    assert sent[1] == sent[3]
 
 
 async def test_the_judges_are_strict() -> None:

@@ -76,8 +76,8 @@ class Vendor:
         given: dict[str, Any] = {"base_url": url + self.path, "api_key": KEY, "timeouts": limits}
         if self.adapter:
             given["adapter"] = self.adapter
-        if self.raw_format == RESPONSES:
-            given["responses"] = True
+        if self.raw_format in (CHAT, RESPONSES):
+            given["responses"] = self.raw_format == RESPONSES
         if self.adapter == "bedrock":
             del given["api_key"]
             given |= {"region": REGION, "access_key_id": KEY_ID, "secret_access_key": KEY}
