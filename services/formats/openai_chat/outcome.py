@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import Finish, Usage
 
+from services.formats.usage import reported
+
 _REASONS = {
     "stop": "stop",
     "length": "length",
@@ -69,13 +71,15 @@ class WireUsage(msgspec.Struct):
     cost: msgspec.Raw = msgspec.Raw(b"")
 
 
-def read_usage(wire: WireUsage) -> Usage:
-    """Return the usage that the provider reported."""
+def read_usage(wire: WireUsage) -> Usage | None:
+    """Return the usage that the provider reported, None when it did not report both totals."""
+    if wire.prompt_tokens is None or wire.completion_tokens is None:
+        return None
     prompt = wire.prompt_tokens_details or PromptDetails()
     completion = wire.completion_tokens_details or CompletionDetails()
-    return Usage(
-        input_total=wire.prompt_tokens or 0,
-        output_total=wire.completion_tokens or 0,
+    return reported(
+        input_total=wire.prompt_tokens,
+        output_total=wire.completion_tokens,
         cache_read=prompt.cached_tokens or wire.cached_tokens or 0,
         cache_write=prompt.cache_write_tokens or 0,
         input_audio=prompt.audio_tokens or 0,

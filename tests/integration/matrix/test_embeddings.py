@@ -104,6 +104,21 @@ async def test_too_few_or_wrong_vectors_are_no_answer(
     assert len(server.requests) >= 3
 
 
+@pytest.mark.parametrize("adapter", cells(51, *ALL))
+async def test_a_count_that_is_none_is_estimated(
+    server: FaultServer, client: ProviderService, adapter: str
+) -> None:
+    for count in (-5, 2**40, None):
+        counts = {"inputTextTokenCount": count, "prompt_eval_count": count}
+        counts |= {"usage": {"prompt_tokens": count}, "usageMetadata": {"promptTokenCount": count}}
+        vectors = {"data": [{"embedding": [1.0]}], "embedding": [1.0]}
+        vectors["embeddings"] = [{"values": [1.0]}] if adapter == "gemini" else [[1.0]]  # type: ignore[assignment]
+        server.script = answer({**vectors, **counts})
+        response = await client.embed(request_of(adapter, inputs=["text 1"]), Call.internal(5))
+        assert response.usage.estimated
+        assert 0 < response.usage.input_total < 100
+
+
 async def test_who_has_no_embeddings_says_so(server: FaultServer, client: ProviderService) -> None:
     for name, model in (("anthropic", "e"), ("bedrock", "anthropic.claude-x")):
         with pytest.raises(RpcError) as caught:

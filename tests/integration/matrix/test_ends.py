@@ -175,6 +175,54 @@ async def test_usage_that_is_not_told_is_estimated(
         assert outcome.text == TEXT
 
 
+def with_counts(value: Any, count: Any) -> Any:
+    """Return a document whose every count of tokens is this one."""
+    if isinstance(value, dict):
+        return {
+            name: count
+            if isinstance(inner, int) and ("oken" in name or "count" in name)
+            else with_counts(inner, count)
+            for name, inner in value.items()
+        }
+    return [with_counts(each, count) for each in value] if isinstance(value, list) else value
+
+
+@asks(15)
+async def test_counts_that_are_none_are_estimated(
+    server: FaultServer, client: ProviderService, ask: Ask
+) -> None:
+    """A negative or absurd count never makes an answer free, or dearer, or an error: it is not believed."""
+    text = ask.vendor.text
+    for count in (-5, 2**40):
+        frames = [
+            (frame[0], with_counts(frame[1], count))
+            if isinstance(frame, tuple)
+            else with_counts(frame, count)
+            for frame in text.frames
+        ]
+        if ask.vendor.name == "titan":
+            chunk = {"outputText": TEXT, "completionReason": "FINISH", "totalOutputTextTokenCount": count}
+            frames = [wire_bedrock.titan_chunk({**chunk, "inputTextTokenCount": count})]
+        for outcome in await both(server, client, ask, Said(with_counts(text.whole, count), frames)):
+            assert outcome.text == TEXT
+            assert outcome.usage.estimated
+            assert 0 < outcome.usage.input_total < 100
+            assert 0 < outcome.usage.output_total < 200
+
+
+@asks(15, only=(*SHAPED, "openai_responses", "anthropic"))
+async def test_usage_without_counts_is_no_usage(
+    server: FaultServer, client: ProviderService, ask: Ask
+) -> None:
+    """Some back ends send the object with nulls in it: that is not an answer for nothing."""
+    text = ask.vendor.text
+    frames = [with_counts(frame, None) for frame in text.frames]
+    for outcome in await both(server, client, ask, Said(with_counts(text.whole, None), frames)):
+        assert outcome.usage.estimated
+        assert outcome.usage.input_total > 0
+        assert outcome.usage.output_total > 3
+
+
 def openai_finish(word: str) -> Said:
     choice = {**OPENAI_TEXT.whole["choices"][0], "finish_reason": word}
     *start, finish, last, done = OPENAI_TEXT.frames
