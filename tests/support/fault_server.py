@@ -193,7 +193,7 @@ async def running_fault_server(
 
 
 class SharedFaultServer:
-    """One listener for many tests, each of which gets a server of its own: nothing of the last one is left."""
+    """One listener for many tests; each gets a server of its own, and nothing of the last one is left."""
 
     def __init__(self) -> None:
         self.url = ""

@@ -130,7 +130,7 @@ async def test_the_arguments_are_the_models_own_text(
 
 @asks(6, without=NO_CALLS)
 async def test_parallel_tool_calls(server: FaultServer, client: ProviderService, ask: Ask) -> None:
-    """Order and ids are kept, also where the calls' pieces come interleaved; ids are made where there are none."""
+    """Order and ids are kept, also where pieces come interleaved; ids are made where there are none."""
     said = ask.vendor.calls
     assert said is not None
     seen: list[str] = []

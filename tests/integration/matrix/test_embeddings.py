@@ -37,7 +37,7 @@ def inputs(document: dict[str, Any]) -> list[str]:
 
 
 def respond(request: Recorded) -> Sequence[Step]:
-    """Answer as the vendor whose path it is. OpenAI-shaped ones mix up the order and pack every other vector."""
+    """Answer as the vendor whose path it is. OpenAI-shaped ones mix up the order and pack half of it."""
     document = request.json()
     texts = inputs(document)
     if "requests" in document:

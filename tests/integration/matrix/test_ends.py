@@ -359,7 +359,7 @@ CUT = '{"x": '
 
 
 def wrong_call(name: str) -> Said:
-    """Return a call of a tool that nobody offered, with arguments that are no JSON, as the vendor can have it."""
+    """Return a call of a tool that nobody offered, with arguments that are no JSON."""
     function = {"name": "nobody_offered", "arguments": CUT}
     if name == "openai_responses":
         item = {"id": "fc_1", "type": "function_call", "call_id": "c1", "status": "completed", **function}

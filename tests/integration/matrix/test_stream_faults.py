@@ -1,4 +1,4 @@
-"""Rows 18 and 27 to 33: streams that are late, slow, cut or wrong. Each test shows that the fault happened."""
+"""Rows 18, 27 to 33 and 41: streams that are late, slow, cut or wrong. Each test shows that it happened."""
 
 from __future__ import annotations
 

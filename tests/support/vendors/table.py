@@ -264,7 +264,7 @@ VENDORS: Mapping[str, Vendor] = {vendor.name: vendor for vendor in _ALL}
 
 
 def asks(*rows: int, without: Sequence[str] = (), only: Sequence[str] = (), one_way: bool = False) -> Any:
-    """Parametrise a test over the vendors as the cells of these rows: each in every way it is asked, or in one."""
+    """Parametrise a test over the vendors as the cells of these rows, asked in every way or in one."""
     given = []
     for vendor in _ALL:
         if vendor.name in without or (only and vendor.name not in only):
