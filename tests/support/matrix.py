@@ -172,7 +172,7 @@ def main(arguments: list[str]) -> int:
         return check()
     outcomes = Outcomes()
     folders = [folder for folder in FOLDERS if Path(folder).is_dir()]
-    status = pytest.main(["-q", "-m", "matrix", "--no-summary", *folders, *arguments], plugins=[outcomes])
+    status = pytest.main(["-q", "-m", "matrix", "--tb=short", *folders, *arguments], plugins=[outcomes])
     table = read_table()
     states = table.states(outcomes.seen)
     sys.stdout.write(f"\n{show(table, states)}\n")

@@ -245,7 +245,7 @@ async def test_a_stalled_stream_keeps_and_bills_what_came(
     server: FaultServer, client: ProviderService, ask: Ask
 ) -> None:
     server.script = [*ask.vendor.script(ask.vendor.begun()), Stall()]
-    router = await router_of(client, ask, "backup/b", rescue="off", timeouts={"idle_s": 0.1})
+    router = await router_of(client, ask, "backup/b", rescue="off", timeouts={"idle_s": 0.2})
     messages, error = await stream(router, ask)
     assert error is not None
     assert error.reason == "PROVIDER_TIMEOUT"

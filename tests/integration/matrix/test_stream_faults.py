@@ -22,9 +22,9 @@ KEEP_ALIVE = {SSE: b": OPENROUTER PROCESSING\n\n", LINES: b"\n"}
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 # Only the limit that is tested is short: a busy machine must not meet another one first.
-SILENT = pb.Timeouts(first_token_ms=100)
-STALLED = pb.Timeouts(idle_ms=100)
-SLOW = pb.Timeouts(total_ms=250)
+SILENT = pb.Timeouts(first_token_ms=200)
+STALLED = pb.Timeouts(idle_ms=200)
+SLOW = pb.Timeouts(total_ms=600)
 
 
 async def hung_up(server: FaultServer) -> None:
@@ -57,7 +57,7 @@ async def test_silence_before_the_first_byte(
     server: FaultServer, client: ProviderService, ask: Ask, in_stream: bool
 ) -> None:
     server.script = [Stall()]
-    limit = SILENT if in_stream else pb.Timeouts(total_ms=100)
+    limit = SILENT if in_stream else pb.Timeouts(total_ms=200)
     error = await failure(client, ask, in_stream, ask.attempt(timeouts=limit))
     assert (error.reason, error.metadata["phase"]) == ("PROVIDER_TIMEOUT", "before_first_byte")
     await hung_up(server)
@@ -79,12 +79,12 @@ async def test_silence_in_mid_stream(server: FaultServer, client: ProviderServic
     messages, error = await broken(client, ask, ask.attempt(timeouts=STALLED))
     assert text_of(messages) == TEXT
     assert (error.reason, error.metadata["phase"]) == ("PROVIDER_TIMEOUT", "mid_stream")
-    assert "silent for 0.1 s" in error.message
+    assert "silent for 0.2 s" in error.message
     await hung_up(server)
     assert server.injected["stall"] == 1
 
 
-@asks(29)
+@asks(29, one_way=True)
 @STREAMED
 async def test_slow_loris(server: FaultServer, client: ProviderService, ask: Ask, in_stream: bool) -> None:
     """Each byte comes in time; the whole answer never does."""
@@ -94,7 +94,7 @@ async def test_slow_loris(server: FaultServer, client: ProviderService, ask: Ask
     asked = ask.attempt(timeouts=SLOW)
     error = (await broken(client, ask, asked))[1] if in_stream else await failure(client, ask, False, asked)
     assert error.reason == "PROVIDER_TIMEOUT"
-    assert "no complete answer within 0.25 s" in error.message
+    assert "no complete answer within 0.6 s" in error.message
     await hung_up(server)
     assert server.injected["endless"] == 1
 
