@@ -120,6 +120,23 @@ async def test_the_input_is_too_large(
         assert error.metadata["retryable"] == "false"
 
 
+@asks(12)
+@STREAMED
+async def test_the_request_is_at_fault(
+    server: FaultServer, client: ProviderService, ask: Ask, in_stream: bool
+) -> None:
+    assert ask.vendor.refusals.rejected
+    for refusal in ask.vendor.refusals.rejected:
+        error = await check(server, client, ask, refusal, in_stream)
+        assert error.metadata["retryable"] == "false"
+
+
+@pytest.mark.matrix(row=27, adapter="gemini")
+async def test_gemini_says_itself_that_it_was_too_slow(server: FaultServer, client: ProviderService) -> None:
+    too_slow = Refusal("PROVIDER_TIMEOUT", 504, gemini_wire.error(504, "DEADLINE_EXCEEDED", "late"))
+    await check(server, client, Ask(VENDORS["gemini"], raw=False), too_slow, in_stream=True)
+
+
 @asks(26)
 @STREAMED
 async def test_nobody_listens(ask: Ask, in_stream: bool) -> None:

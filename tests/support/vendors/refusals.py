@@ -42,6 +42,8 @@ class Refusals:
     """Of the kind that another attempt mends."""
     too_long: Sequence[Refusal]
     filtered: Sequence[Refusal] = ()
+    rejected: Sequence[Refusal] = ()
+    """The request itself is at fault."""
     broken: Sequence[tuple[str, bytes]] = ()
     """Frames that come in place of the rest of a stream, and their reasons."""
     late: Sequence[tuple[str, Any]] = ()
@@ -84,6 +86,10 @@ _OPENAI_CODED = {
     BILLING: _openai("You exceeded your current quota", "insufficient_quota"),
 }
 OPENAI = Refusals(
+    rejected=[
+        Refusal(REJECTED, 400, _openai("bad temperature")),
+        Refusal(REJECTED, 422, {"detail": f"wrong {KEY}"}),
+    ],
     auth=[_INVALID_KEY, Refusal(REFUSED, 403, _openai("Country not supported", "unsupported_country"))],
     missing=[
         Refusal(MISSING, 404, _openai("The model `m` does not exist", "model_not_found")),
@@ -108,6 +114,7 @@ OPENAI = Refusals(
     late=list(_OPENAI_CODED.items()),
 )
 RESPONSES = Refusals(
+    rejected=OPENAI.rejected,
     auth=OPENAI.auth,
     missing=OPENAI.missing[1:],
     limited=OPENAI.limited,
@@ -155,6 +162,7 @@ RESPONSES = Refusals(
 )
 _TOOL_USE_FAILED = _openai("Failed to call a function", "tool_use_failed", status_code=400)
 GROQ = Refusals(
+    rejected=OPENAI.rejected,
     auth=[
         Refusal(REFUSED, 401, _openai("Invalid API Key", "invalid_api_key")),
         Refusal(REFUSED, 403, _openai("Access denied", "permissions_error", "permissions_error")),
@@ -180,6 +188,7 @@ _LATE_NUMBERED = [
     (BUSY, _numbered(503, "No provider available")),
 ]
 OPENROUTER = Refusals(
+    rejected=[Refusal(REJECTED, 400, _numbered(400, "bad temperature"))],
     auth=[
         Refusal(REFUSED, 401, _numbered(401, "No auth credentials found")),
         Refusal(REFUSED, 403, _numbered(403, "Key disabled")),
@@ -209,6 +218,7 @@ OPENROUTER = Refusals(
     late=_LATE_NUMBERED,
 )
 HUGGINGFACE = Refusals(
+    rejected=OPENAI.rejected,
     auth=[
         Refusal(REFUSED, 401, {"error": f"Invalid username or password. {KEY}"}),
         Refusal(REFUSED, 403, {"error": f"This token lacks the permission. {KEY}"}),
@@ -232,6 +242,7 @@ HUGGINGFACE = Refusals(
     late=[(FAILED, {"error": f"the back end went away {KEY}"})],
 )
 SELF_HOSTED = Refusals(
+    rejected=[Refusal(REJECTED, 400, _flat("bad temperature", "BadRequestError", 400))],
     auth=[Refusal(REFUSED, 401, {"error": f"Unauthorized {KEY}"}), Refusal(REFUSED, 403, PAGE)],
     missing=[
         Refusal(MISSING, 404, _flat("The model `m` does not exist.", "NotFoundError", 404)),
@@ -256,6 +267,7 @@ SELF_HOSTED = Refusals(
 )
 _SPENT = {"error_code": "enforced_spend_limit_reached"}
 ANTHROPIC = Refusals(
+    rejected=[Refusal(REJECTED, 400, _anthropic("invalid_request_error", "tools.0: wrong"))],
     auth=[
         Refusal(REFUSED, 401, _anthropic("authentication_error", "invalid x-api-key")),
         Refusal(REFUSED, 403, _anthropic("permission_error", "not yours")),
@@ -291,6 +303,7 @@ ANTHROPIC = Refusals(
 )
 _INVALID = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
 GEMINI = Refusals(
+    rejected=[Refusal(REJECTED, 400, _gemini(400, "INVALID_ARGUMENT", "Unknown name"))],
     auth=[
         Refusal(REFUSED, 400, _gemini(400, "INVALID_ARGUMENT", "API key not valid", _INVALID)),
         Refusal(REFUSED, 401, _gemini(401, "UNAUTHENTICATED", "no")),
@@ -337,6 +350,7 @@ def _aws(reason: str, status: int, name: str, message: str) -> Refusal:
 
 _AWS_LATE = {"Output": {"__type": "com.amazon.coral.service#UnknownOperationException"}, "Version": "1.0"}
 BEDROCK = Refusals(
+    rejected=[_aws(REJECTED, 400, "ValidationException", "messages: bad")],
     auth=[
         _aws(REFUSED, 403, "AccessDeniedException", "no access"),
         _aws(REFUSED, 403, "UnrecognizedClientException", "bad token"),
@@ -376,6 +390,7 @@ def _ollama(message: str) -> Json:
 
 
 OLLAMA = Refusals(
+    rejected=[Refusal(REJECTED, 400, _ollama('"m" does not support tools'))],
     auth=[Refusal(REFUSED, 401, _ollama("unauthorized")), Refusal(REFUSED, 403, b"")],
     missing=[Refusal(MISSING, 404, _ollama('model "m" not found, try pulling it first'))],
     limited=Refusal(LIMITED, 429, _ollama("too many requests")),
