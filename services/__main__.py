@@ -14,8 +14,10 @@ from collections.abc import Sequence
 import uvloop
 
 from services.common import log, telemetry
+from services.common.db import Database, sqlite_url
 from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
+from services.router import command as models
 from services.settings import Settings, SettingsError, load
 
 # Commands that need no settings, and what they do. Their modules are imported only when they run: nobody
@@ -51,9 +53,17 @@ def _parser() -> argparse.ArgumentParser:
     edge = commands.add_parser("edge", help="print the edge's configuration, for any Envoy fleet")
     edge.add_argument("action", choices=["config"])
     edge.set_defaults(run=_edge)
+    registry = commands.add_parser("models", help="show and import the models of the registry")
+    models.add_arguments(registry)
+    registry.set_defaults(run=_models)
     for name, (_, summary) in APART.items():
         commands.add_parser(name, help=summary)
     return parser
+
+
+def _models(settings: Settings, options: argparse.Namespace) -> int:
+    database = Database(settings.database_url or sqlite_url(settings.data_dir / "router.db"), "router")
+    return asyncio.run(models.run(database, settings.models, options))
 
 
 def _config(settings: Settings, options: argparse.Namespace) -> int:
