@@ -18,6 +18,7 @@ from services.common.db import Database, sqlite_url
 from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
 from services.router import command as models
+from services.router import evaluating, replaying
 from services.settings import Settings, SettingsError, load
 
 # Commands that need no settings, and what they do. Their modules are imported only when they run: nobody
@@ -56,9 +57,29 @@ def _parser() -> argparse.ArgumentParser:
     registry = commands.add_parser("models", help="show and import the models of the registry")
     models.add_arguments(registry)
     registry.set_defaults(run=_models)
+    router = commands.add_parser("router", help="replay decisions, evaluate policies").add_subparsers(
+        required=True, metavar="action"
+    )
+    replay = router.add_parser("replay", help="decide stored decisions again; they must agree")
+    replaying.add_arguments(replay)
+    replay.set_defaults(run=_replay)
+    evaluate = router.add_parser("evaluate", help="judge routing policies by their answers")
+    evaluating.add_arguments(evaluate)
+    evaluate.set_defaults(run=_evaluate)
     for name, (_, summary) in APART.items():
         commands.add_parser(name, help=summary)
     return parser
+
+
+def _replay(settings: Settings, options: argparse.Namespace) -> int:
+    file = None if settings.database_url else settings.data_dir / "router.db"
+    return replaying.run(settings.database_url or sqlite_url(settings.data_dir / "router.db"), file, options)
+
+
+def _evaluate(settings: Settings, options: argparse.Namespace) -> int:
+    scheme = "https" if settings.edge.certificate_file else "http"
+    key_file = settings.data_dir / "bootstrap-key"
+    return evaluating.run(f"{scheme}://127.0.0.1:{settings.port}", key_file, options)
 
 
 def _models(settings: Settings, options: argparse.Namespace) -> int:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from omnihub.billing.v1.price_pb2 import Price
 
 from services.router.domain.catalogue import Catalogue, Model
-from services.router.domain.policy import Plan
+from services.router.domain.policy import Exclusion, Plan
 
 FEATURE = "responses"
 # Used where nobody says how much a model takes: no less than the largest do.
 UNKNOWN_CONTEXT = 1_000_000
+_KEEPS_NOTHING = Exclusion("state", "it keeps no state of conversations")
 
 
 def hidden_input(model: Model, price: Price) -> int:
@@ -27,6 +28,11 @@ def keeping_state(plan: Plan, catalogue: Catalogue) -> Plan:
     chain = tuple(c for c in plan.chain if FEATURE in catalogue.providers[c.target.provider].features)
     if not chain:
         return plan
-    reason = "it keeps no state of conversations"
-    others = (replace(c, excluded_because=reason) for c in plan.chain if c not in chain)
-    return replace(plan, chain=chain, excluded=(*plan.excluded, *others))
+    others = (c._replace(score=0.0, exclusion=_KEEPS_NOTHING) for c in plan.chain if c not in chain)
+    return replace(
+        plan,
+        chain=chain,
+        decided=chain,
+        excluded=(*plan.excluded, *others),
+        stuck=plan.stuck and chain[0] is plan.chain[0],
+    )
