@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib
 import importlib.metadata
 import signal
 import sys
@@ -18,17 +19,22 @@ from services.common import log, telemetry
 from services.common.db import Database, sqlite_url
 from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
-from services.providers.conformance import command as conformance
 from services.router import command as models
 from services.router import evaluating, replaying
 from services.settings import Settings, SettingsError, load
 
+# Commands that need no settings, and what they do. Their modules are imported only when they run: nobody
+# who serves waits for them.
+APART = {"provider": ("services.providers.conformance.command", "judge a plugin")}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
-    options = _parser().parse_args(arguments)
-    if getattr(options, "standalone", False):
-        return int(options.run(options))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in APART:
+        module, _ = APART[given[0]]
+        return int(importlib.import_module(module).main(given[1:]))
+    options = _parser().parse_args(given)
     try:
         settings = load()
     except SettingsError as error:
@@ -57,9 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     registry = commands.add_parser("models", help="show and import the models of the registry")
     models.add_arguments(registry)
     registry.set_defaults(run=_models)
-    provider = commands.add_parser("provider", help="judge a plugin").add_subparsers(
-        required=True, metavar="action"
-    )
     router = commands.add_parser("router", help="replay decisions, evaluate policies").add_subparsers(
         required=True, metavar="action"
     )
@@ -69,10 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = router.add_parser("evaluate", help="judge routing policies by their answers")
     evaluating.add_arguments(evaluate)
     evaluate.set_defaults(run=_evaluate)
-    check = provider.add_parser("check", help="test that a plugin keeps the provider contract")
-    conformance.add_arguments(check)
-    # It needs only an address, and no settings that could be wrong.
-    check.set_defaults(run=conformance.run, standalone=True)
+    for name, (_, summary) in APART.items():
+        commands.add_parser(name, help=summary)
     return parser
 
 

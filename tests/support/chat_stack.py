@@ -39,7 +39,7 @@ class Stack:
         )
 
 
-class _Connected:
+class Connected:
     """Real providers where a router of the tests expects its fakes."""
 
     def __init__(self, client: ProviderService, capabilities: Any) -> None:
@@ -65,7 +65,7 @@ async def running_stack(
         for route in routes.values():
             for target in route.route:
                 billing.price(target, INPUT_NANO * 1000, OUTPUT_NANO * 1000)
-        connected: Any = _Connected(client, answer.providers)
+        connected: Any = Connected(client, answer.providers)
         router = Router(routes, connected, billing, **settings)
         registry = Registry()
         registry.add(RouterService, router.client)

@@ -73,12 +73,13 @@ def read_response_facts(body: bytes) -> AnswerFacts:
         raise from_decode_error(error) from None
     if not read.choices:
         raise invalid("choices", "the answer has no choice")
+    usage = read_usage(read.usage, read.service_tier) if read.usage is not None else None
     return AnswerFacts(
         finish=read_finish(read.choices[0].finish_reason or ""),
-        usage=read_usage(read.usage, read.service_tier) if read.usage is not None else None,
+        usage=usage,
         response_id=read.id or "",
         model=read.model or "",
-        output_chars=0 if read.usage is not None else sum(map(_chars, read.choices)),
+        output_chars=0 if usage is not None else sum(map(_chars, read.choices)),
     )
 
 

@@ -78,7 +78,7 @@ def _read_chunk(data: bytes, progress: Progress, usage_field: str) -> Chunk:
         raw = msgspec.json.decode(data, type=Fields).get(usage_field, msgspec.Raw(b"null"))
         usage = (read_value(raw, _Envelope | None, usage_field) or _Envelope()).usage  # type: ignore[arg-type]
     if usage is not None:
-        progress.usage = read_usage(usage, chunk.service_tier)
+        progress.usage = read_usage(usage, chunk.service_tier) or progress.usage
     return chunk
 
 

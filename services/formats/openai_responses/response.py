@@ -94,12 +94,13 @@ def read_response_facts(body: bytes) -> AnswerFacts:
         raise invalid("output", "the answer has no output")
     if read.status == "failed":
         raise _failed(read.error)
+    usage = read_usage(read.usage, read.service_tier) if read.usage is not None else None
     return AnswerFacts(
         finish=read.finish,
-        usage=read_usage(read.usage, read.service_tier) if read.usage is not None else None,
+        usage=usage,
         response_id=read.id or "",
         model=read.model or "",
-        output_chars=0 if read.usage is not None else read.chars,
+        output_chars=0 if usage is not None else read.chars,
     )
 
 

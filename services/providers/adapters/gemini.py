@@ -15,6 +15,7 @@ from services.formats import gemini
 from services.formats.answers import Answer, StreamReader
 from services.formats.documents import decode_document, write_object
 from services.formats.errors import FormatError
+from services.formats.usage import believable
 from services.providers.domain.classification import ErrorTable, read_error_object
 from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import Failures
@@ -136,7 +137,8 @@ class GeminiAdapter(HttpAdapter):
                 raise failures.of("PROVIDER_PROTOCOL", message)
             for vector in read.embeddings:
                 response.embeddings.add(values=vector.values)
-            tokens = read.usage_metadata.prompt_token_count if read.usage_metadata is not None else None
+            metadata = read.usage_metadata
+            tokens = believable(metadata.prompt_token_count) if metadata is not None else None
             reported = reported and tokens is not None
             usage.input_total += tokens or 0
         response.usage.CopyFrom(usage if reported else estimate_usage(sum(map(len, inputs)), 0))
