@@ -94,12 +94,16 @@ class ChatEndpoint:
         request = pb.StreamChatRequest()
         self._fill(request, exchange, body, facts)
         writer: Any = None
+        history = self._surface.history() if self._surface.history is not None else None
         start = pb.StreamStart()
         stream: Any = self._router.stream_chat(request, call)
         async with aclosing(stream):
             async for message in stream:
                 if message.HasField("raw_frame"):
-                    await exchange.write(message.raw_frame.data, more=True)
+                    data = message.raw_frame.data
+                    if history is not None:
+                        history.keep(data)
+                    await exchange.write(data, more=True)
                 elif message.HasField("part_delta"):
                     if data := writer.part_delta(message.part_delta):
                         await exchange.write(data, more=True)
@@ -112,7 +116,7 @@ class ChatEndpoint:
                 elif message.HasField("rescue"):
                     if writer is None:
                         writer = self._writer(start, facts, exchange, body)
-                        writer.resume(message.rescue.parts)
+                        writer.resume(message.rescue.parts, *(() if history is None else (history,)))
                     writer.set_model(message.rescue.model_used)
                 elif message.HasField("end"):
                     note(event, message.end.outcome)

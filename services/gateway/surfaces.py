@@ -29,6 +29,8 @@ class Surface:
     error_type: Callable[[RpcError], str]
     echo: Callable[[bytes], dict[str, Any]] = lambda body: {}
     """What write_response and stream_writer want to know of the request."""
+    history: Callable[[], Any] | None = None
+    """Keeps what a raw stream has said, for formats whose writer has to know it to go on."""
 
     def error_words(self, error: RpcError, request_id: str) -> dict[str, Any]:
         """Return what an error of this format says."""
@@ -76,4 +78,5 @@ RESPONSES = Surface(
     write_error=openai_responses.write_error,
     error_type=lambda error: error.row.openai_type,
     echo=lambda body: {"echo": openai_responses.read_echo(body)},
+    history=openai_responses.History,
 )

@@ -33,7 +33,13 @@ VOID = "void"
 # A request whose streams break again and again ends at some point.
 MOST = 3
 # Surfaces that can go on with typed events after frames of their own format.
-_RESUMABLE = frozenset({WireFormat.WIRE_FORMAT_OPENAI_CHAT, WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES})
+_RESUMABLE = frozenset(
+    {
+        WireFormat.WIRE_FORMAT_OPENAI_CHAT,
+        WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES,
+        WireFormat.WIRE_FORMAT_OPENAI_RESPONSES,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from services.formats.facts import Facts
 from services.formats.openai_chat.errors import write_error
 from services.formats.openai_responses.facts import read_echo, read_facts
+from services.formats.openai_responses.history import History
 from services.formats.openai_responses.portable import default_receipts, read_portable
 from services.formats.openai_responses.reasoning import SEAL
 from services.formats.openai_responses.request import read_request, write_request
@@ -23,6 +24,7 @@ __all__ = [
     "SEAL",
     "UNFINISHED",
     "Facts",
+    "History",
     "RawReader",
     "StreamReader",
     "StreamWriter",

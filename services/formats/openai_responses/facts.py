@@ -69,7 +69,7 @@ def read_facts(body: bytes) -> Facts:
         n=1,
         temperature=read.temperature,
         has_tools=is_filled(read.tools),
-        has_schema=b'"json_schema"' in bytes(read.text),
+        has_schema=b'"json_schema"' in bytes(read.text) or b'"json_object"' in bytes(read.text),
         user=read.user or "",
         messages=read.input,
         stateful=stateful,
