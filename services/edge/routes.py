@@ -84,6 +84,9 @@ class FacadeRoute:
 FACADE: tuple[FacadeRoute, ...] = (
     FacadeRoute(("POST",), PathMatch(exact="/v1/chat/completions")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/responses")),
+    FacadeRoute(("GET", "DELETE"), PathMatch(regex="/v1/responses/[^/]+")),
+    FacadeRoute(("POST",), PathMatch(regex="/v1/responses/[^/]+/cancel")),
+    FacadeRoute(("GET",), PathMatch(regex="/v1/responses/[^/]+/input_items")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/messages")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/messages/count_tokens")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/embeddings")),

@@ -38,6 +38,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self.query = scope.get("query_string", b"").decode("latin-1")
         self.path_params: Mapping[str, str] = scope.get("path_params", {})
         self.request_id = (
             self.headers.get("x-omnihub-request-id") or self.headers.get("x-request-id") or new_id("req")

@@ -15,7 +15,7 @@ from services.credits.rating import bound, provider_cost_of, rate
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.estimate import LARGEST, input_bound
 from services.router.domain.policy import Candidate, Plan, eligible, plan
-from services.router.domain.state import hidden_input, keeping_state
+from services.router.domain.state import hidden_input, keeping_state, pinned_to
 from services.router.journal import Journal, JournalError
 from services.router.latency import Latencies
 from services.router.leases import Leases
@@ -25,6 +25,8 @@ from services.router.request import Asked, Request
 from services.router.settings import RouterSettings
 
 OBSERVE_AFTER_S = 0.005
+# The longest that a provider takes for an answer in the background.
+BACKGROUND_HOLD_S = 86_400
 
 
 class Admission:
@@ -59,7 +61,12 @@ class Admission:
         prices = await self.prices.of(self._wanted(models))
         chosen = self._plan(asked, models, prices)
         amount = chosen.chain[0].estimate_nano or 0
-        reservation = await self._leases.reserve(call.identity.organisation_id, amount)
+        organisation_id = call.identity.organisation_id
+        if asked.background:
+            # It outlives this process, so what is reserved has to as well.
+            reservation = await self._leases.hold_for(organisation_id, amount, BACKGROUND_HOLD_S)
+        else:
+            reservation = await self._leases.reserve(organisation_id, amount)
         return Request(call, asked, chosen, prices, reservation)
 
     def _wanted(self, models: Iterable[Model]) -> Iterable[Wanted]:
@@ -80,6 +87,8 @@ class Admission:
             return bound(tokens, self._output_bound(asked, model), price)
 
         chosen = plan(asked.chat, models, self.catalogue, asked.feature, estimate, self.latencies.of)
+        if asked.pinned:
+            return pinned_to(chosen, asked.pinned)
         return keeping_state(chosen, self.catalogue) if asked.vendor_bound else chosen
 
     def _output_bound(self, asked: Asked, model: Model) -> int:
@@ -187,6 +196,14 @@ class Admission:
         self._rate(request)
         return self._record(request)
 
+    async def pend(self, request: Request) -> None:
+        """Record an answer that is made in the background: it is paid when it ends. Raises JournalError."""
+        request.state, request.pending = "in_progress", True
+        request.estimate_usage(0)
+        request.price = self._price_of(request)
+        request.cost, request.cost_source, request.savings = 0, "", None
+        await asyncio.shield(self._record(request))
+
     def abandon(self, request: Request) -> None:
         """Record a request that produced nothing: it costs nothing."""
         request.cost, request.cost_source, request.savings = 0, "", None
@@ -204,7 +221,9 @@ class Admission:
         """Let the reservation go, now and not before: a lease without reservations can be closed any time."""
         self._endings.discard(written)
         failure = written.exception()
-        if request.chargeable:
+        if request.pending and failure is None:
+            pass  # What is held for it stays held until it ends.
+        elif request.chargeable:
             # A write that failed may still have reached the database: its cost stays out of reach.
             self._leases.spend(request.reservation, request.cost)
         else:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.provider.v1 import provider_service_pb2
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.provider.v1.stored_response_service_api import StoredResponseService
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.rpc import Call, RpcError
@@ -24,10 +27,13 @@ from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
 from services.router.prices import Prices
+from services.router.response_server import ResponseServer
+from services.router.response_store import ResponseStore
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
-from services.router.settlement import Settlement
+from services.router.settlement import Settlement, repeat
 from services.router.store import JournalStore
+from services.router.stored_responses import StoredResponses
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Answers without a key or a network, so that a newcomer's first request does.
@@ -73,12 +79,21 @@ class RouterApp:
         )
         self._prices = Prices(billing, vendors)
         self._admission = Admission(settings, self._prices, self._leases, self._journal, Latencies())
+        keeper = infrastructure.connector.connect(StoredResponseService, "providers")
+        self._response_store = ResponseStore(self._database, infrastructure.instance_id)
+        self._responses = StoredResponses(self._response_store, keeper)
+        self._sweeper: asyncio.Task[None] | None = None
         self._refresh: asyncio.Task[None] | None = None
         health = Health(settings.breaker)
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
         self.server = RouterServer(
-            self._admission, execution, self._store, Counting(self._admission, self._providers)
+            self._admission,
+            execution,
+            self._store,
+            Counting(self._admission, self._providers),
+            self._responses,
         )
+        self.response_server = ResponseServer(self._responses)
 
     async def start(self) -> None:
         """Replay what a crash left in the journal, then serve."""
@@ -89,12 +104,13 @@ class RouterApp:
         await _until_reachable(self._load_catalogue)
         self._settlement.start(self._leases, self._settings.decision_retention_days)
         self._refresh = asyncio.create_task(self._keep_catalogue())
+        self._sweeper = asyncio.create_task(repeat(self._sweep_responses, self._settings.background_poll_s))
 
     async def stop(self) -> None:
         """Write and settle everything, return the leases."""
-        if self._refresh is not None:
-            self._refresh.cancel()
-            await asyncio.gather(self._refresh, return_exceptions=True)
+        for task in filter(None, (self._refresh, self._sweeper)):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         await self._admission.drain()
         try:
             await self._settlement.stop()
@@ -109,6 +125,11 @@ class RouterApp:
     async def check(self) -> None:
         """Raise when a request would fail."""
         await self._database.ping()
+
+    async def _sweep_responses(self) -> None:
+        await self._responses.sweep(self._settings.background_poll_s)
+        days = self._settings.response_retention_days
+        await self._response_store.delete_before(int((time.time() - days * 86400) * 1000))
 
     async def _load_catalogue(self) -> None:
         request = provider_service_pb2.GetCapabilitiesRequest()
@@ -151,7 +172,7 @@ def build(
     app = RouterApp(settings, routes, vendors, infrastructure)
     return Service(
         name="router",
-        interfaces=[(RouterService, app.server)],
+        interfaces=[(RouterService, app.server), (ResponseService, app.response_server)],
         start=app.start,
         stop=app.stop,
         check=app.check,

@@ -199,6 +199,21 @@ class Leases:
                 raise
             await self._billing.create_hold(request, Call.internal(BILLING_TIMEOUT_S))
 
+    async def hold_for(self, organisation_id: str, amount: int, ttl_s: int) -> Reservation:
+        """Reserve at billing for a request that outlives this process. Raises as `reserve` does."""
+        if amount == 0:
+            return Reservation(organisation_id, 0)
+        reservation = await self._hold(organisation_id, amount)
+        request = pb.ExtendHoldRequest(
+            hold_id=reservation.hold_id, amount_nano_credits=reservation.amount, ttl_s=ttl_s
+        )
+        try:
+            await self._billing.extend_hold(request, Call.internal(BILLING_TIMEOUT_S))
+        except BaseException:
+            self.cancel(reservation)
+            raise
+        return reservation
+
     async def extend(self, reservation: Reservation, amount: int) -> bool:
         """Reserve `amount` more for a running request. Tells whether that was possible."""
         lease, total = reservation.lease, reservation.amount + amount

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Message, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as provider
@@ -13,6 +14,7 @@ from omnihub.router.v1 import router_service_pb2 as pb
 from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import Violation, to_rpc_error
+from services.credits.money import parse_nano
 from services.formats import anthropic_messages, openai_chat, openai_responses
 from services.router.admission import Admission
 from services.router.counting import Counting
@@ -23,6 +25,7 @@ from services.router.listing import describe
 from services.router.request import Asked, Request
 from services.router.rescue import VOID
 from services.router.store import JournalStore
+from services.router.stored_responses import StoredResponses
 
 PAGE_SIZE = 100
 # A reservation must hold for writing with short tokens too.
@@ -46,22 +49,33 @@ class RouterServer:
     """See the contract in omnihub/router/v1/router_service.proto."""
 
     def __init__(
-        self, admission: Admission, execution: Execution, store: JournalStore, counting: Counting
+        self,
+        admission: Admission,
+        execution: Execution,
+        store: JournalStore,
+        counting: Counting,
+        responses: StoredResponses | None = None,
     ) -> None:
+        self._responses = responses
         self._admission = admission
         self._execution = execution
         self._store = store
         self._counting = counting
 
     async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
-        admitted = await self._admission.admit(_asked(request, "chat"), call)
+        admitted = await self._admit(_asked(request, "chat"), call)
         try:
             answer = await self._execution.answer(admitted)
             raw_body = answer.raw_body if answer.HasField("raw_body") else None
             admitted.receipt = list(answer.receipt)
             produced = answer.message.ByteSize() if raw_body is None else len(raw_body)
             admitted.complete(answer.usage, answer.finish, produced)
-            await self._admission.conclude(admitted)
+            if raw_body is not None:
+                admitted.response_id = answer.response_id
+            if admitted.asked.background and answer.finish.raw in openai_responses.UNFINISHED:
+                await self._pend(admitted)
+            else:
+                await self._conclude(admitted)
         except BaseException as error:
             self._fail(admitted, error)
             raise
@@ -70,7 +84,7 @@ class RouterServer:
     async def stream_chat(
         self, request: pb.StreamChatRequest, call: Call
     ) -> AsyncIterator[pb.StreamChatResponse]:
-        admitted = await self._admission.admit(_asked(request, "stream"), call)
+        admitted = await self._admit(_asked(request, "stream"), call)
         transcript = Transcript()
         meter = _Meter(admitted, self._admission, transcript)
         try:
@@ -78,11 +92,15 @@ class RouterServer:
                 async for event in events:
                     if event.HasField("end"):
                         admitted.complete(event.end.usage, event.end.finish, transcript.attempt_bytes)
-                        await self._admission.conclude(admitted)
+                        await self._conclude(admitted)
                         yield _end(event.end, admitted)
                         return
                     if event.HasField("start"):
                         meter.begin()
+                        if event.start.wire_format:
+                            admitted.response_id = event.start.response_id
+                            if admitted.asked.background and admitted.response_id:
+                                await self._pend(admitted)
                         yield _started(event.start, admitted, transcript)
                     else:
                         yield _translated(event)
@@ -97,6 +115,32 @@ class RouterServer:
                 await self._break(admitted, error, transcript)
                 yield _error(admitted, error)
             raise
+
+    async def _admit(self, asked: Asked, call: Call) -> Request:
+        """Admit a chat; one that goes on from a stored answer only where that is kept."""
+        if asked.previous and self._responses is not None:
+            asked = replace(asked, pinned=await self._responses.provider_of(asked.previous, call))
+        return await self._admission.admit(asked, call)
+
+    async def _pend(self, request: Request) -> None:
+        await self._admission.pend(request)
+        self._remember(request)
+
+    async def _conclude(self, request: Request) -> None:
+        """Record an answer, or charge one whose record was made when it began in the background."""
+        stored = request.stored(request.attempts[-1].attempt_id) if request.pending else None
+        if stored is None or self._responses is None:
+            await self._admission.conclude(request)
+            self._remember(request)
+            return
+        cost = await self._responses.settle(stored, "completed", request.finish, request.usage)
+        request.cost = parse_nano(cost)
+
+    def _remember(self, request: Request) -> None:
+        if self._responses is not None and request.response_id and request.attempts:
+            stored = request.stored(request.attempts[-1].attempt_id)
+            if stored is not None:
+                self._responses.remember(stored)
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         asked = _asked_to_embed(request)
@@ -241,6 +285,9 @@ def _asked(request: pb.ChatRequest | pb.StreamChatRequest, feature: str) -> Aske
         facts.n,
         stateful=facts.stateful,
         vendor_bound=facts.vendor_bound,
+        previous=facts.previous,
+        stores=facts.stores,
+        background=facts.background,
         json=facts.has_schema,
     )
 

@@ -123,7 +123,7 @@ class Settlement:
             (leases.maintain, RENEW_EVERY_S),
             (forget_old, HOUR_S),
         ]
-        self._tasks = [asyncio.create_task(_repeat(work, interval)) for work, interval in loops]
+        self._tasks = [asyncio.create_task(repeat(work, interval)) for work, interval in loops]
 
     async def stop(self) -> None:
         """Stop the loops, then book what this process has written."""
@@ -133,7 +133,7 @@ class Settlement:
         await self.settle_own()
 
 
-async def _repeat(work: Callable[[], Awaitable[None]], interval_s: float) -> None:
+async def repeat(work: Callable[[], Awaitable[None]], interval_s: float) -> None:
     """Do `work` again and again; a failure is logged and the next turn tries again."""
     while True:
         await asyncio.sleep(interval_s)

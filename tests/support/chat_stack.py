@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 from omnihub.provider.v1 import provider_service_pb2 as provider
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.rpc import Call, Connector, Identity, Registry
@@ -19,7 +20,7 @@ from services.gateway.settings import GatewaySettings
 from services.listener import HttpListener
 from services.providers.settings import ProviderSettings
 from services.router.settings import RouteSettings
-from tests.support.fakes import FakeAuthenticator, FakeBilling
+from tests.support.fakes import Fake, FakeAuthenticator, FakeBilling
 from tests.support.postgresql import free_port
 from tests.support.providers import running_providers
 from tests.support.router import INPUT_NANO, OUTPUT_NANO, Router
@@ -68,6 +69,7 @@ async def running_stack(
         router = Router(routes, connected, billing, **settings)
         registry = Registry()
         registry.add(RouterService, router.client)
+        registry.add(ResponseService, Fake())
         identity = Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"chat"}))
         authenticator: Any = FakeAuthenticator(**{KEY: identity})
         infrastructure = Infrastructure(

@@ -11,6 +11,7 @@ from typing import Any
 from omnihub.common.v1.chat_pb2 import Finish, Part, TextPart, ToolCall, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop, RawFrame
 from omnihub.router.v1 import router_service_pb2 as pb
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.rpc import Call, Connector, Identity, Registry
@@ -88,6 +89,7 @@ async def running_facade(folder: Path, drain_timeout_s: float = 1) -> AsyncItera
     router = FakeRouter()
     registry = Registry()
     registry.add(RouterService, router)
+    registry.add(ResponseService, Fake())
     scopes = frozenset({"chat"})
     authenticator: Any = FakeAuthenticator(
         omni_sk_test=Identity(organisation_id="org_1", key_id="key_1", scopes=scopes),

@@ -11,6 +11,7 @@ from services.formats.openai_responses.response import (
     UNFINISHED,
     read_response,
     read_response_facts,
+    read_stored_facts,
     write_response,
 )
 from services.formats.openai_responses.stream_reader import RawReader, StreamReader
@@ -36,6 +37,7 @@ __all__ = [
     "read_request",
     "read_response",
     "read_response_facts",
+    "read_stored_facts",
     "write_error",
     "write_request",
     "write_response",

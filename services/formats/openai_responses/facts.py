@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from services.formats.documents import from_decode_error, is_null, read_object, starts_with
+from services.formats.documents import from_decode_error, is_null, read_object, read_value, starts_with
 from services.formats.errors import invalid
 from services.formats.facts import Facts, is_filled
 
@@ -74,7 +74,17 @@ def read_facts(body: bytes) -> Facts:
         messages=read.input,
         stateful=stateful,
         vendor_bound=stateful or bool(read.store) or bool(read.background),
+        previous=_previous(read.previous_response_id),
+        stores=read.store is not False,
+        background=bool(read.background),
     )
+
+
+def _previous(raw: msgspec.Raw) -> str:
+    """Return the id of the answer before this one. Raises FormatError."""
+    if not raw or is_null(raw):
+        return ""
+    return read_value(raw, str, "previous_response_id")
 
 
 def _check_input(given: msgspec.Raw, stateful: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from omnihub.common.v1.chat_pb2 import Finish, Message, Part, Usage
@@ -100,6 +100,29 @@ def read_response_facts(body: bytes) -> AnswerFacts:
         model=read.model or "",
         output_chars=0 if read.usage is not None else read.chars,
     )
+
+
+class StoredFacts(NamedTuple):
+    """What the platform needs to know about a response that its provider keeps."""
+
+    status: str
+    """Empty when the document is no response."""
+    finish: Finish | None
+    """None until it is complete."""
+    usage: Usage | None
+
+
+def read_stored_facts(body: bytes) -> StoredFacts:
+    """Read the facts of a document that a provider keeps, whatever became of it. Raises FormatError."""
+    try:
+        read = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise from_decode_error(error) from None
+    status = read.status or ""
+    if not status:
+        return StoredFacts("", None, None)
+    finish = None if status in UNFINISHED else read.finish
+    return StoredFacts(status, finish, read_usage(read.usage) if read.usage is not None else None)
 
 
 def _failed(error: msgspec.Raw) -> FormatError:

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
+from omnihub.provider.v1 import stored_response_service_pb2 as stored_pb
+from yarl import URL
 
 from services.formats import openai_responses
 from services.formats.answers import Answer, AnswerFacts, RawReader, StreamReader
 from services.formats.documents import Fields, is_null, read_object, read_value, starts_with, write_object
 from services.formats.receipts import Receipts
 from services.providers.adapters.openai import OpenAIAdapter
+from services.providers.domain.failure import Failures, ProviderError
 from services.providers.http import Upstream
+from services.providers.http_adapter import Prepared
 from services.providers.settings import ProviderSettings
 
 _RESPONSES = WireFormat.WIRE_FORMAT_OPENAI_RESPONSES
+# Nothing is made while the caller waits.
+STORED_TIMEOUT_MS = 30_000
+_OPERATIONS = {
+    stored_pb.STORED_RESPONSE_OPERATION_GET: ("GET", ""),
+    stored_pb.STORED_RESPONSE_OPERATION_DELETE: ("DELETE", ""),
+    stored_pb.STORED_RESPONSE_OPERATION_CANCEL: ("POST", "/cancel"),
+    stored_pb.STORED_RESPONSE_OPERATION_LIST_INPUT_ITEMS: ("GET", "/input_items"),
+}
 
 
 class ResponsesAdapter(OpenAIAdapter):
@@ -75,6 +90,53 @@ class ResponsesAdapter(OpenAIAdapter):
         """Return a reader for events that are translated."""
         return openai_responses.StreamReader()
 
+    async def ask_stored(self, request: stored_pb.AskStoredResponseRequest) -> bytes:
+        """Return what the server answers about a response that it keeps."""
+        method, suffix = _OPERATIONS[request.operation]
+        url = self._stored_url(request.response_id, suffix, request.query)
+        limits = self.timeouts(pb.Timeouts(total_ms=STORED_TIMEOUT_MS))
+        failures = _StoredFailures(self.name, "", self._secrets)
+        answer, _ = await self.ask(url, None, self.headers, limits, failures, method)
+        return answer
+
+    def check_body(self, body: bytes, failures: Failures) -> None:
+        """Raise the error that came with status 200; a stored response may hold the one it failed with."""
+        if not isinstance(failures, _StoredFailures):
+            super().check_body(body, failures)
+
+    async def follow_stored(
+        self, request: stored_pb.FollowStoredResponseRequest
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Pass on the events of a response that is made in the background."""
+        query = "&".join(filter(None, ("stream=true", request.query)))
+        url = self._stored_url(request.response_id, "", query)
+        failures, limits = _StoredFailures(self.name, "", self._secrets), self.timeouts(pb.Timeouts())
+        exchange = await self._upstream.send(url, self.headers, None, limits, failures, stream=True)
+        try:
+            await self._check_stream(exchange, failures)
+            start = pb.StreamStart(wire_format=self.wire_format)
+            prepared = Prepared(b"", (), raw=True)
+            reader = openai_responses.RawReader()
+            async with aclosing(self._relay(exchange, reader, start, failures, prepared)) as messages:
+                async for message in messages:
+                    yield message
+            await exchange.finish()
+        finally:
+            exchange.close()
+
+    def _stored_url(self, response_id: str, suffix: str, query: str) -> URL:
+        path = f"{self.chat_path}/{quote(response_id, safe='')}{suffix}"
+        return self.url(f"{path}?{query}" if query else path)
+
+
+class _StoredFailures(Failures):
+    """Errors about a stored response: what is not found is not a model."""
+
+    def of(self, reason: str, message: str, *rest: Any, **more: Any) -> ProviderError:
+        if reason == "MODEL_NOT_FOUND":
+            reason, message = "NOT_FOUND", f"it keeps no such response (any more): {message}"
+        return super().of(reason, message, *rest, **more)
+
 
 class OpenAIWithResponsesAdapter(OpenAIAdapter):
     """A server with both: bodies of responses go to its responses, all others to its chat completions."""
@@ -96,6 +158,16 @@ class OpenAIWithResponsesAdapter(OpenAIAdapter):
         if _is_response(attempt):
             return self._responses.stream_chat(attempt)
         return super().stream_chat(attempt)
+
+    async def ask_stored(self, request: stored_pb.AskStoredResponseRequest) -> bytes:
+        """Return what the server answers about a response that it keeps."""
+        return await self._responses.ask_stored(request)
+
+    def follow_stored(
+        self, request: stored_pb.FollowStoredResponseRequest
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Pass on the events of a response that is made in the background."""
+        return self._responses.follow_stored(request)
 
 
 def openai_adapter(name: str, settings: ProviderSettings, upstream: Upstream) -> OpenAIAdapter:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from omnihub.billing.v1.price_pb2 import Price
 
 from services.router.domain.catalogue import Catalogue, Model
+from services.router.domain.errors import NoCandidateError
 from services.router.domain.policy import Plan
 
 FEATURE = "responses"
@@ -17,6 +18,20 @@ UNKNOWN_CONTEXT = 1_000_000
 def hidden_input(model: Model, price: Price) -> int:
     """Return a number of tokens that a conversation kept by the provider does not exceed."""
     return model.settings.context_length or price.context_length or UNKNOWN_CONTEXT
+
+
+def pinned_to(plan: Plan, provider: str) -> Plan:
+    """Return the plan with only the provider that keeps the answer to go on from. Raises NoCandidateError."""
+    chain = tuple(c for c in plan.chain if c.target.provider == provider)
+    if not chain:
+        raise NoCandidateError(
+            f"the answer to go on from is kept by {provider}, to which {plan.requested!r} does not lead; "
+            "name one of its models",
+            model=plan.requested,
+        )
+    reason = "it does not keep the answer to go on from"
+    others = (replace(c, excluded_because=reason) for c in plan.chain if c not in chain)
+    return replace(plan, chain=chain, excluded=(*plan.excluded, *others))
 
 
 def keeping_state(plan: Plan, catalogue: Catalogue) -> Plan:

@@ -12,6 +12,7 @@ import pytest
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.common.v1.change_pb2 import Change
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.router_service_api import RouterService
 
@@ -20,7 +21,7 @@ from services.common.rpc import Connector, Registry, RpcError
 from services.common.service import Infrastructure
 from services.router import app
 from services.router.settings import RouterSettings, RouteSettings
-from tests.support.fakes import FakeBilling, FakeProviders
+from tests.support.fakes import Fake, FakeBilling, FakeProviders
 from tests.support.router import IDENTITY, a_call, an_answer, bounded, chat_request
 
 COST = 20_000
@@ -38,6 +39,7 @@ async def running(peers: Peers, database_url: str, folder: Path) -> AsyncIterato
     registry = Registry()
     registry.add(BillingService, peers.billing)
     registry.add(ProviderService, peers.providers)
+    registry.add(StoredResponseService, Fake())
     connector = Connector(registry, {})
     infrastructure = Infrastructure(
         connector=connector, data_dir=folder, database_url=database_url, instance_id=new_id("proc")
