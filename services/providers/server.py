@@ -15,7 +15,7 @@ from services.common.rpc.call import Call
 from services.formats import openai_responses
 from services.providers.adapter import Adapter, ResponseKeeper, TokenCounter, conversation_of
 from services.providers.adapters.plugin import PluginAdapter
-from services.providers.domain.count import estimate_input
+from services.providers.counting import estimated
 from services.providers.domain.failure import ProviderError, UnknownProviderError, UnsupportedError
 from services.providers.domain.plugin import Plugin
 from services.providers.plugins import Plugins
@@ -88,8 +88,7 @@ class ProviderServer:
         adapter = self._adapter(request.attempt.provider)
         if isinstance(adapter, TokenCounter):
             return await adapter.count_tokens(request.attempt)
-        tokens = estimate_input(conversation_of(request.attempt))
-        return pb.CountTokensResponse(input_tokens=tokens, estimated=True)
+        return estimated(conversation_of(request.attempt))
 
 
 class StoredResponseServer:
