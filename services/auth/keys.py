@@ -46,6 +46,7 @@ class Keys:
         models: Sequence[str],
         expires_in_s: int,
         idempotency_key: str,
+        rescue: str = "",
     ) -> tuple[ApiKey, str]:
         """Return a new key and its secret; for a repeated request, the first key and an empty secret."""
         check_text("idempotency_key", idempotency_key, IDEMPOTENCY_KEY_LIMIT)
@@ -67,7 +68,8 @@ class Keys:
             created_at=now,
             expires_at=now + timedelta(seconds=expires_in_s) if expires_in_s else None,
             idempotency_key=idempotency_key or None,
-            request_hash=hash_request(name, scopes, models, expires_in_s),
+            request_hash=hash_request(name, scopes, models, expires_in_s, rescue),
+            rescue=rescue,
         )
         try:
             return await self._add(caller, key, secret)

@@ -99,6 +99,7 @@ api_key = sa.Table(
     _time("revoked_at", nullable=True),
     sa.Column("idempotency_key", sa.String(128)),
     sa.Column("request_hash", sa.String(64), nullable=False),
+    sa.Column("rescue", sa.String(16), nullable=False),
     sa.UniqueConstraint("organisation_id", "idempotency_key"),
 )
 

@@ -153,7 +153,8 @@ class Rescue:
         asked, current = request.asked, request.candidate
         if current is None or failure.reason in FINAL or len(request.rescued_from) == MOST:
             return
-        policy = asked.options.rescue or current.model.settings.rescue
+        # What the request says goes before the key's policy, and that before the route's.
+        policy = asked.options.rescue or request.call.identity.rescue or current.model.settings.rescue
         if policy == "off":
             return
         text = transcript.text

@@ -43,6 +43,8 @@ class ApiKey:
     revoked_at: datetime | None = None
     idempotency_key: str | None = None
     request_hash: str = ""
+    rescue: str = ""
+    """What becomes of streams that break: off, continue or restart; empty for the route's own."""
 
 
 def new_secret() -> str:
@@ -121,9 +123,13 @@ def check_rotation(caller: Caller, key: ApiKey) -> None:
     check_grant(caller, key.scopes, key.allowed_models)
 
 
-def hash_request(name: str, scopes: Sequence[str], models: Sequence[str], expires_in_s: int) -> str:
+def hash_request(
+    name: str, scopes: Sequence[str], models: Sequence[str], expires_in_s: int, rescue: str = ""
+) -> str:
     """Return what tells two requests with the same idempotency key apart."""
     content = [name, sorted(set(scopes)), sorted(set(models)), expires_in_s]
+    if rescue:  # Hashes from before there was one stay as they are.
+        content.append(rescue)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

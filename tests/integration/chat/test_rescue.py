@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import anthropic
@@ -17,6 +18,7 @@ import pytest_asyncio
 from omnihub.common.v1.chat_pb2 import ChatInput, Message
 from omnihub.router.v1 import router_service_pb2 as pb
 
+from services.common.rpc import RpcError
 from services.providers.settings import ProviderSettings
 from services.router.settings import RouteSettings, TimeoutSettings
 from tests.integration.chat import upstreams
@@ -24,7 +26,7 @@ from tests.integration.chat.upstreams import FRAMES, PIECES, TEXT, Case
 from tests.support.chat_stack import KEY, Stack, running_stack
 from tests.support.fault_server import FaultServer, running_fault_server
 from tests.support.node import run_client
-from tests.support.router import a_call
+from tests.support.router import IDENTITY, a_call
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 FORMATS = ("openai", "anthropic", "responses")
@@ -242,6 +244,30 @@ async def test_restart_where_prefill_is_impossible(stack: Stack, form: str, faul
     answers = await asyncio.gather(*(ask(stack, form, "plain-openai", case, "restart") for case in cases))
     for case, got in zip(cases, answers, strict=True):
         assert (got.text, got.complete, got.error) == (TEXT, True, None), case
+
+
+@pytest.mark.parametrize(
+    ("key", "header", "rescued"),
+    [("off", "", False), ("off", "continue", True), ("restart", "", True), ("restart", "off", False)],
+)
+async def test_the_key_has_a_policy_of_its_own(stack: Stack, key: str, header: str, rescued: bool) -> None:
+    # Nobody here goes on from text, so only `restart` would; the route says `continue`.
+    second = "plain-openai" if key == "restart" else "good-openai"
+    options = pb.CallOptions(rescue=header)
+    request = typed_request(f"openai+{second}", Case("cut", 5))
+    request.options.CopyFrom(options)
+    call = a_call(replace(IDENTITY, rescue=key))
+    seen: list[pb.StreamChatResponse] = []
+
+    async def read() -> None:
+        seen.extend([event async for event in stack.router.client.stream_chat(request, call)])
+
+    if rescued:
+        await read()
+        assert seen[-1].end.outcome.rescued_from == ["bad-openai/m"]
+    else:
+        with pytest.raises(RpcError):
+            await read()
 
 
 @pytest.mark.parametrize("form", FORMATS)
