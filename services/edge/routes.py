@@ -43,6 +43,8 @@ class Binding:
 
     method: str
     template: str
+    body_field: str = ""
+    """The field of the request that the body is; empty when it is the whole request, or there is none."""
 
     @property
     def path(self) -> PathMatch:
@@ -110,10 +112,11 @@ def match_template(template: str) -> PathMatch:
 
 def _bindings(rule: http_pb2.HttpRule) -> Iterator[Binding]:
     kind = rule.WhichOneof("pattern")
+    body_field = "" if rule.body == "*" else rule.body
     if kind == "custom":
-        yield Binding(rule.custom.kind, rule.custom.path)
+        yield Binding(rule.custom.kind, rule.custom.path, body_field)
     elif kind is not None:
-        yield Binding(kind.upper(), getattr(rule, kind))
+        yield Binding(kind.upper(), getattr(rule, kind), body_field)
     for additional in rule.additional_bindings:
         yield from _bindings(additional)
 
