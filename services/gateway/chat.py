@@ -144,7 +144,7 @@ class ChatEndpoint:
     def _last(self, end: pb.StreamEnd, writer: Any) -> bytes:
         extra = outcome_object(end.outcome)
         if writer is None:
-            return self._surface.close_raw_stream(end.raw_tail, extra)
+            return self._surface.close_raw_stream(end.raw_tail.documents, extra)
         return writer.finish(end.outcome.finish, end.outcome.usage, extra)  # type: ignore[no-any-return]
 
 

@@ -64,7 +64,7 @@ class StoredResponseEndpoint:
                     await exchange.write(message.raw_frame.data, more=True)
                 elif message.HasField("end"):
                     facts = outcome_object(message.end.outcome)
-                    last = openai_responses.close_raw_stream(message.end.raw_tail, facts)
+                    last = openai_responses.close_raw_stream(message.end.raw_tail.documents, facts)
                     await exchange.write(last, more=False)
         if not exchange.finished:
             raise RpcError("STREAM_TRUNCATED", "the stream ended without saying how; read the response again")

@@ -62,7 +62,8 @@ class ResponseServer:
                         cost=cost,
                         state="complete",
                     )
-                    end = router_pb.StreamEnd(outcome=outcome, raw_tail=event.end.raw_tail)
+                    tail = router_pb.RawTail(documents=event.end.raw_tail)
+                    end = router_pb.StreamEnd(outcome=outcome, raw_tail=tail)
                     yield pb.StreamResponseResponse(end=end)
 
     async def _ask(

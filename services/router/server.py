@@ -302,7 +302,10 @@ def _asked_to_embed(request: pb.EmbedRequest) -> Asked:
 
 
 def _end(end: provider.StreamEnd, request: Request) -> pb.StreamChatResponse:
-    return pb.StreamChatResponse(end=pb.StreamEnd(outcome=request.outcome(), raw_tail=end.raw_tail))
+    message = pb.StreamEnd(outcome=request.outcome())
+    if end.raw_tail:
+        message.raw_tail.documents.extend(end.raw_tail)
+    return pb.StreamChatResponse(end=message)
 
 
 def _response(answer: provider.ChatResponse, raw_body: bytes | None, request: Request) -> pb.ChatResponse:
@@ -354,8 +357,9 @@ def _started(event: provider.StreamStart, request: Request, transcript: Transcri
         provider=request.target.provider,
         response_id=event.response_id,
         model=event.model,
-        wire_format=event.wire_format,
     )
+    if event.wire_format:
+        start.wire_format = event.wire_format
     start.started_at.FromMilliseconds(int(request.started_at * 1000))
     if reason:
         return pb.StreamChatResponse(restart=pb.StreamRestart(start=start, reason=reason))

@@ -163,7 +163,9 @@ def raw_frame(data: bytes) -> pb.StreamChatResponse:
 
 def ended(*tail: bytes, **outcome: Any) -> pb.StreamChatResponse:
     """Return the last message of a whole stream."""
-    return pb.StreamChatResponse(end=pb.StreamEnd(outcome=an_outcome(**outcome), raw_tail=tail))
+    return pb.StreamChatResponse(
+        end=pb.StreamEnd(outcome=an_outcome(**outcome), raw_tail=pb.RawTail(documents=tail))
+    )
 
 
 def broken(reason: str) -> pb.StreamChatResponse:
