@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import Finish, Message, Usage
+from omnihub.common.v1.chat_pb2 import Citation, Finish, Message, Usage
 
 from services.formats.answers import Answer, AnswerFacts
 from services.formats.documents import (
@@ -24,6 +24,7 @@ from services.formats.documents import (
     write_object,
 )
 from services.formats.errors import invalid
+from services.formats.openai_chat.citations import read_annotations, write_annotation
 from services.formats.openai_chat.messages import MessageWriter, read_message
 from services.formats.openai_chat.outcome import WireUsage, read_finish, read_usage, write_finish, write_usage
 from services.formats.receipts import Receipts
@@ -128,6 +129,8 @@ def _read_answer(fields: Fields) -> Message:
     fields.setdefault("role", msgspec.Raw(b'"assistant"'))
     message = read_message(msgspec.Raw(write_object(fields)), "choices[0].message")
     message.role = "assistant"
+    if citations := read_annotations(fields.get("annotations")):
+        _cite(message, citations)
     for name, text in thoughts.items():
         parts = list(message.parts)
         del message.parts[:]
@@ -139,6 +142,31 @@ def _read_answer(fields: Fields) -> Message:
             message.content = ""
         message.parts.extend(parts)
     return message
+
+
+def _cite(message: Message, citations: list[Citation]) -> None:
+    """Put citations at the text they are about."""
+    if message.content:
+        rest = list(message.parts)
+        del message.parts[:]
+        message.parts.add().text.text = message.content
+        message.parts.extend(rest)
+        message.content = ""
+    text = next((part.text for part in message.parts if part.HasField("text")), None)
+    if text is not None:
+        text.citations.extend(citations)
+
+
+def _annotations(message: Message) -> list[Any]:
+    """Return the annotations of an answer in another format; there the texts are one."""
+    annotations: list[Any] = []
+    offset = 0
+    for part in message.parts:
+        length = len(part.text.text)
+        written = (write_annotation(citation, offset, length) for citation in part.text.citations)
+        annotations.extend(each for each in written if each is not None)
+        offset += length
+    return annotations
 
 
 def write_response(
@@ -154,6 +182,13 @@ def write_response(
     own = message.extension_json.get(FORMAT) == _NAME
     written = MessageWriter(Receipts(), own=own).assistant(message, reasoning=True)
     written.setdefault("refusal", None)
+    if not own:
+        if isinstance(written["content"], list):
+            # An answer's content is one text.
+            pieces = (piece.get("text", "") for piece in written["content"] if isinstance(piece, dict))
+            written["content"] = "".join(pieces)
+        if annotations := _annotations(message):
+            written["annotations"] = annotations
     choice: dict[str, Any] = {"index": 0, "message": written, "finish_reason": write_finish(finish)}
     document: dict[str, Any] = {
         "id": response_id,

@@ -10,6 +10,7 @@ from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.answers import Event, Progress
 from services.formats.documents import Fields, from_decode_error, read_value
+from services.formats.openai_chat.citations import read_annotations
 from services.formats.openai_chat.outcome import WireUsage, read_finish, read_usage
 
 DONE = b"[DONE]"
@@ -32,6 +33,7 @@ class _Delta(msgspec.Struct):
     reasoning: Any = None
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
+    annotations: msgspec.Raw = msgspec.Raw(b"")
     # Of other kinds of answers; only that they are there matters.
     function_call: Any = None
     audio: Any = None
@@ -197,6 +199,8 @@ class StreamReader:
         for text in _texts(delta.content):
             events.append(PartDelta(index=self._part("text", events), text=text))
             self.progress.output_chars += len(text)
+        for citation in read_annotations(delta.annotations):
+            events.append(PartDelta(index=self._part("text", events), citation=citation))
         if delta.refusal:
             events.append(PartDelta(index=self._part("refusal", events), refusal=delta.refusal))
             self.progress.output_chars += len(delta.refusal)

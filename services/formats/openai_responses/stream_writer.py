@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import Finish, Part, Usage
+from omnihub.common.v1.chat_pb2 import Citation, Finish, Part, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.documents import read_object, splice, write_object
@@ -22,6 +22,7 @@ from services.formats.openai_responses.response import (
     refusal_piece,
     skeleton,
     text_piece,
+    write_annotations,
 )
 
 _EVENTS = {
@@ -56,6 +57,7 @@ class _Open:
     """A thought's first text has come."""
     before: list[Any] = field(default_factory=list)
     """Pieces of a thought that are complete."""
+    citations: list[Citation] = field(default_factory=list)
     annotations: list[Any] = field(default_factory=list)
     """What has been said about a text before the stream broke."""
 
@@ -193,7 +195,7 @@ class StreamWriter:
         return begun + self._more(opened, part.text.text if kind == "text" else part.refusal.text)
 
     def part_delta(self, event: PartDelta) -> bytes:
-        """Return more of a part. Citations of other vendors have no place in this format."""
+        """Return more of a part. Citations follow their text."""
         opened = self._parts.get(event.index)
         if opened is None:
             return b""
@@ -206,6 +208,8 @@ class StreamWriter:
                 return self._more(opened, event.arguments_json)
             case "reasoning":
                 return self._more(opened, event.reasoning)
+            case "citation":
+                opened.citations.append(event.citation)
             case "signature":
                 opened.part.reasoning.signature += event.signature
         return b""
@@ -244,7 +248,17 @@ class StreamWriter:
                 return self._raw_thought_done(opened, text)
         assert opened.message is not None
         where = opened.where
+        cited = b""
         if opened.kind == "text":
+            for annotation in write_annotations(opened.citations, len(text)):
+                number = len(opened.annotations)
+                opened.annotations.append(annotation)
+                cited += self._event(
+                    "response.output_text.annotation.added",
+                    **where,
+                    annotation_index=number,
+                    annotation=annotation,
+                )
             piece = {**text_piece(text), "annotations": opened.annotations}
             done = self._event("response.output_text.done", **where, text=text, logprobs=[])
         else:
@@ -252,7 +266,7 @@ class StreamWriter:
             done = self._event("response.refusal.done", **where, refusal=text)
         opened.message.content[where["content_index"]] = piece
         opened.message.open -= 1
-        return done + self._event("response.content_part.done", **where, part=piece)
+        return cited + done + self._event("response.content_part.done", **where, part=piece)
 
     def _call_done(self, opened: _Open, arguments: str) -> bytes:
         call = opened.part.tool_call
