@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import Part
+from omnihub.common.v1.chat_pb2 import Part, TokenLogprobs
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.answers import Event, Progress
 from services.formats.documents import from_decode_error
 from services.formats.gemini.citations import Cited, citations_of
+from services.formats.gemini.logprobs import read_logprobs
 from services.formats.gemini.outcome import PromptFeedback, WireUsage, blocked, read_finish, read_usage
 from services.formats.gemini.parts import CallIds, read_part
 
@@ -21,6 +22,7 @@ class _Candidate(Cited, rename="camel"):
     index: int = 0
     content: _Content | None = None
     finish_reason: str | None = None
+    logprobs_result: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Chunk(msgspec.Struct, rename="camel"):
@@ -64,6 +66,8 @@ class StreamReader:
             parts = candidate.content.parts if candidate.content is not None else None
             for index, raw in enumerate(parts or ()):
                 self._part(read_part(raw, f"candidates[0].content.parts[{index}]", self._ids), events)
+            if self._open == "text" and (tokens := read_logprobs(candidate.logprobs_result)):
+                events.append(PartDelta(index=self._next, logprobs=TokenLogprobs(tokens=tokens)))
             self._cite(candidate, events)
             if candidate.finish_reason:
                 self.progress.finish = read_finish(candidate.finish_reason, self._called_tools)

@@ -11,6 +11,7 @@ from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 from services.formats.documents import splice, write_object
 from services.formats.openai_chat.citations import write_annotation
 from services.formats.openai_chat.errors import error_object
+from services.formats.openai_chat.logprobs import write_logprobs
 from services.formats.openai_chat.messages import write_signature
 from services.formats.openai_chat.outcome import write_finish, write_usage
 
@@ -90,6 +91,15 @@ class StreamWriter:
         match event.WhichOneof("delta"):
             case "text":
                 return self._text(event.text)
+            case "logprobs":
+                choice = {
+                    "index": 0,
+                    "delta": {},
+                    "logprobs": write_logprobs(event.logprobs.tokens),
+                    "finish_reason": None,
+                }
+                usage = {"usage": None} if self._include_usage else {}
+                return frame(write_object({**self._envelope, "choices": [choice], **usage}))
             case "citation":
                 self._citations.setdefault(event.index, []).append(event.citation)
             case "arguments_json":
