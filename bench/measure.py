@@ -18,6 +18,7 @@ class ProcessStat:
     """The part of /proc/<pid>/stat that is needed; times in clock ticks."""
 
     pid: int
+    program: str
     parent: int
     session: int
     cpu_ticks: int
@@ -31,10 +32,11 @@ def read_stat(pid: int) -> ProcessStat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The command name is in parentheses and may itself hold spaces and parentheses.
-    fields = text[text.rindex(")") + 2 :].split()
+    end = text.rindex(")")
+    program, fields = text[text.index("(") + 1 : end], text[end + 2 :].split()
     # utime and stime of all threads, ended ones too, and the same of children that were waited for.
     ticks = sum(int(field) for field in fields[11:15])
-    return ProcessStat(pid, int(fields[1]), int(fields[3]), ticks, int(fields[19]))
+    return ProcessStat(pid, program, int(fields[1]), int(fields[3]), ticks, int(fields[19]))
 
 
 def all_stats() -> Iterator[ProcessStat]:
@@ -71,6 +73,13 @@ class ProcessTree:
     def memory_bytes(self) -> int:
         """Return the proportional set size: shared pages are divided among the processes that share them."""
         return sum(proportional_set_size(stat.pid) for stat in self.members())
+
+    def memory_by_program(self) -> dict[str, int]:
+        """Return the proportional set size in bytes by the name of the program."""
+        sizes: dict[str, int] = {}
+        for stat in self.members():
+            sizes[stat.program] = sizes.get(stat.program, 0) + proportional_set_size(stat.pid)
+        return sizes
 
     async def settle(self) -> None:
         """Wait until the tree is idle, at most SETTLE_LIMIT_S.

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from bench.install import HERE, WORK, find_program
 from bench.run import Plan, Sample, Values
+from bench.streams import FEW, MANY, PACED_INTERVAL_MS, PACED_STREAMS
 from bench.subjects import FEATURES
 
 RESULTS = HERE / "results"
-BASELINES = ("envoy", "litellm")
+BASELINES = ("envoy", "relay", "litellm")
 TARGET_FACTOR = 10
+CHUNK_TARGET_FACTOR = 2
+STREAM_TARGET_KIB = 60
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ def measures(sample: Sample, direct: Sample) -> Values:
     if sample.streaming:
         values["streams_per_second"] = sample.streaming["requests_per_second"]
         values["cpu_us_per_stream"] = sample.streaming["cpu_us_per_request"]
-    return values
+    if sample.chunks:
+        values["cpu_us_per_chunk"] = sample.chunks["cpu_us_per_chunk"]
+    return values | sample.open_streams
 
 
 class Results:
@@ -97,7 +102,7 @@ class Results:
 
     def summary(self) -> dict[str, dict[str, object]]:
         """Return every value and ratio by subject, ready for JSON."""
-        names = list(self._values[self.subjects[-1], 0])
+        names = list(dict.fromkeys(name for values in self._values.values() for name in values))
         table: dict[str, dict[str, object]] = {}
         for subject in self.subjects:
             spreads = {name: self.measure(subject, name) for name in names}
@@ -210,6 +215,18 @@ def main_tables(results: Results, plan: Plan) -> list[str]:
         sections.append(
             "Streams of 50 content chunks, all sent at once:\n\n" + table(results.subjects, streams)
         )
+        slow: list[Column] = [
+            ("CPU us/chunk", value("cpu_us_per_chunk"), 0),
+            ("CPU/chunk, times relay's", times("cpu_us_per_chunk", "relay"), 2),
+            ("litellm's CPU/chunk, times this", times("cpu_us_per_chunk", "litellm", inverse=True), 1),
+            ("KiB per open stream, without Envoy's", value("kib_per_stream"), 0),
+            ("Envoy's KiB per open stream", value("envoy_kib_per_stream"), 0),
+        ]
+        sections.append(
+            f"Slow streams: CPU of {PACED_STREAMS} streams with a chunk every {PACED_INTERVAL_MS} ms each; "
+            f"memory (PSS) that {MANY} streams take beyond {FEW}, over their number:\n\n"
+            + table(results.subjects[1:], slow)
+        )
     return sections
 
 
@@ -224,6 +241,24 @@ def verdict(results: Results) -> list[str]:
             )
             measured = f" ({found.text(1)} times)" if found else ""
             lines.append(f"- Target: at most 1/{TARGET_FACTOR} of LiteLLM's {label}: **{state}**{measured}")
+    limits = (
+        (
+            f"at most {CHUNK_TARGET_FACTOR} times the relay's CPU per chunk",
+            CHUNK_TARGET_FACTOR,
+            2,
+            results.ratio("omnihub", "relay", "cpu_us_per_chunk"),
+        ),
+        (
+            f"at most {STREAM_TARGET_KIB} KiB per open stream in our processes",
+            STREAM_TARGET_KIB,
+            0,
+            results.measure("omnihub", "kib_per_stream") if "omnihub" in results.subjects else None,
+        ),
+    )
+    for label, limit, digits, found in limits:
+        if found is not None:
+            state = "met" if found.median <= limit else "missed"
+            lines.append(f"- Target: {label}: **{state}** ({found.text(digits)})")
     return lines
 
 

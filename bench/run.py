@@ -14,8 +14,9 @@ from bench.load import check_answers, constant_rate, percentile, saturate
 from bench.measure import machine_cpu_seconds, own_cpu_seconds
 from bench.payload import Target
 from bench.processes import Ports
+from bench.streams import chunk_cost, stream_weight
 from bench.subjects import SUBJECTS, Place, Subject
-from bench.upstream import Upstream, static_upstream
+from bench.upstream import Upstream, upstreams
 
 MEBIBYTE = 1024 * 1024
 Values = dict[str, float]
@@ -43,6 +44,9 @@ class Sample:
     saturation: Values = field(default_factory=dict)
     streaming: Values = field(default_factory=dict)
     constant: Values = field(default_factory=dict)
+    chunks: Values = field(default_factory=dict)
+    open_streams: Values = field(default_factory=dict)
+    """Only in the first round: memory that has been used once is not given back."""
     memory_mib: float = 0.0
 
 
@@ -143,9 +147,15 @@ class Bench:
         """Run every scenario once against one subject."""
         subject.server.check()
         sample = Sample(number, subject.name)
+        # What `direct` costs is the upstream's own.
+        between = self._plan.streaming and subject.name != "direct"
+        if between and number == 0:
+            sample.open_streams = await stream_weight(subject.server.tree, subject.slow)
         sample.saturation = await self.saturation(subject, subject.chat)
         if self._plan.streaming:
             sample.streaming = await self.saturation(subject, subject.stream)
+        if between:
+            sample.chunks = await chunk_cost(subject.server.tree, subject.paced, self._plan.saturation_s)
         sample.constant = await self.constant(subject)
         sample.memory_mib = subject.server.tree.memory_bytes() / MEBIBYTE
         return sample
@@ -177,7 +187,7 @@ async def execute(plan: Plan) -> list[Sample]:
     try:
         async with AsyncExitStack() as stack:
             upstream = await stack.enter_async_context(
-                static_upstream(programs["nginx"], data / "nginx", ports.take(), logs / "nginx.log")
+                upstreams(programs["nginx"], data / "nginx", ports, logs)
             )
             bench = Bench(plan, programs["wrk"], data, upstream)
             subjects: list[Subject] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from bench.install import HERE, require_litellm
 from bench.payload import Target, target
 from bench.processes import Ports, Server, clean_environment, running
+from bench.streams import PACED_INTERVAL_MS, SLOW_INTERVAL_MS
 from bench.upstream import Upstream
 
 UPSTREAM_KEY = "sk-upstream-bench"
@@ -21,6 +22,7 @@ READY_LIMIT_S = 180
 FEATURES = {
     "direct": "no gateway: the load generator talks to nginx; CPU and memory are nginx's own",
     "envoy": "bare Envoy, one worker: routes every path to nginx; no key check, no limit, no log, no usage",
+    "relay": "uvicorn and aiohttp, one process, no Envoy: passes bytes on and does nothing else",
     "omnihub": "everything on: Envoy, key check, credit lease, routing, retries and failover, "
     "usage and price of each request, one durable journal record per answer",
     "litellm": "one worker: master key check, routing, usage and price of each request, all in memory; no "
@@ -36,6 +38,10 @@ class Subject:
     server: Server
     chat: Target
     stream: Target
+    paced: Target
+    """A stream of quick chunks, without end."""
+    slow: Target
+    """A stream of rare chunks, without end."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +54,65 @@ class Place:
     upstream: Upstream
 
 
-def by_path(name: str, server: Server, url: str) -> Subject:
-    """Return a subject that does not look into bodies: JSON and SSE differ by path."""
-    chat = target(f"{url}/v1/chat/completions", UPSTREAM_KEY, "gpt-bench")
-    stream = target(f"{url}/stream/v1/chat/completions", UPSTREAM_KEY, "gpt-bench", stream=True)
-    return Subject(name, server, chat, stream)
+COMPLETIONS = "/v1/chat/completions"
+
+
+def by_path(name: str, server: Server, url: str, paced_url: str = "") -> Subject:
+    """Return a subject that does not look into bodies: the kinds of answer differ by path."""
+
+    def at(base: str, *, stream: bool = True) -> Target:
+        return target(base + COMPLETIONS, UPSTREAM_KEY, "gpt-bench", stream=stream)
+
+    paced = paced_url or url
+    return Subject(
+        name,
+        server,
+        chat=at(url, stream=False),
+        stream=at(f"{url}/stream"),
+        paced=at(paced + paced_path(PACED_INTERVAL_MS)),
+        slow=at(paced + paced_path(SLOW_INTERVAL_MS)),
+    )
+
+
+def paced_path(interval_ms: int) -> str:
+    """Return where the paced upstream sends a chunk each so many milliseconds."""
+    return f"/paced/{interval_ms}"
 
 
 def by_model(name: str, server: Server, url: str, key: str) -> Subject:
-    """Return a gateway subject: JSON and SSE differ by model, which has another base URL of the upstream."""
-    path = f"{url}/v1/chat/completions"
+    """Return a gateway subject: the kinds of answer differ by model, each with a base URL of its own."""
+
+    def asking(model: str, *, stream: bool = True) -> Target:
+        return target(url + COMPLETIONS, key, model, stream=stream)
+
     return Subject(
-        name, server, target(path, key, "bench-chat"), target(path, key, "bench-stream", stream=True)
+        name,
+        server,
+        chat=asking("bench-chat", stream=False),
+        stream=asking("bench-stream"),
+        paced=asking("bench-paced"),
+        slow=asking("bench-slow"),
     )
+
+
+def bases(upstream: Upstream) -> dict[str, str]:
+    """Return the base URL behind each model of a gateway."""
+    return {
+        "bench-chat": f"{upstream.url}/v1",
+        "bench-stream": f"{upstream.url}/stream/v1",
+        "bench-paced": f"{upstream.paced_url}{paced_path(PACED_INTERVAL_MS)}/v1",
+        "bench-slow": f"{upstream.paced_url}{paced_path(SLOW_INTERVAL_MS)}/v1",
+    }
 
 
 @asynccontextmanager
 async def direct(place: Place) -> AsyncIterator[Subject]:
     """Nothing in between: the upstream itself."""
-    yield by_path("direct", place.upstream.server, place.upstream.url)
+    yield by_path("direct", place.upstream.server, place.upstream.url, place.upstream.paced_url)
 
 
-def envoy_configuration(port: int, upstream_port: int) -> dict[str, object]:
-    """Return a static configuration: one listener, one route, one cluster."""
+def envoy_configuration(port: int, upstream_port: int, paced_port: int) -> dict[str, object]:
+    """Return a static configuration: one listener, two upstreams told apart by the path."""
     prefix = "type.googleapis.com/envoy.extensions.filters"
 
     def address(number: int) -> dict[str, object]:
@@ -90,23 +132,29 @@ def envoy_configuration(port: int, upstream_port: int) -> dict[str, object]:
                 {
                     "name": "all",
                     "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "0s"}}],
+                    "routes": [
+                        {"match": {"prefix": prefix}, "route": {"cluster": cluster, "timeout": "0s"}}
+                        for prefix, cluster in (("/paced/", "paced"), ("/", "upstream"))
+                    ],
                 }
             ]
         },
     }
     chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-    endpoint = {"endpoint": {"address": address(upstream_port)}}
-    cluster = {
-        "name": "upstream",
-        "type": "STATIC",
-        "connect_timeout": "1s",
-        "load_assignment": {"cluster_name": "upstream", "endpoints": [{"lb_endpoints": [endpoint]}]},
-    }
+
+    def cluster(name: str, number: int) -> dict[str, object]:
+        endpoint = {"endpoint": {"address": address(number)}}
+        return {
+            "name": name,
+            "type": "STATIC",
+            "connect_timeout": "1s",
+            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        }
+
     return {
         "static_resources": {
             "listeners": [{"name": "bench", "address": address(port), "filter_chains": [chain]}],
-            "clusters": [cluster],
+            "clusters": [cluster("upstream", upstream_port), cluster("paced", paced_port)],
         }
     }
 
@@ -116,7 +164,9 @@ async def envoy(place: Place) -> AsyncIterator[Subject]:
     """Bare Envoy from the wheel that OmniHub uses too."""
     port = place.ports.take()
     configuration = place.directory / "envoy.json"
-    configuration.write_text(json.dumps(envoy_configuration(port, place.upstream.port)))
+    configuration.write_text(
+        json.dumps(envoy_configuration(port, place.upstream.port, place.upstream.paced_port))
+    )
     program = Path(sys.executable).parent / "envoy"
     command = [
         str(program),
@@ -137,24 +187,35 @@ async def envoy(place: Place) -> AsyncIterator[Subject]:
         yield by_path("envoy", server, url)
 
 
-def omnihub_configuration(upstream_url: str) -> str:
-    """Return omnihub.toml with one provider and model for JSON and one for SSE."""
-    sections = []
-    for model, provider, base in (
-        ("bench-chat", "bench", "/v1"),
-        ("bench-stream", "bench_stream", "/stream/v1"),
-    ):
-        sections.append(f"""
-[providers.{provider}]
+@asynccontextmanager
+async def relay(place: Place) -> AsyncIterator[Subject]:
+    """A bare relay in Python."""
+    port = place.ports.take()
+    command = [sys.executable, "-m", "bench.relay", str(port), place.upstream.url, place.upstream.paced_url]
+    environment = clean_environment(place.directory, {})
+    async with running(
+        "relay", command, environment=environment, directory=HERE.parent, log=place.log
+    ) as server:
+        url = f"http://127.0.0.1:{port}"
+        await server.wait_ready(f"{url}/ready", READY_LIMIT_S)
+        yield by_path("relay", server, url)
+
+
+def omnihub_configuration(bases: dict[str, str]) -> str:
+    """Return omnihub.toml with one provider per model and base URL."""
+    return "".join(
+        f"""
+[providers.{model.replace("-", "_")}]
 adapter = "openai"
-base_url = "{upstream_url}{base}"
+base_url = "{base}"
 api_key = "{UPSTREAM_KEY}"
 
 [models."{model}"]
-route = ["{provider}/gpt-bench"]
+route = ["{model.replace("-", "_")}/gpt-bench"]
 price = {{ input_per_million = "1.00", output_per_million = "2.00" }}
-""")
-    return "".join(sections)
+"""
+        for model, base in bases.items()
+    )
 
 
 @asynccontextmanager
@@ -162,7 +223,7 @@ async def omnihub(place: Place) -> AsyncIterator[Subject]:
     """The whole of OmniHub as `make run` starts it, Envoy included, with an empty data directory."""
     port, grpc_port = place.ports.take(), place.ports.take()
     configuration = place.directory / "omnihub.toml"
-    configuration.write_text(omnihub_configuration(place.upstream.url))
+    configuration.write_text(omnihub_configuration(bases(place.upstream)))
     settings = {
         "PORT": str(port),
         "OMNIHUB_GRPC_LISTEN": f"127.0.0.1:{grpc_port}",
@@ -182,7 +243,7 @@ async def omnihub(place: Place) -> AsyncIterator[Subject]:
         yield by_model("omnihub", server, url, OMNIHUB_KEY)
 
 
-def litellm_configuration(upstream_url: str) -> dict[str, object]:
+def litellm_configuration(bases: dict[str, str]) -> dict[str, object]:
     """Return config.yaml as JSON, which is YAML.
 
     The upstream ignores the model's name. A name from LiteLLM's own price table saves it a twelfth of its
@@ -193,11 +254,11 @@ def litellm_configuration(upstream_url: str) -> dict[str, object]:
             "model_name": model,
             "litellm_params": {
                 "model": "openai/gpt-4o-mini",
-                "api_base": f"{upstream_url}{base}",
+                "api_base": base,
                 "api_key": UPSTREAM_KEY,
             },
         }
-        for model, base in (("bench-chat", "/v1"), ("bench-stream", "/stream/v1"))
+        for model, base in bases.items()
     ]
     return {
         "model_list": models,
@@ -223,7 +284,7 @@ async def litellm(place: Place) -> AsyncIterator[Subject]:
     programs = require_litellm() / "bin"
     port = place.ports.take()
     configuration = place.directory / "config.yaml"
-    configuration.write_text(json.dumps(litellm_configuration(place.upstream.url)))
+    configuration.write_text(json.dumps(litellm_configuration(bases(place.upstream))))
     command = [
         str(programs / "litellm"),
         "--config",
@@ -243,4 +304,4 @@ async def litellm(place: Place) -> AsyncIterator[Subject]:
         yield by_model("litellm", server, url, LITELLM_KEY)
 
 
-SUBJECTS = {"direct": direct, "envoy": envoy, "omnihub": omnihub, "litellm": litellm}
+SUBJECTS = {"direct": direct, "envoy": envoy, "relay": relay, "omnihub": omnihub, "litellm": litellm}

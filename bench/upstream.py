@@ -1,14 +1,16 @@
 """The static upstream: nginx, one worker, the same answer to every request."""
 
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 
+from bench.install import HERE
 from bench.payload import completion, event_stream
-from bench.processes import Server, clean_environment, running
+from bench.processes import Ports, Server, clean_environment, running
 
 CONFIGURATION = """
 {user}
@@ -43,12 +45,17 @@ http {{
 
 
 class Upstream:
-    """The running nginx. `url` has no path; JSON is below /v1, SSE below /stream/v1."""
+    """The running nginx. `url` has no path; JSON is below /v1, SSE below /stream/v1.
 
-    def __init__(self, server: Server, port: int) -> None:
+    `paced_url` is the server of slow streams, below /paced/<milliseconds>.
+    """
+
+    def __init__(self, server: Server, port: int, paced_port: int) -> None:
         self.server = server
         self.port = port
+        self.paced_port = paced_port
         self.url = f"http://127.0.0.1:{port}"
+        self.paced_url = f"http://127.0.0.1:{paced_port}"
 
     async def requests_served(self) -> int:
         """Return how many requests nginx has taken since its start, this one included."""
@@ -68,12 +75,22 @@ def write_files(directory: Path, port: int) -> None:
 
 
 @asynccontextmanager
-async def static_upstream(nginx: str, directory: Path, port: int, log: Path) -> AsyncIterator[Upstream]:
-    """Run nginx on `port` of the loopback address for the length of the context."""
+async def upstreams(nginx: str, directory: Path, ports: Ports, logs: Path) -> AsyncIterator[Upstream]:
+    """Run nginx and the server of slow streams on the loopback address for the length of the context."""
+    port, paced_port = ports.take(), ports.take()
     write_files(directory, port)
-    command = [nginx, "-p", str(directory), "-c", str(directory / "nginx.conf")]
     environment = clean_environment(directory, {})
-    async with running("nginx", command, environment=environment, directory=directory, log=log) as server:
-        upstream = Upstream(server, port)
+    command = [nginx, "-p", str(directory), "-c", str(directory / "nginx.conf")]
+    paced = [sys.executable, "-m", "bench.paced", str(paced_port)]
+    async with (
+        running(
+            "nginx", command, environment=environment, directory=directory, log=logs / "nginx.log"
+        ) as server,
+        running(
+            "paced", paced, environment=environment, directory=HERE.parent, log=logs / "paced.log"
+        ) as pacer,
+    ):
+        upstream = Upstream(server, port, paced_port)
         await server.wait_ready(f"{upstream.url}/ready", 10)
+        await pacer.wait_ready(f"{upstream.paced_url}/ready", 10)
         yield upstream

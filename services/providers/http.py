@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -168,13 +168,13 @@ class Exchange:
             pieces.append(piece)
         return b"".join(pieces)[:_ERROR_BODY_LIMIT]
 
-    async def read_chunk(self) -> bytes:
+    def read_chunk(self) -> Awaitable[bytes]:
         """Return what has arrived, waiting for it within the limits; empty at the end of the stream."""
         now = self._loop.time()
         limit = (
             now + self._timeouts.idle_s if self.got_token else self._started + self._timeouts.first_token_s
         )
-        return await self._read(limit)
+        return self._read(limit)
 
     async def _read(self, deadline: float) -> bytes:
         self._deadline = min(deadline, self._started + self._timeouts.total_s)

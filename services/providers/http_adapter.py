@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, Usage, WireFormat
-from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, RawFrame
+from omnihub.common.v1.stream_pb2 import PartDelta, PartStart
 from omnihub.provider.v1 import provider_service_pb2 as pb
 from yarl import URL
 
@@ -27,8 +27,9 @@ from services.providers.domain.classification import (
     read_retry_after,
 )
 from services.providers.domain.estimate import estimate_usage
-from services.providers.domain.failure import MID_STREAM, Failures, ProviderError
-from services.providers.frames import FrameError, FrameParser, FrameTooLargeError
+from services.providers.domain.failure import MID_STREAM, Failures
+from services.providers.frame_reader import FrameReader
+from services.providers.frames import FrameParser
 from services.providers.http import FRAME_LIMIT, Exchange, Timeouts, Upstream
 from services.providers.receipts import account, refuse_drops
 from services.providers.settings import ProviderSettings
@@ -159,126 +160,103 @@ class HttpAdapter(ABC):
             raise failures.of("PROVIDER_PROTOCOL", f"its answer is wrong: {error.message}") from None
         return response
 
-    async def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
-        """Answer as it comes; the last message is `end`."""
+    def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Answer as it comes; the last message is `end`. Raises FormatError at once, ProviderError later."""
         prepared = self._prepare(attempt, stream=True)
-        failures = self.failures(attempt.model)
+        return self._relay(attempt, prepared) if prepared.raw else self._translate(attempt, prepared)
+
+    @asynccontextmanager
+    async def _opened(
+        self, attempt: pb.Attempt, prepared: Prepared, failures: Failures
+    ) -> AsyncIterator[Exchange]:
+        """Ask, and hand out the good answer that follows."""
         timeouts = self.timeouts(attempt.timeouts)
         url = self.chat_url(attempt, stream=True)
         signed = await self.sign(url, self.headers_of(attempt), prepared.body, failures)
         exchange = await self._upstream.send(url, signed, prepared.body, timeouts, failures, stream=True)
         try:
             await self._check_stream(exchange, failures)
-            start = pb.StreamStart(
-                receipt=prepared.receipt, provider_request_id=_request_id(exchange.headers)
-            )
-            if prepared.raw:
-                start.wire_format = self.wire_format
-                messages = self._relay(exchange, self.raw_reader(attempt), start, failures, prepared)
-            else:
-                messages = self._translate(exchange, self.stream_reader(), start, failures, prepared)
-            async with aclosing(messages):
-                async for message in messages:
-                    yield message
+            yield exchange
             await exchange.finish()
         finally:
             exchange.close()
 
     async def _relay(
-        self,
-        exchange: Exchange,
-        reader: RawReader,
-        start: pb.StreamStart,
-        failures: Failures,
-        prepared: Prepared,
+        self, attempt: pb.Attempt, prepared: Prepared
     ) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Pass frames on as they come, those of one network read together."""
+        failures = self.failures(attempt.model)
+        reader = self.raw_reader(attempt)
         progress = reader.progress
         counted = 0
-        async for events, at_end in self._events(exchange, progress, failures):
-            frames: list[bytes] = []
-            texts: list[str] = []
-            wrong: FormatError | None = None
-            for name, data in events:
-                try:
-                    frame, text = reader.read(name, data)
-                except FormatError as error:
-                    wrong = error
-                    break  # What came before it in the same read is good.
-                if progress.error is not None:
-                    break
-                frames.append(frame)
-                texts.append(text)
-            written = b"".join(frames)
-            if exchange.phase != MID_STREAM and (written or progress.finish is not None):
-                yield self._started(start, progress, exchange)
-            if written:
-                passed_on = _frame(written, "".join(texts), progress, progress.output_chars - counted)
-                counted = progress.output_chars
-                yield pb.StreamChatResponse(raw_frame=passed_on)
-            if wrong is not None:
-                raise self._unreadable(wrong, at_end, progress, exchange, failures)
-            self._check_error(progress, exchange, failures)
-        yield self._ended(progress, failures, prepared, reader.tail)
+        async with self._opened(attempt, prepared, failures) as exchange:
+            incoming = FrameReader(exchange, self.frame_parser(), progress, failures)
+            while events := await incoming.next():
+                frames: list[bytes] = []
+                texts: list[str] = []
+                wrong: FormatError | None = None
+                for name, data in events:
+                    try:
+                        frame, text = reader.read(name, data)
+                    except FormatError as error:
+                        wrong = error
+                        break  # What came before it in the same read is good.
+                    if progress.error is not None:
+                        break
+                    frames.append(frame)
+                    texts.append(text)
+                written = b"".join(frames)
+                if exchange.phase != MID_STREAM and (written or progress.finish is not None):
+                    yield self._started(prepared, progress, exchange, self.wire_format)
+                if written:
+                    yield _frame(written, "".join(texts), progress, progress.output_chars - counted)
+                    counted = progress.output_chars
+                if wrong is not None:
+                    raise self._unreadable(wrong, incoming.at_end, progress, exchange, failures)
+                self._check_error(progress, exchange, failures)
+            yield self._ended(progress, failures, prepared, reader.tail)
 
     async def _translate(
-        self,
-        exchange: Exchange,
-        reader: StreamReader,
-        start: pb.StreamStart,
-        failures: Failures,
-        prepared: Prepared,
+        self, attempt: pb.Attempt, prepared: Prepared
     ) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Turn the vendor's frames into typed events."""
+        failures = self.failures(attempt.model)
+        reader = self.stream_reader()
         progress = reader.progress
-        async for events, at_end in self._events(exchange, progress, failures):
-            for name, data in events:
-                try:
-                    typed = reader.read(name, data)
-                except FormatError as error:
-                    raise self._unreadable(error, at_end, progress, exchange, failures) from None
-                self._check_error(progress, exchange, failures)
-                if exchange.phase != MID_STREAM and (typed or progress.model or progress.finish is not None):
-                    yield self._started(start, progress, exchange)
-                for event in typed:
+        async with self._opened(attempt, prepared, failures) as exchange:
+            incoming = FrameReader(exchange, self.frame_parser(), progress, failures)
+            while events := await incoming.next():
+                for name, data in events:
+                    try:
+                        typed = reader.read(name, data)
+                    except FormatError as error:
+                        raise self._unreadable(error, incoming.at_end, progress, exchange, failures) from None
+                    self._check_error(progress, exchange, failures)
+                    begun = typed or progress.model or progress.finish is not None
+                    if exchange.phase != MID_STREAM and begun:
+                        yield self._started(prepared, progress, exchange)
+                    for event in typed:
+                        yield _typed(event)
+            if progress.finish is not None:
+                for event in reader.finish():
                     yield _typed(event)
-        if progress.finish is not None:
-            for event in reader.finish():
-                yield _typed(event)
-        yield self._ended(progress, failures, prepared, ())
-
-    async def _events(
-        self, exchange: Exchange, progress: Progress, failures: Failures
-    ) -> AsyncGenerator[tuple[list[tuple[bytes, bytes]], bool], None]:
-        """Yield the events of each network read, until the provider says that nothing follows."""
-        parser = self.frame_parser()
-        while not progress.closed:
-            exchange.got_token = progress.output_chars > 0 or progress.finish is not None
-            try:
-                chunk = await exchange.read_chunk()
-                events = parser.feed(chunk) if chunk else parser.close()
-            except ProviderError:
-                if progress.finish is None:
-                    raise
-                return  # The answer is complete; only what would have come after it is missing.
-            except FrameTooLargeError:
-                message = f"a frame exceeds {FRAME_LIMIT} bytes"
-                raise failures.of("PROVIDER_PROTOCOL", message, exchange.phase) from None
-            except FrameError as error:
-                if error.before:
-                    yield error.before, False
-                message = f"sent a frame that is wrong: {error}"
-                raise failures.of("PROVIDER_PROTOCOL", message, exchange.phase) from None
-            if events:
-                yield events, not chunk
-            if not chunk:
-                return
+            yield self._ended(progress, failures, prepared, ())
 
     def _started(
-        self, start: pb.StreamStart, progress: Progress, exchange: Exchange
+        self,
+        prepared: Prepared,
+        progress: Progress,
+        exchange: Exchange,
+        wire_format: WireFormat.ValueType = WireFormat.WIRE_FORMAT_UNSPECIFIED,
     ) -> pb.StreamChatResponse:
         exchange.phase = MID_STREAM
-        start.model, start.response_id = progress.model, progress.response_id
+        start = pb.StreamStart(
+            model=progress.model,
+            response_id=progress.response_id,
+            receipt=prepared.receipt,
+            provider_request_id=_request_id(exchange.headers),
+            wire_format=wire_format,
+        )
         return pb.StreamChatResponse(start=start)
 
     def _ended(
@@ -426,8 +404,11 @@ def _fill(response: pb.ChatResponse, facts: AnswerFacts | Answer, usage: Usage) 
     response.response_id = facts.response_id
 
 
-def _frame(data: bytes, text: str, progress: Progress, output_chars: int) -> RawFrame:
-    frame = RawFrame(data=data, text=text, output_chars=output_chars)
+def _frame(data: bytes, text: str, progress: Progress, output_chars: int) -> pb.StreamChatResponse:
+    message = pb.StreamChatResponse()
+    # Filled in place: a message given to the constructor of another is copied.
+    frame = message.raw_frame
+    frame.data, frame.text, frame.output_chars = data, text, output_chars
     # Most frames are text of a format without numbered parts: what is not so is set only where it is not so.
     if progress.thought:
         frame.thought = True
@@ -436,7 +417,7 @@ def _frame(data: bytes, text: str, progress: Progress, output_chars: int) -> Raw
     if progress.parts:
         frame.parts = progress.parts
         frame.open_part = progress.open_part
-    return frame
+    return message
 
 
 def _typed(event: Event) -> pb.StreamChatResponse:

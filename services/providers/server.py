@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
 
 from omnihub.provider.v1 import plugin_service_pb2 as plugin_pb
 from omnihub.provider.v1 import provider_service_pb2 as pb
@@ -70,14 +69,11 @@ class ProviderServer:
         """Ask once and wait for the whole answer."""
         return await self._adapter(request.attempt.provider).chat(request.attempt)
 
-    async def stream_chat(
+    def stream_chat(
         self, request: pb.StreamChatRequest, call: Call
     ) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Ask once and pass the answer on as it comes."""
-        stream = self._adapter(request.attempt.provider).stream_chat(request.attempt)
-        async with aclosing(stream):
-            async for message in stream:
-                yield message
+        return self._adapter(request.attempt.provider).stream_chat(request.attempt)
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """Turn texts into vectors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -104,7 +105,8 @@ class RouterServer:
                         yield _started(event.start, admitted, transcript)
                     else:
                         yield _translated(event)
-                        await meter.reserve()
+                        if meter.due():
+                            await meter.reserve()
         except (asyncio.CancelledError, GeneratorExit):
             self._leave(admitted, transcript)
             raise
@@ -231,28 +233,29 @@ class _Meter:
         self._request = request
         self._admission = admission
         self._transcript = transcript
-        self._limit_tokens = 0
+        self._step = 0
+        self._limit_tokens: float = math.inf
 
     def begin(self) -> None:
         """A model begins to speak: beside what has been produced, a full step is reserved for it."""
-        candidate = self._request.candidate
-        if candidate is not None:
-            step = self._admission.output_cap(candidate.model) * self._request.asked.choices
-            self._limit_tokens = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN + step
-
-    async def reserve(self) -> None:
-        """Reserve for what comes next. Raises RpcError OUT_OF_BUDGET."""
         request = self._request
         if request.asked.max_tokens or request.candidate is None:
             # With a limit of the caller's own the reservation covers all that can come.
             return
-        step = self._admission.output_cap(request.candidate.model)
-        limit = self._limit_tokens
-        if self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN <= limit - step // 4:
-            return
-        if not await self._admission.extend(request, step):
+        self._step = step = self._admission.output_cap(request.candidate.model)
+        produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
+        self._limit_tokens = produced + step * request.asked.choices
+
+    def due(self) -> bool:
+        """Tell whether more has to be reserved. Cheap: asked after each event."""
+        produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
+        return produced > self._limit_tokens - self._step // 4
+
+    async def reserve(self) -> None:
+        """Reserve for what comes next. Raises RpcError OUT_OF_BUDGET."""
+        if not await self._admission.extend(self._request, self._step):
             raise RpcError("OUT_OF_BUDGET", "the credits for this request are used up; the answer ends here")
-        self._limit_tokens = limit + step
+        self._limit_tokens += self._step
 
 
 def _invalid(field: str, description: str) -> RpcError:

@@ -19,7 +19,7 @@ from bench.subjects import omnihub_configuration
 def sample(subject: str, number: int, cpu: float, p99: float) -> Sample:
     load = {"requests_per_second": 10.0, "cpu_us_per_request": cpu, "p50_ms": 1.0, "p99_ms": 1.0}
     constant = {"cpu_us_per_request": cpu, "p50_ms": p99 / 2, "p99_ms": p99}
-    return Sample(number, subject, load, {}, constant, 100.0)
+    return Sample(number, subject, load, constant=constant, memory_mib=100.0)
 
 
 def results(*added_p99_ms: float) -> Results:
@@ -89,6 +89,10 @@ def test_a_tree_counts_ended_children_and_children_in_another_session():
 
 
 def test_the_configuration_of_omnihub_is_toml_with_two_routes():
-    parsed = tomllib.loads(omnihub_configuration("http://127.0.0.1:18400"))
-    assert parsed["models"]["bench-chat"]["route"] == ["bench/gpt-bench"]
+    parsed = tomllib.loads(
+        omnihub_configuration(
+            {"bench-chat": "http://127.0.0.1:18400/v1", "bench-stream": "http://127.0.0.1:18400/stream/v1"}
+        )
+    )
+    assert parsed["models"]["bench-chat"]["route"] == ["bench_chat/gpt-bench"]
     assert parsed["providers"]["bench_stream"]["base_url"] == "http://127.0.0.1:18400/stream/v1"

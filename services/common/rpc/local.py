@@ -125,13 +125,19 @@ class _Pipe:
         self._writer: asyncio.Future[None] | None = None
         self.producer: asyncio.Task[None] | None = None
 
-    async def put(self, message: Message) -> None:
-        """Add a message; wait while the reader is too far behind."""
+    def add(self, message: Message) -> bool:
+        """Add a message. Tells whether the reader is now so far behind that the writer has to wait."""
+        self._buffer.append(message)
+        reader = self._reader
+        if reader is not None:
+            _settle(reader)
+        return len(self._buffer) >= STREAM_BUFFER
+
+    async def drained(self) -> None:
+        """Wait until there is room again."""
         while len(self._buffer) >= STREAM_BUFFER:
             self._writer = asyncio.get_running_loop().create_future()
             await self._writer
-        self._buffer.append(message)
-        self._wake_reader()
 
     async def get(self) -> Message:
         """Return the next message. Raises StopAsyncIteration or RpcError at the end, the latter once."""
@@ -178,7 +184,8 @@ async def _produce(
         stream = handler(request, call)
         try:
             async for message in stream:
-                await pipe.put(copied(message, method.response, "a streamed message"))
+                if pipe.add(copied(message, method.response, "a streamed message")):
+                    await pipe.drained()
         finally:
             await close_stream(stream)
     except BaseException as error:  # noqa: BLE001 - every failure of a handler is an answer
