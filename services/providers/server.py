@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 from omnihub.provider.v1 import plugin_service_pb2 as plugin_pb
 from omnihub.provider.v1 import provider_service_pb2 as pb

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +20,7 @@ from services.formats.documents import Fields, is_null, read_object, read_value,
 from services.formats.receipts import Receipts
 from services.providers.adapters.openai import OpenAIAdapter
 from services.providers.domain.failure import Failures, ProviderError
-from services.providers.http import Upstream
+from services.providers.http import Exchange, Upstream
 from services.providers.http_adapter import Prepared
 from services.providers.settings import ProviderSettings
 
@@ -93,7 +94,7 @@ class ResponsesAdapter(OpenAIAdapter):
     async def ask_stored(self, request: stored_pb.AskStoredResponseRequest) -> bytes:
         """Return what the server answers about a response that it keeps."""
         method, suffix = _OPERATIONS[request.operation]
-        url = self._stored_url(request.response_id, suffix, request.query)
+        url = self.stored_url(request.response_id, suffix, request.query)
         limits = self.timeouts(pb.Timeouts(total_ms=STORED_TIMEOUT_MS))
         failures = _StoredFailures(self.name, "", self._secrets)
         answer, _ = await self.ask(url, None, self.headers, limits, failures, method)
@@ -104,27 +105,8 @@ class ResponsesAdapter(OpenAIAdapter):
         if not isinstance(failures, _StoredFailures):
             super().check_body(body, failures)
 
-    async def follow_stored(
-        self, request: stored_pb.FollowStoredResponseRequest
-    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
-        """Pass on the events of a response that is made in the background."""
-        query = "&".join(filter(None, ("stream=true", request.query)))
-        url = self._stored_url(request.response_id, "", query)
-        failures, limits = _StoredFailures(self.name, "", self._secrets), self.timeouts(pb.Timeouts())
-        exchange = await self._upstream.send(url, self.headers, None, limits, failures, stream=True)
-        try:
-            await self._check_stream(exchange, failures)
-            start = pb.StreamStart(wire_format=self.wire_format)
-            prepared = Prepared(b"", (), raw=True)
-            reader = openai_responses.RawReader()
-            async with aclosing(self._relay(exchange, reader, start, failures, prepared)) as messages:
-                async for message in messages:
-                    yield message
-            await exchange.finish()
-        finally:
-            exchange.close()
-
-    def _stored_url(self, response_id: str, suffix: str, query: str) -> URL:
+    def stored_url(self, response_id: str, suffix: str, query: str) -> URL:
+        """Return the address of a response that is kept, or of something of it."""
         path = f"{self.chat_path}/{quote(response_id, safe='')}{suffix}"
         return self.url(f"{path}?{query}" if query else path)
 
@@ -138,6 +120,41 @@ class _StoredFailures(Failures):
         return super().of(reason, message, *rest, **more)
 
 
+@dataclass(frozen=True, slots=True)
+class _Following(Prepared):
+    """A request for the events of a stored response."""
+
+    url: URL
+
+
+class _Follower(ResponsesAdapter):
+    """The same server, asked for what it keeps."""
+
+    def follow(
+        self, request: stored_pb.FollowStoredResponseRequest
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        query = "&".join(filter(None, ("stream=true", request.query)))
+        url = self.stored_url(request.response_id, "", query)
+        return self._relay(pb.Attempt(), _Following(b"", (), raw=True, url=url))
+
+    def failures(self, model: str) -> Failures:
+        return _StoredFailures(self.name, model, self._secrets)
+
+    @asynccontextmanager
+    async def _opened(
+        self, attempt: pb.Attempt, prepared: Prepared, failures: Failures
+    ) -> AsyncIterator[Exchange]:
+        assert isinstance(prepared, _Following)
+        limits = self.timeouts(attempt.timeouts)
+        exchange = await self._upstream.send(prepared.url, self.headers, None, limits, failures, stream=True)
+        try:
+            await self._check_stream(exchange, failures)
+            yield exchange
+            await exchange.finish()
+        finally:
+            exchange.close()
+
+
 class OpenAIWithResponsesAdapter(OpenAIAdapter):
     """A server with both: bodies of responses go to its responses, all others to its chat completions."""
 
@@ -146,6 +163,7 @@ class OpenAIWithResponsesAdapter(OpenAIAdapter):
         self.wire_formats = (self.wire_format, _RESPONSES)
         self.features = (*self.features, "responses")
         self._responses = ResponsesAdapter(name, settings, upstream)
+        self._follower = _Follower(name, settings, upstream)
 
     async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
         """Answer at once."""
@@ -167,7 +185,7 @@ class OpenAIWithResponsesAdapter(OpenAIAdapter):
         self, request: stored_pb.FollowStoredResponseRequest
     ) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Pass on the events of a response that is made in the background."""
-        return self._responses.follow_stored(request)
+        return self._follower.follow(request)
 
 
 def openai_adapter(name: str, settings: ProviderSettings, upstream: Upstream) -> OpenAIAdapter:
