@@ -73,7 +73,7 @@ class RouterServer:
             admitted.complete(answer.usage, answer.finish, produced)
             if raw_body is not None:
                 admitted.response_id = answer.response_id
-            if admitted.asked.background and answer.finish.raw in openai_responses.UNFINISHED:
+            if admitted.asked.background and _goes_on(answer, admitted):
                 await self._pend(admitted)
             else:
                 await self._conclude(admitted)
@@ -293,6 +293,11 @@ def _asked(request: pb.ChatRequest | pb.StreamChatRequest, feature: str) -> Aske
         background=facts.background,
         json=facts.has_schema,
     )
+
+
+def _goes_on(answer: provider.ChatResponse, request: Request) -> bool:
+    """Tell whether an answer is still being made. Without an id nobody could ask for its end."""
+    return bool(request.response_id) and answer.finish.raw in openai_responses.UNFINISHED
 
 
 def _asked_to_embed(request: pb.EmbedRequest) -> Asked:

@@ -143,11 +143,12 @@ async def test_a_background_answer_is_paid_once_when_it_is_read(
     assert tenant.granted - await asyncio.to_thread(tenant.balance) == COST
 
 
+@pytest.mark.parametrize("store", [None, False])
 async def test_a_background_answer_nobody_reads_is_paid(
-    suite: Suite, tenant: Tenant, vendor: ResponseVendor
+    suite: Suite, tenant: Tenant, vendor: ResponseVendor, store: bool | None
 ) -> None:
     async with client_of(tenant) as client:
-        made = await client.responses.create(model="keeper/m", input="hi", background=True)
+        made = await client.responses.create(model="keeper/m", input="hi", background=True, store=store)
     vendor.finish(made.id)
     total = await asyncio.to_thread(tenant.settled, 1)
     assert Decimal(total["cost"]) == COST

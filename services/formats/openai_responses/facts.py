@@ -75,7 +75,8 @@ def read_facts(body: bytes) -> Facts:
         stateful=stateful,
         vendor_bound=stateful or bool(read.store) or bool(read.background),
         previous=_previous(read.previous_response_id),
-        stores=read.store is not False,
+        # What is made in the background is kept at least until it has been read.
+        stores=read.store is not False or bool(read.background),
         background=bool(read.background),
     )
 
