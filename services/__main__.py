@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import uvloop
 
 from services.common import log, telemetry
+from services.common.db import Database, sqlite_url
 from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
 from services.providers.conformance import command as conformance
+from services.router import command as models
 from services.settings import Settings, SettingsError, load
 
 
@@ -45,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     edge = commands.add_parser("edge", help="print the edge's configuration, for any Envoy fleet")
     edge.add_argument("action", choices=["config"])
     edge.set_defaults(run=_edge)
+    registry = commands.add_parser("models", help="show and import the models of the registry")
+    models.add_arguments(registry)
+    registry.set_defaults(run=_models)
     provider = commands.add_parser("provider", help="judge a plugin").add_subparsers(
         required=True, metavar="action"
     )
@@ -53,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     # It needs only an address, and no settings that could be wrong.
     check.set_defaults(run=conformance.run, standalone=True)
     return parser
+
+
+def _models(settings: Settings, options: argparse.Namespace) -> int:
+    database = Database(settings.database_url or sqlite_url(settings.data_dir / "router.db"), "router")
+    return asyncio.run(models.run(database, settings.models, options))
 
 
 def _config(settings: Settings, options: argparse.Namespace) -> int:

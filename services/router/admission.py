@@ -58,6 +58,10 @@ class Admission:
         Raises routing errors of the domain, and RpcError INSUFFICIENT_CREDITS or IN_FLIGHT_BUDGET_EXHAUSTED.
         """
         models = eligible(asked.chat, self.catalogue, call.identity.allowed_models)
+        if any(model.versions for model in models):
+            # A person stays with a version; without one each request falls anew.
+            unit = asked.chat.user or call.request_id
+            models = [model.split(unit) for model in models]
         prices = await self.prices.of(self._wanted(models))
         chosen = self._plan(asked, models, prices)
         amount = chosen.chain[0].estimate_nano or 0
@@ -100,7 +104,7 @@ class Admission:
     def output_cap(self, model: Model) -> int:
         """Return the limit of output tokens of a model whose caller names none."""
         default = self._settings.default_output_tokens
-        return min(default, model.settings.max_output or default)
+        return min(default, model.max_output or default)
 
     def _price(self, prices: PriceTable, wanted: Wanted) -> Price | None:
         """Return a price, or a free one when the settings say so."""
@@ -113,7 +117,7 @@ class Admission:
         """Return how many tokens a candidate can hold; 0 when that is not known."""
         price = request.prices[candidate.target, candidate.model.priced_as]
         known = price.context_length if price is not None else 0
-        return known or candidate.model.settings.context_length
+        return known or candidate.model.context_length
 
     async def afford(self, request: Request, candidate: Candidate) -> bool:
         """Reserve what `candidate` may cost beyond what is reserved. Tells whether that was possible."""

@@ -12,9 +12,11 @@ from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.provider.v1 import provider_service_pb2
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.provider.v1.stored_response_service_api import StoredResponseService
+from omnihub.router.v1.registry_service_api import RegistryService
 from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 
+from services.common.change_feed import ChangeFeed
 from services.common.rpc import Call, RpcError
 from services.common.service import Infrastructure, Service
 from services.credits.money import parse_nano
@@ -27,11 +29,16 @@ from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
 from services.router.prices import Prices
+from services.router.registry import ModelRegistry, check_file
+from services.router.registry_import import seed
+from services.router.registry_server import RegistryServer
+from services.router.registry_store import ModelStore, changes
 from services.router.response_server import ResponseServer
 from services.router.response_store import ResponseStore
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
 from services.router.settlement import Settlement, repeat
+from services.router.sources import shipped
 from services.router.store import JournalStore
 from services.router.stored_responses import StoredResponses
 
@@ -54,9 +61,12 @@ class RouterApp:
         settings: RouterSettings,
         routes: Mapping[str, RouteSettings],
         vendors: Mapping[str, str],
+        own_services: Mapping[str, str],
         infrastructure: Infrastructure,
     ) -> None:
-        self._routes = {LOCAL_MODEL: RouteSettings(route=[LOCAL_MODEL]), **routes}
+        routes = {LOCAL_MODEL: RouteSettings(route=[LOCAL_MODEL]), **routes}
+        check_file(routes)
+        self._own_services = own_services
         self._settings = settings
         self._database = infrastructure.database("router")
         self._providers = infrastructure.connector.connect(ProviderService, "providers")
@@ -84,6 +94,10 @@ class RouterApp:
         self._responses = StoredResponses(self._response_store, keeper)
         self._sweeper: asyncio.Task[None] | None = None
         self._refresh: asyncio.Task[None] | None = None
+        feed = ChangeFeed(self._database, changes, sole_writer=False)
+        self._models = ModelStore(self._database, feed)
+        self._registry = ModelRegistry(routes, self._models, feed, self._use)
+        self.registry_server = RegistryServer(self._registry, self._admission, feed)
         health = Health(settings.breaker)
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
         self.server = RouterServer(
@@ -101,9 +115,12 @@ class RouterApp:
         self._journal.start()
         await _until_reachable(self._settlement.replay)
         await self._prices.start()
-        await _until_reachable(self._load_catalogue)
+        if self._settings.seed_models and not await self._models.read():
+            await seed(self._models, await asyncio.to_thread(shipped))
+        await self._registry.start()
+        await _until_reachable(self._load_providers)
         self._settlement.start(self._leases, self._settings.decision_retention_days)
-        self._refresh = asyncio.create_task(self._keep_catalogue())
+        self._refresh = asyncio.create_task(self._keep_providers())
         self._sweeper = asyncio.create_task(repeat(self._sweep_responses, self._settings.background_poll_s))
 
     async def stop(self) -> None:
@@ -111,6 +128,7 @@ class RouterApp:
         for task in filter(None, (self._refresh, self._sweeper)):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        await self._registry.stop()
         await self._admission.drain()
         try:
             await self._settlement.stop()
@@ -131,22 +149,31 @@ class RouterApp:
         days = self._settings.response_retention_days
         await self._response_store.delete_before(int((time.time() - days * 86400) * 1000))
 
-    async def _load_catalogue(self) -> None:
+    def _use(self, catalogue: Catalogue) -> None:
+        """Put a new catalogue in place; requests under way keep theirs."""
+        self._admission.catalogue = catalogue
+
+    async def _load_providers(self) -> None:
         request = provider_service_pb2.GetCapabilitiesRequest()
         answer = await self._providers.get_capabilities(request, Call.internal(PEER_TIMEOUT_S))
-        providers = [
-            Provider(each.provider, each.adapter, frozenset(each.features), each.synthetic)
+        self._registry.take_providers(
+            Provider(
+                each.provider,
+                each.adapter,
+                frozenset(each.features),
+                each.synthetic,
+                self._own_services.get(each.provider, ""),
+            )
             for each in answer.providers
-        ]
-        self._admission.catalogue = Catalogue.build(self._routes, providers)
+        )
 
-    async def _keep_catalogue(self) -> None:
+    async def _keep_providers(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_S)
             try:
-                await self._load_catalogue()
+                await self._load_providers()
             except RpcError as error:
-                _logger.warning("catalogue_not_refreshed %s", error)
+                _logger.warning("providers_not_refreshed %s", error)
 
 
 async def _until_reachable(work: Callable[[], Awaitable[None]]) -> None:
@@ -167,12 +194,21 @@ def build(
     *,
     routes: Mapping[str, RouteSettings],
     vendors: Mapping[str, str],
+    own_services: Mapping[str, str] | None = None,
 ) -> Service:
-    """Build the router. `vendors` names the price list of each configured provider."""
-    app = RouterApp(settings, routes, vendors, infrastructure)
+    """Build the router. `vendors` names the price list of each configured provider.
+
+    `own_services` names the vendor of each provider that is a vendor's own service: the registry's models
+    of that vendor are answered there. Raises ValueError for models that do not fit together.
+    """
+    app = RouterApp(settings, routes, vendors, own_services or {}, infrastructure)
     return Service(
         name="router",
-        interfaces=[(RouterService, app.server), (ResponseService, app.response_server)],
+        interfaces=[
+            (RouterService, app.server),
+            (RegistryService, app.registry_server),
+            (ResponseService, app.response_server),
+        ],
         start=app.start,
         stop=app.stop,
         check=app.check,

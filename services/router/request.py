@@ -293,6 +293,7 @@ class Request:
             agent_id=self.asked.chat.agent_id,
             streamed=self.asked.feature == "stream",
             estimate=format_nano(self.reservation.amount),
+            model_version=(self.candidate or self.plan.chain[0]).model.version,
         )
         if self.first_token_at is not None:
             decision.first_token_ms = round((self.first_token_at - self.started) * 1000)

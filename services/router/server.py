@@ -22,7 +22,7 @@ from services.router.counting import Counting
 from services.router.domain.transcript import Transcript
 from services.router.execution import Execution
 from services.router.journal import JournalError
-from services.router.listing import describe
+from services.router.listing import all_shown, describe
 from services.router.request import Asked, Request
 from services.router.rescue import VOID
 from services.router.store import JournalStore
@@ -173,8 +173,8 @@ class RouterServer:
     async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         (after,) = decode_page_token(request.page_token, 1) if request.page_token else ("",)
         size = request.page_size or PAGE_SIZE
-        models = self._admission.catalogue.usable(call.identity.allowed_models)
-        rest = sorted((model for model in models if model.name > after), key=lambda model: model.name)
+        models = all_shown(self._admission.catalogue, call.identity.allowed_models)
+        rest = [model for model in models if model.name > after]
         page = rest[:size]
         return pb.ListModelsResponse(
             models=await describe(page, self._admission),

@@ -112,6 +112,20 @@ class Suite:
                 start_new_session=True,
             )
 
+    def command(self, *arguments: str) -> str:
+        """Run a command beside what runs, with the same settings, and return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "services", *arguments],
+            cwd=self.folder,
+            env=self._environment_of("router" if "router" in self._targets else self._targets[0]),
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def wait_until_ready(self) -> None:
         """Return once every process says it is ready, also through the public port. Raises AssertionError."""
         deadline = time.monotonic() + START_TIMEOUT_S

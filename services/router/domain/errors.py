@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """One field that is wrong, and what to do about it."""
+
+    field: str
+    description: str
 
 
 class RoutingError(Exception):

@@ -121,6 +121,8 @@ def _judge(candidate: Candidate, chat: ChatInput, catalogue: Catalogue, feature:
         reason = f"provider {candidate.target.provider} is not configured"
     elif feature not in provider.features:
         reason = f"provider {provider.name} does not offer {feature}"
+    elif not candidate.model.offers(feature):
+        reason = f"the model {candidate.model.name} does not offer {feature}"
     elif candidate.estimate_nano is None:
         reason = "price unknown"
     elif chat.max_cost and candidate.estimate_nano > limit_nano(chat.max_cost):

@@ -17,7 +17,7 @@ UNKNOWN_CONTEXT = 1_000_000
 
 def hidden_input(model: Model, price: Price) -> int:
     """Return a number of tokens that a conversation kept by the provider does not exceed."""
-    return model.settings.context_length or price.context_length or UNKNOWN_CONTEXT
+    return model.context_length or price.context_length or UNKNOWN_CONTEXT
 
 
 def pinned_to(plan: Plan, provider: str) -> Plan:
