@@ -12,7 +12,7 @@ BASE ?= main
 export PYTHONPATH := .:gen
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos run test unit check format bench lock check-breaking docs clean
+.PHONY: help setup protos run test unit check format bench lock check-breaking docs task-model clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
@@ -54,6 +54,9 @@ check-breaking: setup ## Compare the contracts with BASE (reported) and the last
 
 docs: setup ## Write the documents that come from the contracts
 	@$(BIN)/python tools/document_errors.py
+
+task-model: setup ## Train the router's task classifier anew, and measure it on prompts it never saw
+	@$(BIN)/python tools/train_tasks.py
 
 lock: .setup/uv/bin/uv ## Pin the requirements anew, keeping versions that still fit (UPGRADE=1 takes the newest)
 	$(COMPILE) requirements/runtime.in --output-file requirements/runtime.txt

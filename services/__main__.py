@@ -18,6 +18,7 @@ from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
 from services.providers.conformance import command as conformance
 from services.router import command as models
+from services.router import evaluating, replaying
 from services.settings import Settings, SettingsError, load
 
 
@@ -53,11 +54,31 @@ def _parser() -> argparse.ArgumentParser:
     provider = commands.add_parser("provider", help="judge a plugin").add_subparsers(
         required=True, metavar="action"
     )
+    router = commands.add_parser("router", help="replay decisions, evaluate policies").add_subparsers(
+        required=True, metavar="action"
+    )
+    replay = router.add_parser("replay", help="decide stored decisions again; they must agree")
+    replaying.add_arguments(replay)
+    replay.set_defaults(run=_replay)
+    evaluate = router.add_parser("evaluate", help="judge routing policies by their answers")
+    evaluating.add_arguments(evaluate)
+    evaluate.set_defaults(run=_evaluate)
     check = provider.add_parser("check", help="test that a plugin keeps the provider contract")
     conformance.add_arguments(check)
     # It needs only an address, and no settings that could be wrong.
     check.set_defaults(run=conformance.run, standalone=True)
     return parser
+
+
+def _replay(settings: Settings, options: argparse.Namespace) -> int:
+    file = None if settings.database_url else settings.data_dir / "router.db"
+    return replaying.run(settings.database_url or sqlite_url(settings.data_dir / "router.db"), file, options)
+
+
+def _evaluate(settings: Settings, options: argparse.Namespace) -> int:
+    scheme = "https" if settings.edge.certificate_file else "http"
+    key_file = settings.data_dir / "bootstrap-key"
+    return evaluating.run(f"{scheme}://127.0.0.1:{settings.port}", key_file, options)
 
 
 def _models(settings: Settings, options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ read. Type, code and advice come from the table in omnihub/common/v1/errors.prot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,10 +116,23 @@ def _mapper(condition: Json, body: Json | None) -> Json:
     }
 
 
+def _native_paths(rpcs: Iterable[PublicRpc]) -> list[str]:
+    """Return patterns of the paths below /v1/ with our own shape of errors.
+
+    What lies below a resource such as /v1/router/ is taken together: Envoy limits the size of a pattern.
+    """
+    templates = [each.template for rpc in rpcs for each in rpc.bindings if each.snake_case]
+    paths = [template.split("/") for template in templates]
+    short = {
+        f"/v1/{re.escape(path[2])}" + ("/.+" if len(path) > len(("", "v1", "resource")) else "")
+        for path in paths
+    }
+    return sorted(short)
+
+
 def local_reply_config(rpcs: Iterable[PublicRpc]) -> Json:
     """Return the mapping of Envoy's own answers to error bodies."""
-    bindings = (binding for rpc in rpcs for binding in rpc.bindings if binding.snake_case)
-    native = list(dict.fromkeys(binding.path.pattern for binding in bindings))
+    native = _native_paths(rpcs)
     shapes: list[tuple[Callable[[Row, str], Json], Sequence[str]]] = [
         (anthropic_body, ["/v1/messages(/.*)?"]),
         *([(native_body, native)] if native else []),

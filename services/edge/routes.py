@@ -92,6 +92,7 @@ FACADE: tuple[FacadeRoute, ...] = (
     FacadeRoute(("POST",), PathMatch(exact="/v1/messages")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/messages/count_tokens")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/embeddings")),
+    FacadeRoute(("POST",), PathMatch(exact="/v1/router/debug")),
     FacadeRoute(("GET",), PathMatch(exact="/v1/models")),
     # The names of models contain slashes.
     FacadeRoute(("GET",), PathMatch(regex="/v1/models/.+")),

@@ -10,12 +10,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.common.service import Infrastructure, Service
 from services.gateway.chat import ChatEndpoint
 from services.gateway.count_tokens import CountTokensEndpoint
+from services.gateway.debug import DebugEndpoint
 from services.gateway.embeddings import EmbeddingsEndpoint
 from services.gateway.exchange import Endpoint, Work
 from services.gateway.models import ANTHROPIC_HEADER, ModelsEndpoint
 from services.gateway.settings import GatewaySettings
 from services.gateway.stored_responses import StoredResponseEndpoint
-from services.gateway.surfaces import ANTHROPIC, OPENAI, RESPONSES, Surface
+from services.gateway.surfaces import ANTHROPIC, NATIVE, OPENAI, RESPONSES, Surface
 
 
 def _by_version(openai: Endpoint, anthropic: Endpoint) -> ASGIApp:
@@ -59,6 +60,7 @@ def build(settings: GatewaySettings, infrastructure: Infrastructure) -> Service:
         stored("GET", "/input_items", kept.input_items),
         post("/v1/messages", ANTHROPIC, ChatEndpoint(ANTHROPIC, router, limit).serve),
         post("/v1/messages/count_tokens", ANTHROPIC, CountTokensEndpoint(router, limit).serve),
+        post("/v1/router/debug", NATIVE, DebugEndpoint(router, limit).serve),
         post("/v1/embeddings", OPENAI, EmbeddingsEndpoint(router, limit).serve),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{model:path}", models, methods=["GET"]),

@@ -17,6 +17,7 @@ from services.formats.errors import invalid
 from services.formats.facts import Facts
 from services.gateway.exchange import Exchange, header_value
 from services.gateway.surfaces import Surface
+from services.gateway.wishes import take_wishes
 
 EVENT_STREAM = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -53,7 +54,7 @@ class ChatEndpoint:
         request.chat.model = facts.model
         if facts.max_tokens is not None:
             request.chat.max_tokens = facts.max_tokens
-        request.raw_body = body
+        request.raw_body = take_wishes(request.chat, headers, body)
         request.wire_format = self._surface.wire_format
         options = request.options
         options.include_usage = facts.include_usage

@@ -174,6 +174,8 @@ class Endpoint:
             await exchange.write(document, more=False)
             return
         headers = []
+        if decision_id := error.metadata.get("decision_id"):
+            headers.append((b"x-omnihub-decision-id", header_value(decision_id)))
         if error.retry_after_s is not None:
             headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
         if error.row.http == 401:

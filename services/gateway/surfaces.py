@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from omnihub.common.v1.chat_pb2 import WireFormat
 
 from services.common.rpc import RpcError
@@ -79,4 +80,29 @@ RESPONSES = Surface(
     error_type=lambda error: error.row.openai_type,
     echo=lambda body: {"echo": openai_responses.read_echo(body)},
     history=openai_responses.History,
+)
+
+
+class _Native(Surface):
+    """The platform's own shape of errors; its answers are proto JSON."""
+
+    def error_words(self, error: RpcError, request_id: str) -> dict[str, Any]:
+        """Return what an error of this format says."""
+        return {"document": error.to_body(request_id)}
+
+
+def _write_document(document: Mapping[str, Any]) -> bytes:
+    return msgspec.json.encode(document)
+
+
+NATIVE = _Native(
+    wire_format=WireFormat.WIRE_FORMAT_UNSPECIFIED,
+    forwarded_headers=(),
+    read_facts=openai_chat.read_facts,
+    write_response=openai_chat.write_response,
+    stream_writer=openai_chat.StreamWriter,
+    close_raw_stream=openai_chat.close_raw_stream,
+    write_stream_error=openai_chat.write_stream_error,
+    write_error=_write_document,
+    error_type=lambda error: error.reason,
 )

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
 
 from omnihub.billing.v1.price_pb2 import Price
 from omnihub.common.v1.chat_pb2 import Usage
 
-from services.common.rpc import Call
+from services.common.ids import new_id
+from services.common.rpc import Call, RpcError
+from services.common.rpc.errors import to_rpc_error
 from services.credits.money import format_nano, limit_nano
 from services.credits.rating import bound, provider_cost_of, rate
 from services.router.domain.catalogue import Catalogue, Model, Target
-from services.router.domain.estimate import LARGEST, input_bound
-from services.router.domain.policy import Candidate, Plan, eligible, plan
-from services.router.domain.state import hidden_input, keeping_state, pinned_to
+from services.router.domain.errors import RoutingError
+from services.router.domain.policy import Candidate, Plan
 from services.router.journal import Journal, JournalError
 from services.router.latency import Latencies
 from services.router.leases import Leases
 from services.router.metrics import observe
+from services.router.planner import Planner
 from services.router.prices import Prices, PriceTable, Wanted
-from services.router.request import Asked, Request
+from services.router.request import Asked, Request, refusal_record
 from services.router.settings import RouterSettings
 
 OBSERVE_AFTER_S = 0.005
 # The longest that a provider takes for an answer in the background.
 BACKGROUND_HOLD_S = 86_400
+REFUSALS_UNDER_WAY = 1000
 
 
 class Admission:
@@ -39,12 +41,13 @@ class Admission:
         leases: Leases,
         journal: Journal,
         latencies: Latencies,
+        planner: Planner,
     ) -> None:
-        self._settings = settings
         self.prices = prices
         self._leases = leases
         self._journal = journal
         self.latencies = latencies
+        self.planner = planner
         self._baseline: Wanted | None = None
         if settings.baseline_model:
             self._baseline = Target.parse(settings.baseline_model), ""
@@ -57,61 +60,42 @@ class Admission:
 
         Raises routing errors of the domain, and RpcError INSUFFICIENT_CREDITS or IN_FLIGHT_BUDGET_EXHAUSTED.
         """
-        models = eligible(asked.chat, self.catalogue, call.identity.allowed_models)
-        if any(model.versions for model in models):
+        plan: Plan | None = None
+        try:
             # A person stays with a version; without one each request falls anew.
             unit = asked.chat.user or call.request_id
-            models = [model.split(unit) for model in models]
-        prices = await self.prices.of(self._wanted(models))
-        chosen = self._plan(asked, models, prices)
-        amount = chosen.chain[0].estimate_nano or 0
-        organisation_id = call.identity.organisation_id
-        if asked.background:
-            # It outlives this process, so what is reserved has to as well.
-            reservation = await self._leases.hold_for(organisation_id, amount, BACKGROUND_HOLD_S)
-        else:
-            reservation = await self._leases.reserve(organisation_id, amount)
-        return Request(call, asked, chosen, prices, reservation)
+            planned = await self.planner.plan(asked, call.identity, self.catalogue, unit, self._baseline)
+            plan = planned.plan
+            amount = plan.chain[0].estimate_nano or 0
+            organisation_id = call.identity.organisation_id
+            if asked.background:
+                # It outlives this process, so what is reserved has to as well.
+                reservation = await self._leases.hold_for(organisation_id, amount, BACKGROUND_HOLD_S)
+            else:
+                reservation = await self._leases.reserve(organisation_id, amount)
+        except (RoutingError, RpcError) as refusal:
+            self._note_refusal(asked, call, plan or getattr(refusal, "plan", None), refusal)
+            raise
+        return Request(call, asked, plan, planned.prices, reservation, sticky_key=planned.sticky_key)
 
-    def _wanted(self, models: Iterable[Model]) -> Iterable[Wanted]:
-        if self._baseline is not None:
-            yield self._baseline
-        for model in models:
-            for target in model.targets:
-                yield target, model.priced_as
+    def _note_refusal(
+        self, asked: Asked, call: Call, plan: Plan | None, refusal: RoutingError | RpcError
+    ) -> None:
+        """Record a refusal without anybody waiting for it, and tell its caller where it can be read."""
+        if len(self._endings) >= REFUSALS_UNDER_WAY:
+            # A flood of refusals must not fill the memory; it is in the log and in the metrics.
+            return
+        decision_id = new_id("dec")
+        record = refusal_record(call, asked, plan, to_rpc_error(refusal), decision_id)
+        refusal.metadata = {**refusal.metadata, "decision_id": decision_id}
+        written = self._journal.append(record)
+        self._endings.add(written)
+        written.add_done_callback(self._refused)
 
-    def _plan(self, asked: Asked, models: Sequence[Model], prices: PriceTable) -> Plan:
-        input_tokens = input_bound(asked.raw_body, asked.chat)
-
-        def estimate(target: Target, model: Model) -> int | None:
-            price = self._price(prices, (target, model.priced_as))
-            if price is None:
-                return None
-            tokens = max(input_tokens, hidden_input(model, price)) if asked.stateful else input_tokens
-            return bound(tokens, self._output_bound(asked, model), price)
-
-        chosen = plan(asked.chat, models, self.catalogue, asked.feature, estimate, self.latencies.of)
-        if asked.pinned:
-            return pinned_to(chosen, asked.pinned)
-        return keeping_state(chosen, self.catalogue) if asked.vendor_bound else chosen
-
-    def _output_bound(self, asked: Asked, model: Model) -> int:
-        """Return for how many output tokens credits are reserved at first."""
-        if asked.feature == "embed":
-            return 0
-        return min(LARGEST, asked.choices * (asked.max_tokens or self.output_cap(model)))
-
-    def output_cap(self, model: Model) -> int:
-        """Return the limit of output tokens of a model whose caller names none."""
-        default = self._settings.default_output_tokens
-        return min(default, model.max_output or default)
-
-    def _price(self, prices: PriceTable, wanted: Wanted) -> Price | None:
-        """Return a price, or a free one when the settings say so."""
-        price = prices[wanted]
-        if price is None and self._settings.unknown_price == "free":
-            return Price(version="unknown", source="free")
-        return price
+    def _refused(self, written: asyncio.Future[None]) -> None:
+        self._endings.discard(written)
+        # The journal has logged what it could not write.
+        written.exception()
 
     def context_of(self, request: Request, candidate: Candidate) -> int:
         """Return how many tokens a candidate can hold; 0 when that is not known."""
@@ -126,7 +110,7 @@ class Admission:
 
     async def afford_rescue(self, request: Request, candidate: Candidate, text_bytes: int) -> bool:
         """Reserve what `candidate` may cost to go on after `text_bytes`, beside what has been spent."""
-        price = self._price(request.prices, (candidate.target, candidate.model.priced_as))
+        price = self._price(request.prices, candidate)
         wanted = request.broken.cost + self._spent(request, text_bytes) + (candidate.estimate_nano or 0)
         wanted += 0 if price is None else bound(text_bytes, 0, price)
         limit = request.asked.chat.max_cost
@@ -163,9 +147,14 @@ class Admission:
 
     def _price_of(self, request: Request) -> Price | None:
         candidate = request.candidate
-        if candidate is None:
-            return None
-        return self._price(request.prices, (candidate.target, candidate.model.priced_as))
+        return None if candidate is None else self._price(request.prices, candidate)
+
+    def _price(self, prices: PriceTable, candidate: Candidate) -> Price | None:
+        return self.planner.price(prices, (candidate.target, candidate.model.priced_as))
+
+    def output_cap(self, model: Model) -> int:
+        """Return the limit of output tokens of a model whose caller names none."""
+        return self.planner.output_cap(model)
 
     def _rate(self, request: Request) -> None:
         """Work out cost and savings from the usage."""
@@ -237,6 +226,7 @@ class Admission:
             request.cost, request.savings = 0, None
         if request.state == "complete":
             self.latencies.observe(request.target, request.attempts[-1].latency_ms)
+            self.planner.sticky.keep(request.sticky_key, request.target.name)
         # Metrics can wait until the answer has left.
         duration_s = time.monotonic() - request.started
         asyncio.get_running_loop().call_later(OBSERVE_AFTER_S, observe, request, duration_s)

@@ -15,6 +15,7 @@ from omnihub.provider.v1.stored_response_service_api import StoredResponseServic
 from omnihub.router.v1.registry_service_api import RegistryService
 from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
+from omnihub.router.v1.routing_policy_service_api import RoutingPolicyService
 
 from services.common.change_feed import ChangeFeed
 from services.common.rpc import Call, RpcError
@@ -22,12 +23,16 @@ from services.common.service import Infrastructure, Service
 from services.credits.money import parse_nano
 from services.router.admission import Admission
 from services.router.counting import Counting
+from services.router.detection import Detector
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
 from services.router.health import Health
 from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
+from services.router.planner import Planner
+from services.router.policies import Policies
+from services.router.policy_store import PolicyStore
 from services.router.prices import Prices
 from services.router.registry import ModelRegistry, check_file
 from services.router.registry_import import seed
@@ -35,6 +40,7 @@ from services.router.registry_server import RegistryServer
 from services.router.registry_store import ModelStore, changes
 from services.router.response_server import ResponseServer
 from services.router.response_store import ResponseStore
+from services.router.routing_policy_server import RoutingPolicyServer
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
 from services.router.settlement import Settlement, repeat
@@ -88,18 +94,23 @@ class RouterApp:
             self._settlement.settle_lease,
         )
         self._prices = Prices(billing, vendors)
-        self._admission = Admission(settings, self._prices, self._leases, self._journal, Latencies())
         keeper = infrastructure.connector.connect(StoredResponseService, "providers")
         self._response_store = ResponseStore(self._database, infrastructure.instance_id)
         self._responses = StoredResponses(self._response_store, keeper)
         self._sweeper: asyncio.Task[None] | None = None
+        health, latencies = Health(settings.breaker), Latencies()
+        detector = Detector(self._providers, settings.task_model, settings.task_model_limit_s)
+        policy_store = PolicyStore(self._database)
+        self._policies = Policies(policy_store)
+        planner = Planner(settings, self._prices, latencies, detector, health.pause, self._policies.of)
+        self._admission = Admission(settings, self._prices, self._leases, self._journal, latencies, planner)
         self._refresh: asyncio.Task[None] | None = None
         feed = ChangeFeed(self._database, changes, sole_writer=False)
         self._models = ModelStore(self._database, feed)
         self._registry = ModelRegistry(routes, self._models, feed, self._use)
         self.registry_server = RegistryServer(self._registry, self._admission, feed)
-        health = Health(settings.breaker)
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
+        self.policy_server = RoutingPolicyServer(policy_store, self._policies)
         self.server = RouterServer(
             self._admission,
             execution,
@@ -114,6 +125,7 @@ class RouterApp:
         await self._database.migrate(MIGRATIONS)
         self._journal.start()
         await _until_reachable(self._settlement.replay)
+        await self._policies.start()
         await self._prices.start()
         if self._settings.seed_models and not await self._models.read():
             await seed(self._models, await asyncio.to_thread(shipped))
@@ -137,6 +149,7 @@ class RouterApp:
             _logger.warning("settlement_left_for_next_start %s", error)
         finally:
             await self._journal.stop()
+            await self._policies.stop()
             await self._prices.stop()
             await self._database.close()
 
@@ -206,6 +219,7 @@ def build(
         name="router",
         interfaces=[
             (RouterService, app.server),
+            (RoutingPolicyService, app.policy_server),
             (RegistryService, app.registry_server),
             (ResponseService, app.response_server),
         ],

@@ -6,19 +6,20 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from msgspec import Raw
 from omnihub.billing.v1.price_pb2 import Price
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import ChatInput, Finish, ParameterReceipt, Usage, WireFormat
 from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
-from omnihub.router.v1.decision_pb2 import Candidate as CandidateRecord
 
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.credits.money import format_nano
-from services.router.domain.catalogue import Target
+from services.router.domain.catalogue import AUTO, Target
 from services.router.domain.estimate import LARGEST, likely_input, likely_tokens
 from services.router.domain.policy import Candidate, Plan
+from services.router.domain.record import candidates_of, inputs_of
 from services.router.leases import Reservation
 from services.router.prices import PriceTable
 from services.router.response_store import StoredResponse
@@ -60,6 +61,12 @@ class Asked:
     """The answer may come later, under its id."""
     json: bool = False
     """The answer is to be a JSON document: half of one cannot be gone on with."""
+    tools: bool = False
+    """A foreign body offers tools."""
+    messages: Raw = field(default_factory=Raw)
+    """The conversation of a foreign body, undecoded."""
+    task: str = ""
+    """What kind of work the rpc itself says this is; empty when it does not."""
 
     @property
     def modality(self) -> str:
@@ -102,6 +109,8 @@ class Request:
     prices: PriceTable
     """As they were at admission: what is reserved and what is paid come from the same table."""
     reservation: Reservation
+    sticky_key: bytes = b""
+    """What the conversation is remembered by; empty when it is not."""
     decision_id: str = field(default_factory=lambda: new_id("dec"))
     started_at: float = field(default_factory=time.time)
     started: float = field(default_factory=time.monotonic)
@@ -298,16 +307,8 @@ class Request:
         if self.first_token_at is not None:
             decision.first_token_ms = round((self.first_token_at - self.started) * 1000)
         decision.started_at.FromMilliseconds(int(self.started_at * 1000))
-        for candidate in (*self.plan.chain, *self.plan.excluded):
-            estimate = candidate.estimate_nano
-            decision.candidates.append(
-                CandidateRecord(
-                    target=candidate.target.name,
-                    score=candidate.score,
-                    excluded_because=candidate.excluded_because or self.skipped.get(candidate.target, ""),
-                    estimated_cost="" if estimate is None else format_nano(estimate),
-                )
-            )
+        decision.inputs.CopyFrom(inputs_of(self.plan))
+        decision.candidates.extend(candidates_of(self.plan, self.skipped))
         return decision
 
     def _charge(self, attempt_id: str) -> Charge:
@@ -337,3 +338,36 @@ class Request:
         )
         charge.at.FromMilliseconds(int(self.started_at * 1000))
         return charge
+
+
+def refusal_record(
+    call: Call, asked: Asked, plan: Plan | None, failure: RpcError, decision_id: str
+) -> Record:
+    """Return the journal's record of a request that no provider was asked for. It costs nothing."""
+    chat, identity, now_ms = asked.chat, call.identity, int(time.time() * 1000)
+    decision = Decision(
+        decision_id=decision_id,
+        request_id=call.request_id,
+        requested_model=chat.model or AUTO,
+        state="refused",
+        reason=failure.reason,
+        message=failure.message[:MESSAGE_LIMIT],
+        cost="0",
+        key_id=identity.key_id,
+        agent_id=chat.agent_id,
+        streamed=asked.feature == "stream",
+    )
+    decision.started_at.FromMilliseconds(now_ms)
+    if plan is not None:
+        decision.task = plan.task
+        decision.inputs.CopyFrom(inputs_of(plan))
+        decision.candidates.extend(candidates_of(plan, {}))
+    return Record(
+        attempt_id=new_id("att"),
+        decision_id=decision_id,
+        organisation_id=identity.organisation_id,
+        lease_id="",
+        at_ms=now_ms,
+        decision=decision.SerializeToString(),
+        charge=b"",
+    )

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Message, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as provider
+from omnihub.router.v1 import explain_pb2 as explain
 from omnihub.router.v1 import router_service_pb2 as pb
 
 from services.common.page_token import decode_page_token, encode_page_token
@@ -21,6 +22,7 @@ from services.router.admission import Admission
 from services.router.counting import Counting
 from services.router.domain.transcript import Transcript
 from services.router.execution import Execution
+from services.router.explain import Explaining
 from services.router.journal import JournalError
 from services.router.listing import all_shown, describe
 from services.router.request import Asked, Request
@@ -62,9 +64,13 @@ class RouterServer:
         self._execution = execution
         self._store = store
         self._counting = counting
+        self._explaining = Explaining(admission)
 
     async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
-        admitted = await self._admit(_asked(request, "chat"), call)
+        return await self._answer(_asked(request, "chat"), call)
+
+    async def _answer(self, asked: Asked, call: Call) -> pb.ChatResponse:
+        admitted = await self._admit(asked, call)
         try:
             answer = await self._execution.answer(admitted)
             raw_body = answer.raw_body if answer.HasField("raw_body") else None
@@ -144,6 +150,37 @@ class RouterServer:
             if stored is not None:
                 self._responses.remember(stored)
 
+    async def agent_step(self, request: pb.AgentStepRequest, call: Call) -> pb.AgentStepResponse:
+        message = pb.ChatRequest(chat=request.chat, options=request.options)
+        answer = await self._answer(replace(_asked(message, "chat"), task="agent_step"), call)
+        finish = answer.outcome.finish.reason
+        calls = [part.tool_call for part in answer.message.parts if part.HasField("tool_call")]
+        return pb.AgentStepResponse(
+            message=answer.message,
+            output=answer.output,
+            tool_calls=calls,
+            done=not calls and finish == "stop",
+            state=request.state,
+            outcome=answer.outcome,
+        )
+
+    async def explain_route(
+        self, request: explain.ExplainRouteRequest, call: Call
+    ) -> explain.ExplainRouteResponse:
+        asked = _asked(request, "stream" if request.stream else "chat")
+        return await self._explaining.route(asked, request.policy_json, call)
+
+    async def estimate_cost(
+        self, request: explain.EstimateCostRequest, call: Call
+    ) -> explain.EstimateCostResponse:
+        asked = _asked(request, "chat")
+        return await self._explaining.estimate(asked, request.expected_output_tokens, call)
+
+    async def cheapest_model(
+        self, request: explain.CheapestModelRequest, call: Call
+    ) -> explain.CheapestModelResponse:
+        return await self._explaining.cheapest(request, call)
+
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         asked = _asked_to_embed(request)
         admitted = await self._admission.admit(asked, call)
@@ -192,6 +229,8 @@ class RouterServer:
         if request.concluded:
             return
         failure = to_rpc_error(error)
+        if isinstance(error, RpcError):
+            error.metadata.setdefault("decision_id", request.decision_id)
         request.state = _STATES.get(failure.reason, "upstream_error")
         request.reason = failure.reason
         request.end_attempt("cancelled" if failure.reason == "CANCELLED" else "failed", failure)
@@ -262,17 +301,23 @@ def _invalid(field: str, description: str) -> RpcError:
     return RpcError("INVALID_ARGUMENT", f"{field}: {description}", violations=[Violation(field, description)])
 
 
-def _asked(request: pb.ChatRequest | pb.StreamChatRequest, feature: str) -> Asked:
+Conversation = (
+    pb.ChatRequest | pb.StreamChatRequest | explain.ExplainRouteRequest | explain.EstimateCostRequest
+)
+
+
+def _asked(request: Conversation, feature: str) -> Asked:
     """Read a chat. What limits its cost is read from the body that will be sent, not from what is said of it.
 
     Raises RpcError and FormatError naming the wrong field.
     """
     chat, raw_body = request.chat, request.raw_body
+    options = getattr(request, "options", None) or pb.CallOptions()
     if not raw_body:
         if not chat.messages:
             raise _invalid("messages", "send at least one message")
         json = bool(chat.response_schema_json) or "response_format" in chat.extension_json
-        return Asked(chat, feature, options=request.options, max_tokens=chat.max_tokens, json=json)
+        return Asked(chat, feature, options=options, max_tokens=chat.max_tokens, json=json)
     read_facts = _FACTS.get(request.wire_format)
     if read_facts is None:
         raise _invalid("wire_format", f"expected one of {', '.join(map(WireFormat.Name, _FACTS))}")
@@ -283,7 +328,7 @@ def _asked(request: pb.ChatRequest | pb.StreamChatRequest, feature: str) -> Aske
         feature,
         raw_body,
         wire_format,
-        request.options,
+        options,
         facts.max_tokens or 0,
         facts.n,
         stateful=facts.stateful,
@@ -292,6 +337,8 @@ def _asked(request: pb.ChatRequest | pb.StreamChatRequest, feature: str) -> Aske
         stores=facts.stores,
         background=facts.background,
         json=facts.has_schema,
+        tools=facts.has_tools,
+        messages=facts.messages,
     )
 
 

@@ -180,6 +180,13 @@ class RouterSettings(Section):
 
     baseline_model: str = Field("", pattern=r"^([^/]+/.+)?$")
     """`provider/model` that savings are measured against; empty: no savings are shown."""
+    task_model: str = Field("", pattern=r"^([^/]+/.+)?$")
+    """Cheap `provider/model` that is asked what kind of work a request for `auto` is; empty: the classifier
+    here. It sees the beginning and the end of the user's last words; what it costs is not charged."""
+    task_model_limit_s: float = Field(0.5, gt=0, le=10)
+    """How long it may take; then the classifier here is asked."""
+    sticky_s: float = Field(900, ge=0, le=86_400)
+    """How long a conversation for `auto` keeps its model, for the provider's prompt cache; 0: not at all."""
     unknown_price: Literal["refuse", "free"] = "refuse"
     """What to do with a model that has no price."""
     default_output_tokens: int = Field(4096, ge=1)

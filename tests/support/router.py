@@ -22,12 +22,14 @@ from services.common.ids import new_id
 from services.common.rpc import Call, Connector, Identity, Registry, RpcError
 from services.router.admission import Admission
 from services.router.counting import Counting
+from services.router.detection import Detector
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
 from services.router.health import Health
 from services.router.journal import JournalError
 from services.router.latency import Latencies
 from services.router.leases import Leases
+from services.router.planner import Planner
 from services.router.prices import Prices
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
@@ -100,7 +102,13 @@ class Router:
             connector.connect(BillingService, "billing"), "test", 1000, 10**9, self._settle_lease
         )
         prices = Prices(connector.connect(BillingService, "billing"), {})
-        self.admission = Admission(self.settings, prices, self.leases, self.journal, Latencies())
+        peer = connector.connect(ProviderService, "providers")
+        self.now = 0.0
+        health = Health(self.settings.breaker, lambda: self.now or time.monotonic())
+        latencies = Latencies()
+        detector = Detector(peer, self.settings.task_model, self.settings.task_model_limit_s)
+        self.planner = Planner(self.settings, prices, latencies, detector, health.pause)
+        self.admission = Admission(self.settings, prices, self.leases, self.journal, latencies, self.planner)
         self.admission.catalogue = Catalogue.build(
             routes,
             [
@@ -108,9 +116,6 @@ class Router:
                 for each in providers.capabilities
             ],
         )
-        peer = connector.connect(ProviderService, "providers")
-        self.now = 0.0
-        health = Health(self.settings.breaker, lambda: self.now or time.monotonic())
         execution = Execution(peer, self.admission, health, self.settings.retry_after_limit_s)
         counting = Counting(self.admission, peer)
         store: Any = None

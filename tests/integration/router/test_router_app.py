@@ -46,7 +46,8 @@ async def running(peers: Peers, database_url: str, folder: Path) -> AsyncIterato
     )
     settings = RouterSettings(settle_interval_s=60)
     service = app.build(settings, infrastructure, routes={"m": RouteSettings(route=["a/x"])}, vendors={})
-    registry.add(RouterService, service.interfaces[0][1])
+    for interface, implementation in service.interfaces:
+        registry.add(interface, implementation)
     try:
         await service.start()
         await service.check()

@@ -13,7 +13,12 @@ from omnihub.auth.v1 import auth_service_pb2
 from omnihub.billing.v1 import billing_service_pb2
 from omnihub.common.v1 import options_pb2
 from omnihub.provider.v1 import plugin_service_pb2, provider_service_pb2
-from omnihub.router.v1 import registry_service_pb2, response_service_pb2, router_service_pb2
+from omnihub.router.v1 import (
+    registry_service_pb2,
+    response_service_pb2,
+    router_service_pb2,
+    routing_policy_service_pb2,
+)
 from omnihub.workflow.v1alpha1 import job_service_pb2, workflow_service_pb2
 
 from services.edge.config import bootstrap
@@ -31,6 +36,7 @@ MODULES = (
     registry_service_pb2,
     router_service_pb2,
     response_service_pb2,
+    routing_policy_service_pb2,
     job_service_pb2,
     workflow_service_pb2,
 )

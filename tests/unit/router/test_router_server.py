@@ -569,7 +569,11 @@ async def test_no_credits_is_told_before_any_provider_is_asked() -> None:
         await router.chat()
     assert caught.value.reason == "INSUFFICIENT_CREDITS"
     assert router.providers.asked == []
-    assert router.journal.records == []
+    await router.settle()
+    (decision,) = router.journal.decisions
+    assert (decision.state, decision.reason) == ("refused", "INSUFFICIENT_CREDITS")
+    assert caught.value.metadata["decision_id"] == decision.decision_id
+    assert router.journal.charges == []
 
 
 async def test_second_request_asks_billing_for_nothing() -> None:
