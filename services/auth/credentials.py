@@ -46,6 +46,7 @@ def identity_fields(identity: Identity) -> dict[str, Any]:
         "allowed_models": list(identity.allowed_models),
         "role": identity.role,
         "project_id": identity.project_id,
+        "rescue": identity.rescue,
     }
     return {name: value for name, value in fields.items() if value}
 
@@ -94,6 +95,7 @@ class Credentials:
             role=membership.role if membership else OWNER if PLATFORM in scopes else "",
             scopes=scopes,
             allowed_models=key.allowed_models,
+            rescue=key.rescue,
         )
         return self._sign(identity, remaining)
 

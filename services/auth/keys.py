@@ -50,6 +50,7 @@ class Keys:
         idempotency_key: str,
         workspace_id: str = "",
         project_id: str = "",
+        rescue: str = "",
     ) -> tuple[ApiKey, str]:
         """Return a new key and its secret; for a repeated request, the first key and an empty secret."""
         check_text("idempotency_key", idempotency_key, IDEMPOTENCY_KEY_LIMIT)
@@ -71,9 +72,12 @@ class Keys:
             created_at=now,
             expires_at=now + timedelta(seconds=expires_in_s) if expires_in_s else None,
             idempotency_key=idempotency_key or None,
-            request_hash=hash_request(name, scopes, models, expires_in_s, workspace_id, project_id),
+            request_hash=hash_request(
+                name, scopes, models, expires_in_s, workspace_id, project_id, rescue=rescue
+            ),
             workspace_id=workspace_id,
             project_id=project_id,
+            rescue=rescue,
         )
         try:
             return await self._add(caller, key, secret)

@@ -120,6 +120,7 @@ class AuthServer:
             request.idempotency_key or call.idempotency_key,
             request.workspace_id,
             request.project_id,
+            request.rescue,
         )
         return pb.CreateApiKeyResponse(key=_key(key), secret=secret)
 
@@ -227,4 +228,5 @@ def _key(key: ApiKey) -> key_pb2.ApiKey:
         overlap_until=_timestamp(key.overlap_until),
         workspace_id=key.workspace_id,
         project_id=key.project_id,
+        rescue=key.rescue,
     )

@@ -102,6 +102,7 @@ api_key = sa.Table(
     # Where it belongs, or empty.
     sa.Column("workspace_id", _ID, nullable=False),
     sa.Column("project_id", _ID, nullable=False),
+    sa.Column("rescue", sa.String(16), nullable=False),
     sa.UniqueConstraint("organisation_id", "idempotency_key"),
 )
 

@@ -43,6 +43,7 @@ def identity_from_proto(message: identity_pb2.Identity, token: str = "") -> Iden
         role=message.role,
         scopes=frozenset(message.scopes),
         allowed_models=tuple(message.allowed_models),
+        rescue=message.rescue,
         token=token,
     )
 

@@ -20,6 +20,7 @@ from services.edge.replies import (
 )
 from services.edge.routes import FACADE, FACADE_CLUSTER, FacadeRoute, PathMatch, PublicRpc
 from services.edge.settings import EdgeSettings
+from services.edge.status_script import BODY_FIELD
 
 Json = dict[str, Any]
 
@@ -29,6 +30,8 @@ GRPC_WEB = "grpc_web"
 BUFFER = "buffer"
 HIDE = "hide"
 STATUSES = "statuses"
+# Under which Envoy's scripts look for what a route says, whatever the filter is called.
+LUA = "envoy.filters.http.lua"
 CAMEL_CASE = "transcode_camel_case"
 SNAKE_CASE = "transcode_snake_case"
 
@@ -193,6 +196,8 @@ def _rest(rpc: PublicRpc, body_limit_bytes: int) -> list[Json]:
                 SNAKE_CASE if binding.snake_case else CAMEL_CASE: switch_on(),
             },
         }
+        if binding.body_field:
+            forward["metadata"] = {"filter_metadata": {LUA: {BODY_FIELD: binding.body_field}}}
         if binding.method == "GET":
             routes.append({"match": match, **forward})
         else:

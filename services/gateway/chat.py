@@ -111,12 +111,16 @@ class ChatEndpoint:
         request = pb.StreamChatRequest()
         self._fill(request, exchange, body, facts)
         writer: Any = None
+        history = self._surface.history() if self._surface.history is not None else None
         start = pb.StreamStart()
         stream: Any = self._router.stream_chat(request, call)
         async with aclosing(stream):
             async for message in stream:
                 if message.HasField("raw_frame"):
-                    await exchange.write(message.raw_frame.data, more=True)
+                    data = message.raw_frame.data
+                    if history is not None:
+                        history.keep(data)
+                    await exchange.write(data, more=True)
                 elif message.HasField("part_delta"):
                     if data := writer.part_delta(message.part_delta):
                         await exchange.write(data, more=True)
@@ -130,7 +134,7 @@ class ChatEndpoint:
                 elif message.HasField("rescue"):
                     if writer is None:
                         writer = self._writer(start, facts, exchange, body)
-                        writer.resume(message.rescue.parts)
+                        writer.resume(message.rescue.parts, *(() if history is None else (history,)))
                     writer.set_model(message.rescue.model_used)
                 elif message.HasField("end"):
                     note(event, message.end.outcome)
@@ -158,7 +162,7 @@ class ChatEndpoint:
     def _last(self, end: pb.StreamEnd, writer: Any) -> bytes:
         extra = outcome_object(end.outcome)
         if writer is None:
-            return self._surface.close_raw_stream(end.raw_tail, extra)
+            return self._surface.close_raw_stream(end.raw_tail.documents, extra)
         return writer.finish(end.outcome.finish, end.outcome.usage, extra)  # type: ignore[no-any-return]
 
 

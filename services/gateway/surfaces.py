@@ -34,6 +34,8 @@ class Surface:
     """What write_response and stream_writer want to know of the request."""
     rate_limit_headers: Callable[[Iterable[RateLimit]], list[tuple[bytes, bytes]]] = openai_headers
     """How the format tells what limits per minute leave."""
+    history: Callable[[], Any] | None = None
+    """Keeps what a raw stream has said, for formats whose writer has to know it to go on."""
 
     def error_words(self, error: RpcError, request_id: str) -> dict[str, Any]:
         """Return what an error of this format says."""
@@ -82,6 +84,7 @@ RESPONSES = Surface(
     write_error=openai_responses.write_error,
     error_type=lambda error: error.row.openai_type,
     echo=lambda body: {"echo": openai_responses.read_echo(body)},
+    history=openai_responses.History,
 )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omnihub.provider.v1.plugin_service_api import PluginService
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 
 from services.common.change_feed import ChangeFeed
 from services.common.service import Infrastructure, Service, StartupError
@@ -18,7 +19,7 @@ from services.providers.adapters.table import ADAPTERS
 from services.providers.domain.plugin import InvalidPluginError, Plugin, check_address
 from services.providers.http import Upstream
 from services.providers.plugins import Plugins
-from services.providers.server import PluginServer, ProviderServer
+from services.providers.server import PluginServer, ProviderServer, StoredResponseServer
 from services.providers.settings import ProviderSettings
 from services.providers.store import PluginStore, changes
 
@@ -55,7 +56,11 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
 
     return Service(
         name=NAME,
-        interfaces=[(ProviderService, ProviderServer(served)), (PluginService, PluginServer(plugins))],
+        interfaces=[
+            (ProviderService, ProviderServer(served)),
+            (PluginService, PluginServer(plugins)),
+            (StoredResponseService, StoredResponseServer(served)),
+        ],
         start=start,
         stop=stop,
         check=upstream.check,

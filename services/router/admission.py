@@ -37,6 +37,8 @@ from services.router.settings import RouterSettings
 
 OBSERVE_AFTER_S = 0.005
 MICRO = 1_000_000
+# The longest that a provider takes for an answer in the background.
+BACKGROUND_HOLD_S = 86_400
 REFUSALS_UNDER_WAY = 1000
 
 
@@ -127,10 +129,14 @@ class Admission:
                 tokens = 0 if free else self._tokens_bound(asked, first)
                 drawn = await self._budgets.reserve(identity.organisation_id, rules, amount, tokens)
         try:
-            ttl_s = max(candidate.model.settings.timeouts.total_s for candidate in chosen.chain)
-            reservation = await self._leases.reserve(
-                identity.organisation_id, amount, int(ttl_s) + HOLD_TTL_S
-            )
+            if asked.background:
+                # It outlives this process, so what is reserved has to as well.
+                reservation = await self._leases.hold_for(identity.organisation_id, amount, BACKGROUND_HOLD_S)
+            else:
+                ttl_s = max(candidate.model.settings.timeouts.total_s for candidate in chosen.chain)
+                reservation = await self._leases.reserve(
+                    identity.organisation_id, amount, int(ttl_s) + HOLD_TTL_S
+                )
         except BaseException:
             if drawn is not None and self._budgets is not None:
                 self._budgets.cancel(drawn)
@@ -316,6 +322,14 @@ class Admission:
         self._rate(request)
         return self._record(request)
 
+    async def pend(self, request: Request) -> None:
+        """Record an answer that is made in the background: it is paid when it ends. Raises JournalError."""
+        request.state, request.pending = "in_progress", True
+        request.estimate_usage(0)
+        request.price = self._price_of(request)
+        request.cost, request.cost_source, request.savings = 0, "", None
+        await asyncio.shield(self._record(request))
+
     def abandon(self, request: Request) -> None:
         """Record a request that produced nothing: it costs nothing."""
         request.cost, request.cost_source, request.savings = 0, "", None
@@ -334,7 +348,9 @@ class Admission:
         self._endings.discard(written)
         failure = written.exception()
         self._let_go(request)
-        if request.chargeable:
+        if request.pending and failure is None:
+            pass  # What is held for it stays held until it ends.
+        elif request.chargeable:
             # A write that failed may still have reached the database: its cost stays out of reach.
             self._leases.spend(request.reservation, request.cost)
         else:
@@ -361,7 +377,10 @@ class Admission:
         drawn = request.reservation.drawn
         if drawn is None or self._budgets is None:
             return
-        if request.chargeable:
+        if request.pending:
+            # It counts as a request now; what else it uses is booked when it ends.
+            self._budgets.spend(drawn, 0, 0)
+        elif request.chargeable:
             self._budgets.spend(drawn, request.cost, _tokens_of(request))
         else:
             self._budgets.cancel(drawn)

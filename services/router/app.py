@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.provider.v1 import provider_service_pb2
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1.provider_health_service_api import ProviderHealthService
 from omnihub.router.v1.registry_service_api import RegistryService
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 from omnihub.router.v1.routing_policy_service_api import RoutingPolicyService
 
@@ -44,12 +47,16 @@ from services.router.registry import ModelRegistry, check_file
 from services.router.registry_import import seed
 from services.router.registry_server import RegistryServer
 from services.router.registry_store import ModelStore, changes
+from services.router.repeating import repeat
+from services.router.response_server import ResponseServer
+from services.router.response_store import ResponseStore
 from services.router.routing_policy_server import RoutingPolicyServer
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
 from services.router.settlement import Settlement
 from services.router.sources import shipped
 from services.router.store import JournalStore
+from services.router.stored_responses import StoredResponses
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Answers without a key or a network, so that a newcomer's first request does.
@@ -104,6 +111,10 @@ class RouterApp:
             infrastructure.instance_id,
             self._settlement.replay,
         )
+        keeper = infrastructure.connector.connect(StoredResponseService, "providers")
+        self._response_store = ResponseStore(self._database, infrastructure.instance_id)
+        self._responses = StoredResponses(self._response_store, keeper)
+        self._sweeper: asyncio.Task[None] | None = None
         health, latencies = Health(settings.breaker), Latencies()
         detector = Detector(self._providers, settings.task_model, settings.task_model_limit_s)
         policy_store = PolicyStore(self._database)
@@ -142,8 +153,13 @@ class RouterApp:
         execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
         self.policy_server = RoutingPolicyServer(policy_store, self._policies)
         self.server = RouterServer(
-            self._admission, execution, self._store, Counting(self._admission, self._providers)
+            self._admission,
+            execution,
+            self._store,
+            Counting(self._admission, self._providers),
+            self._responses,
         )
+        self.response_server = ResponseServer(self._responses)
 
     async def start(self) -> None:
         """Replay what a crash left in the journal, then serve."""
@@ -164,12 +180,13 @@ class RouterApp:
         self._sharing.start()
         if self._answers is not None:
             self._answers.start()
+        self._sweeper = asyncio.create_task(repeat(self._sweep_responses, self._settings.background_poll_s))
 
     async def stop(self) -> None:
         """Write and settle everything, return the leases."""
-        if self._refresh is not None:
-            self._refresh.cancel()
-            await asyncio.gather(self._refresh, return_exceptions=True)
+        for task in filter(None, (self._refresh, self._sweeper)):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         await self._registry.stop()
         await self._admission.drain()
         await self._sharing.stop()
@@ -192,6 +209,11 @@ class RouterApp:
     async def check(self) -> None:
         """Raise when a request would fail."""
         await self._database.ping()
+
+    async def _sweep_responses(self) -> None:
+        await self._responses.sweep(self._settings.background_poll_s)
+        days = self._settings.response_retention_days
+        await self._response_store.delete_before(int((time.time() - days * 86400) * 1000))
 
     def _use(self, catalogue: Catalogue) -> None:
         """Put a new catalogue in place; requests under way keep theirs."""
@@ -253,6 +275,7 @@ def build(
             (RoutingPolicyService, app.policy_server),
             (RegistryService, app.registry_server),
             (ProviderHealthService, app.health_server),
+            (ResponseService, app.response_server),
         ],
         start=app.start,
         stop=app.stop,

@@ -220,6 +220,15 @@ class Leases:
         reservation.hold_expires_at = asked_at + reservation.hold_ttl_s
         self._holds[reservation.hold_id] = reservation
 
+    async def hold_for(self, organisation_id: str, amount: int, ttl_s: int) -> Reservation:
+        """Reserve at billing for a request that outlives this process. Raises as `reserve` does."""
+        if amount == 0:
+            return Reservation(organisation_id, 0)
+        reservation = await self._hold(organisation_id, amount, ttl_s)
+        # Nothing here renews it: it ends with its charge, or by itself.
+        self._holds.pop(reservation.hold_id, None)
+        return reservation
+
     async def extend(self, reservation: Reservation, amount: int) -> bool:
         """Reserve `amount` more for a running request. Tells whether that was possible."""
         lease, total = reservation.lease, reservation.amount + amount

@@ -19,7 +19,7 @@ from services.router.domain.limits import OrganisationRules
 from services.router.domain.policy import Exclusion, Option, Paused, Plan, Question, decide, exclude
 from services.router.domain.routing import DEFAULT_POLICY, RoutingPolicy, Wishes, resolve
 from services.router.domain.shortlist import automatic, eligible, of_plan, options_of
-from services.router.domain.state import hidden_input, keeping_state
+from services.router.domain.state import hidden_input, keeping_state, pinned_to
 from services.router.domain.tasks import UNASKED, Detection
 from services.router.domain.wording import typed_capabilities, typed_turns
 from services.router.latency import Latencies
@@ -172,6 +172,8 @@ class Planner:
             [self._latencies.of(option.target) for option in options],
             self._paused,
         )
+        if asked.pinned:
+            return pinned_to(plan, asked.pinned)
         return keeping_state(plan, self._catalogue) if asked.vendor_bound else plan
 
     def estimate(self, draft: Draft, option: Option, asked: Asked, *, media: bool) -> int | None:

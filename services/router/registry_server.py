@@ -39,14 +39,14 @@ class RegistryServer:
         self._admission = admission
         self._feed = feed
 
-    async def get_model(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:  # noqa: D102
+    async def get_model(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         allowed = call.identity.allowed_models
         model = self._admission.catalogue.find(request.model_id, allowed)
         seen = [shown(model, allowed, request.model_id)]
         (described,) = await describe(seen, self._admission, call.identity.organisation_id)
         return pb.GetModelResponse(model=described)
 
-    async def resolve_options(  # noqa: D102
+    async def resolve_options(
         self, request: pb.ResolveOptionsRequest, call: Call
     ) -> pb.ResolveOptionsResponse:
         model = self._admission.catalogue.find(request.model, call.identity.allowed_models)
@@ -58,7 +58,7 @@ class RegistryServer:
                 raise InvalidModelError(flaws)
         return pb.ResolveOptionsResponse(options=to_struct(options))
 
-    async def list_registered_models(  # noqa: D102
+    async def list_registered_models(
         self, request: pb.ListRegisteredModelsRequest, call: Call
     ) -> pb.ListRegisteredModelsResponse:
         (after,) = decode_page_token(request.page_token, 1) if request.page_token else ("",)
@@ -74,47 +74,47 @@ class RegistryServer:
             next_page_token=encode_page_token(page[-1]) if len(wanted) > size else "",
         )
 
-    async def get_registered_model(  # noqa: D102
+    async def get_registered_model(
         self, request: pb.GetRegisteredModelRequest, call: Call
     ) -> pb.GetRegisteredModelResponse:
         return pb.GetRegisteredModelResponse(model=self._message(request.name))
 
-    async def create_model(self, request: pb.CreateModelRequest, call: Call) -> pb.CreateModelResponse:  # noqa: D102
+    async def create_model(self, request: pb.CreateModelRequest, call: Call) -> pb.CreateModelResponse:
         name = request.model.name
         await self._registry.create(name, document_of(request.model), actor_of(call))
         return pb.CreateModelResponse(model=self._message(name))
 
-    async def update_model(self, request: pb.UpdateModelRequest, call: Call) -> pb.UpdateModelResponse:  # noqa: D102
+    async def update_model(self, request: pb.UpdateModelRequest, call: Call) -> pb.UpdateModelResponse:
         edit = _edit_by_mask(request) if request.update_mask.paths else _replace(request)
         await self._registry.update(request.name, request.revision, "update", actor_of(call), edit)
         return pb.UpdateModelResponse(model=self._message(request.name))
 
-    async def delete_model(self, request: pb.DeleteModelRequest, call: Call) -> pb.DeleteModelResponse:  # noqa: D102
+    async def delete_model(self, request: pb.DeleteModelRequest, call: Call) -> pb.DeleteModelResponse:
         await self._registry.delete(request.name, request.revision, actor_of(call))
         return pb.DeleteModelResponse()
 
-    async def enable_model(self, request: pb.EnableModelRequest, call: Call) -> pb.EnableModelResponse:  # noqa: D102
+    async def enable_model(self, request: pb.EnableModelRequest, call: Call) -> pb.EnableModelResponse:
         edit = _set(lambda _: {"enabled": True})
         await self._registry.update(request.name, request.revision, "enable", actor_of(call), edit)
         return pb.EnableModelResponse(model=self._message(request.name))
 
-    async def disable_model(self, request: pb.DisableModelRequest, call: Call) -> pb.DisableModelResponse:  # noqa: D102
+    async def disable_model(self, request: pb.DisableModelRequest, call: Call) -> pb.DisableModelResponse:
         edit = _set(lambda _: {"enabled": False})
         await self._registry.update(request.name, request.revision, "disable", actor_of(call), edit)
         return pb.DisableModelResponse(model=self._message(request.name))
 
-    async def set_version_weights(  # noqa: D102
+    async def set_version_weights(
         self, request: pb.SetVersionWeightsRequest, call: Call
     ) -> pb.SetVersionWeightsResponse:
         edit = _set(lambda settings: {"versions": _weighted(settings, request.weights)})
         await self._registry.update(request.name, request.revision, "weights", actor_of(call), edit)
         return pb.SetVersionWeightsResponse(model=self._message(request.name))
 
-    async def rollback_model(self, request: pb.RollbackModelRequest, call: Call) -> pb.RollbackModelResponse:  # noqa: D102
+    async def rollback_model(self, request: pb.RollbackModelRequest, call: Call) -> pb.RollbackModelResponse:
         await self._registry.rollback(request.name, request.to_revision, request.revision, actor_of(call))
         return pb.RollbackModelResponse(model=self._message(request.name))
 
-    async def list_model_revisions(  # noqa: D102
+    async def list_model_revisions(
         self, request: pb.ListModelRevisionsRequest, call: Call
     ) -> pb.ListModelRevisionsResponse:
         below = _number(decode_page_token(request.page_token, 1)[0]) if request.page_token else 0
@@ -126,7 +126,7 @@ class RegistryServer:
             next_page_token=encode_page_token(page[-1].revision) if len(found) > size else "",
         )
 
-    async def watch_changes(  # noqa: D102
+    async def watch_changes(
         self, request: pb.WatchChangesRequest, call: Call
     ) -> AsyncIterator[pb.WatchChangesResponse]:
         async with aclosing(self._feed.watch(request.after_seq)) as news:  # type: ignore[type-var]

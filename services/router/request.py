@@ -30,12 +30,15 @@ from services.router.domain.record import candidates_of, inputs_of
 from services.router.domain.strategy import Strategy
 from services.router.leases import Reservation
 from services.router.prices import PriceTable
+from services.router.response_store import StoredResponse
 from services.router.store import Record
 
 # A decision keeps what helps to explain it, not a provider's whole error page.
 MESSAGE_LIMIT = 500
 # Parts of a message that are paid as text is; all others may have a price of their own.
 _PLAIN_KINDS = frozenset({"text", "tool_call", "reasoning", "refusal", None})
+# As the column that keeps it.
+RESPONSE_ID_LIMIT = 256
 _COUNTS = tuple(
     counted.name for counted in Usage.DESCRIPTOR.fields if counted.cpp_type == counted.CPPTYPE_UINT32
 )
@@ -58,6 +61,14 @@ class Asked:
     """The provider knows more of the conversation than the body holds."""
     vendor_bound: bool = False
     """Only a provider that keeps state can serve it."""
+    previous: str = ""
+    """Id of the stored answer it goes on from."""
+    pinned: str = ""
+    """The provider that keeps it."""
+    stores: bool = False
+    """The provider keeps the answer."""
+    background: bool = False
+    """The answer may come later, under its id."""
     json: bool = False
     """The answer is to be a JSON document: half of one cannot be gone on with."""
     tools: bool = False
@@ -189,6 +200,10 @@ class Request:
     savings: int | None = None
     rate_limits: list[pb.RateLimit] = field(default_factory=list)
     """What limits per minute left to the caller at admission."""
+    response_id: str = ""
+    """The provider's own id of an answer that is passed on as it is."""
+    pending: bool = False
+    """It is made in the background: its charge is made when it ends, not here."""
     concluded: bool = False
     """Its record is on its way to the journal; nothing may change or end it again."""
 
@@ -377,6 +392,7 @@ class Request:
         """Return the journal's record of this request."""
         last = self.current or (self.attempts[-1] if self.attempts else None)
         attempt_id = new_id("att") if last is None else last.attempt_id
+        stored = self.stored(attempt_id) if self.response_id else None
         return Record(
             attempt_id=attempt_id,
             decision_id=self.decision_id,
@@ -385,6 +401,31 @@ class Request:
             at_ms=int(self.started_at * 1000),
             decision=self._decision().SerializeToString(),
             charge=self._charge(attempt_id).SerializeToString() if self.chargeable else b"",
+            response=None if stored is None else stored.row(),
+        )
+
+    def stored(self, attempt_id: str) -> StoredResponse | None:
+        """Return the answer as its provider keeps it."""
+        if not (self.response_id and self.asked.stores):
+            return None
+        stored = StoredResponse(
+            organisation_id=self.call.identity.organisation_id,
+            response_id=self.response_id[:RESPONSE_ID_LIMIT],
+            decision_id=self.decision_id,
+            attempt_id=attempt_id,
+            target=self.target.name,
+            at=int(self.started_at * 1000),
+        )
+        if not self.pending:
+            return stored
+        return replace(
+            stored,
+            pending=True,
+            polled_at=stored.at,
+            charge=self._charge(attempt_id).SerializeToString(),
+            price=b"" if self.price is None else self.price.SerializeToString(),
+            margin=b"" if self.margin is None else self.margin.SerializeToString(),
+            reserved=self.reservation.amount,
         )
 
     @property

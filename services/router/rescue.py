@@ -33,7 +33,13 @@ VOID = "void"
 # A request whose streams break again and again ends at some point.
 MOST = 3
 # Surfaces that can go on with typed events after frames of their own format.
-_RESUMABLE = frozenset({WireFormat.WIRE_FORMAT_OPENAI_CHAT, WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES})
+_RESUMABLE = frozenset(
+    {
+        WireFormat.WIRE_FORMAT_OPENAI_CHAT,
+        WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES,
+        WireFormat.WIRE_FORMAT_OPENAI_RESPONSES,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,8 @@ class Rescue:
         asked, current = request.asked, request.candidate
         if current is None or failure.reason in FINAL or len(request.rescued_from) == MOST:
             return
-        policy = asked.options.rescue or current.model.settings.rescue
+        # What the request says goes before the key's policy, and that before the route's.
+        policy = asked.options.rescue or request.call.identity.rescue or current.model.settings.rescue
         if policy == "off":
             return
         text = transcript.text

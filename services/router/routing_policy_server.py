@@ -22,14 +22,14 @@ class RoutingPolicyServer:
         self._store = store
         self._policies = policies
 
-    async def get_routing_policy(  # noqa: D102 - the contract documents each rpc
+    async def get_routing_policy(
         self, request: pb.GetRoutingPolicyRequest, call: Call
     ) -> pb.GetRoutingPolicyResponse:
         await self._policies.refresh()
         policy = self._policies.of(call.identity.organisation_id)
         return pb.GetRoutingPolicyResponse(policy_json=_written(policy), version=policy.version)
 
-    async def set_routing_policy(  # noqa: D102 - the contract documents each rpc
+    async def set_routing_policy(
         self, request: pb.SetRoutingPolicyRequest, call: Call
     ) -> pb.SetRoutingPolicyResponse:
         policy = read_policy(request.policy_json, new_id("pol"))
@@ -40,7 +40,7 @@ class RoutingPolicyServer:
         await self._policies.refresh()
         return pb.SetRoutingPolicyResponse(policy_json=_written(policy), version=policy.version)
 
-    async def delete_routing_policy(  # noqa: D102 - the contract documents each rpc
+    async def delete_routing_policy(
         self, request: pb.DeleteRoutingPolicyRequest, call: Call
     ) -> pb.DeleteRoutingPolicyResponse:
         await self._store.delete(call.identity.organisation_id)

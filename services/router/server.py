@@ -23,9 +23,11 @@ from services.router.domain.shortlist import includes
 from services.router.endings import Endings
 from services.router.execution import Execution
 from services.router.explain import Explaining
+from services.router.keeping import Keeping
 from services.router.listing import all_shown, describe
 from services.router.request import Asked, Request
 from services.router.store import JournalStore
+from services.router.stored_responses import StoredResponses
 from services.router.streaming import Streaming
 
 PAGE_SIZE = 100
@@ -41,22 +43,28 @@ class RouterServer:
     """See the contract in omnihub/router/v1/router_service.proto."""
 
     def __init__(
-        self, admission: Admission, execution: Execution, store: JournalStore, counting: Counting
+        self,
+        admission: Admission,
+        execution: Execution,
+        store: JournalStore,
+        counting: Counting,
+        responses: StoredResponses | None = None,
     ) -> None:
+        self._keeping = Keeping(admission, responses)
         self._admission = admission
         self._execution = execution
         self._store = store
         self._counting = counting
         self._explaining = Explaining(admission)
         self._endings = Endings(admission)
-        self._streaming = Streaming(admission, execution, self._endings)
+        self._streaming = Streaming(admission, execution, self._endings, self._keeping)
         self._comparing = Comparing(admission, self._streaming, self._endings)
 
     async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
         return await self._answer(_asked(request, "chat"), call)
 
     async def _answer(self, asked: Asked, call: Call) -> pb.ChatResponse:
-        admitted = await self._admission.admit(asked, call)
+        admitted = await self._keeping.admit(asked, call)
         try:
             if admitted.look.answer is not None:
                 return await self._again(admitted, admitted.look.answer)
@@ -65,7 +73,12 @@ class RouterServer:
             admitted.receipt = list(answer.receipt)
             produced = answer.message.ByteSize() if raw_body is None else len(raw_body)
             admitted.complete(answer.usage, answer.finish, produced)
-            await self._admission.conclude(admitted)
+            if raw_body is not None:
+                admitted.response_id = answer.response_id
+            if admitted.asked.background and _goes_on(answer, admitted):
+                await self._keeping.pend(admitted)
+            else:
+                await self._keeping.conclude(admitted)
         except BaseException as error:
             self._endings.fail(admitted, error)
             raise
@@ -81,7 +94,7 @@ class RouterServer:
 
     def stream_chat(self, request: pb.StreamChatRequest, call: Call) -> AsyncIterator[pb.StreamChatResponse]:
         async def admit() -> Request:
-            return await self._admission.admit(_asked(request, "stream"), call)
+            return await self._keeping.admit(_asked(request, "stream"), call)
 
         return self._streaming.run(admit)
 
@@ -208,6 +221,9 @@ def _asked(request: Conversation, feature: str) -> Asked:
         facts.n,
         stateful=facts.stateful,
         vendor_bound=facts.vendor_bound,
+        previous=facts.previous,
+        stores=facts.stores,
+        background=facts.background,
         json=facts.has_schema,
         service_tier=facts.service_tier,
         tools=facts.has_tools,
@@ -227,6 +243,11 @@ def _compared(request: pb.CompareChatRequest) -> list[Asked]:
         one.chat.model = model
         asked.append(_asked(one, "stream"))
     return asked
+
+
+def _goes_on(answer: provider.ChatResponse, request: Request) -> bool:
+    """Tell whether an answer is still being made. Without an id nobody could ask for its end."""
+    return bool(request.response_id) and answer.finish.raw in openai_responses.UNFINISHED
 
 
 def _asked_to_embed(request: pb.EmbedRequest) -> Asked:

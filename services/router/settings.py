@@ -232,6 +232,10 @@ class RouterSettings(Section):
     """How often charges go from the journal to billing."""
     decision_retention_days: int = Field(30, ge=1)
     """How long records of requests are kept."""
+    response_retention_days: int = Field(90, ge=1)
+    """How long it is known whose a response is that a provider keeps."""
+    background_poll_s: float = Field(30, gt=0, le=3600)
+    """How often providers are asked about answers in the background that nobody reads."""
     journal_survives_power_loss: bool = False
     """Embedded database only: wait for the disk before the last byte of each answer. Without it the journal
     survives the death of any process, but charges of the last moments may be lost with the power."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
@@ -19,6 +19,7 @@ from services.router.domain.replay import disassemble
 from services.router.domain.transcript import Transcript
 from services.router.endings import Endings
 from services.router.execution import Execution
+from services.router.keeping import Keeping
 from services.router.request import Request
 from services.router.rescue import VOID
 
@@ -30,8 +31,11 @@ METERED_BYTES_PER_TOKEN = 2
 class Streaming:
     """Runs streams."""
 
-    def __init__(self, admission: Admission, execution: Execution, endings: Endings) -> None:
+    def __init__(
+        self, admission: Admission, execution: Execution, endings: Endings, keeping: Keeping
+    ) -> None:
         self._admission = admission
+        self._keeping = keeping
         self._execution = execution
         self._endings = endings
 
@@ -57,13 +61,15 @@ class Streaming:
                         recording.add(event)
                     if event.HasField("end"):
                         admitted.complete(event.end.usage, event.end.finish, transcript.attempt_bytes)
-                        await self._admission.conclude(admitted)
+                        await self._keeping.conclude(admitted)
                         if recording is not None:
                             self._admission.cache.keep_stream(admitted, recording, event.end)
-                        yield _end(event.end, admitted)
+                        yield _ended(admitted, event.end.raw_tail)
                         return
                     if event.HasField("start"):
                         meter.begin()
+                        if event.start.wire_format:
+                            await self._note_id(admitted, event.start.response_id)
                         yield _started(event.start, admitted, transcript)
                     else:
                         yield _translated(event)
@@ -79,6 +85,12 @@ class Streaming:
                 await self._endings.break_off(admitted, error, transcript)
                 yield _error(admitted, error)
             raise
+
+    async def _note_id(self, request: Request, response_id: str) -> None:
+        """Take in the provider's own id; an answer in the background is recorded as soon as it has one."""
+        request.response_id = response_id
+        if request.asked.background and response_id:
+            await self._keeping.pend(request)
 
     async def _again(
         self, request: Request, answer: CachedAnswer
@@ -100,9 +112,7 @@ class Streaming:
                 message = pb.StreamChatResponse()
                 getattr(message, _ARMS[type(event)]).CopyFrom(event)
                 yield message
-        yield pb.StreamChatResponse(
-            end=pb.StreamEnd(outcome=request.outcome(), raw_tail=answer.raw_tail if raw else ())
-        )
+        yield _ended(request, answer.raw_tail if raw else ())
 
 
 class _Meter:
@@ -137,8 +147,11 @@ class _Meter:
         self._limit_tokens += self._step
 
 
-def _end(end: provider.StreamEnd, request: Request) -> pb.StreamChatResponse:
-    return pb.StreamChatResponse(end=pb.StreamEnd(outcome=request.outcome(), raw_tail=end.raw_tail))
+def _ended(request: Request, raw_tail: Sequence[bytes]) -> pb.StreamChatResponse:
+    message = pb.StreamEnd(outcome=request.outcome())
+    if raw_tail:
+        message.raw_tail.documents.extend(raw_tail)
+    return pb.StreamChatResponse(end=message)
 
 
 def _translated(event: provider.StreamChatResponse) -> pb.StreamChatResponse:

@@ -219,6 +219,17 @@ async def test_a_key_is_created_shown_once_and_listed(auth: RunningAuth) -> None
     assert created.secret not in str(listed)
 
 
+async def test_a_key_carries_its_policy_of_rescue(auth: RunningAuth) -> None:
+    platform = await auth.platform()
+    created = await auth.create_key(platform, name="k", rescue="off", idempotency_key="i1")
+    assert created.key.rescue == "off"
+    assert (await auth.exchange(created.secret)).identity.rescue == "off"
+    assert (await auth.client.list_api_keys(pb.ListApiKeysRequest(), platform)).keys[0].rescue == "off"
+    other = auth.create_key(platform, name="k", rescue="restart", idempotency_key="i1")
+    await refused(other, "IDEMPOTENCY_KEY_REUSED")
+    assert (await auth.create_key(platform)).key.rescue == ""
+
+
 async def test_a_key_lives_no_longer_than_its_expiry(auth: RunningAuth) -> None:
     created = await auth.create_key(await auth.platform(), expires_in_s=20)
     assert (await auth.exchange(created.secret)).expires_in_s == 20

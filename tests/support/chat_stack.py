@@ -11,6 +11,7 @@ import httpx
 from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.provider.v1 import provider_service_pb2 as provider
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.rpc import Call, Connector, Identity, Registry
@@ -70,6 +71,7 @@ async def running_stack(
         registry = Registry()
         registry.add(RouterService, router.client)
         registry.add(ReportService, Fake())
+        registry.add(ResponseService, Fake())
         identity = Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"chat"}))
         authenticator: Any = FakeAuthenticator(**{KEY: identity})
         infrastructure = Infrastructure(

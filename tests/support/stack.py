@@ -10,6 +10,7 @@ from typing import Any
 from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.provider.v1.provider_service_pb2 import GetCapabilitiesRequest
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.rpc import Call, Connector, Identity, Registry
@@ -58,6 +59,7 @@ async def running_stack(
     router = Router(routes, implementation, billing)
     registry.add(RouterService, router.client)
     registry.add(ReportService, Fake())
+    registry.add(ResponseService, Fake())
     identity = Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"chat"}))
     infrastructure.authenticator = FakeAuthenticator(**{KEY: identity})  # type: ignore[assignment]
     facade = gateway.build(GatewaySettings(), infrastructure)

@@ -22,6 +22,7 @@ class Identity:
     role: str = ""
     scopes: frozenset[str] = frozenset()
     allowed_models: tuple[str, ...] = ()
+    rescue: str = ""
     token: str = field(default="", repr=False)
 
     def holds(self, scope: str) -> bool:

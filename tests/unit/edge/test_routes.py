@@ -22,6 +22,7 @@ from omnihub.provider.v1 import plugin_service_pb2, provider_service_pb2
 from omnihub.router.v1 import (
     provider_health_service_pb2,
     registry_service_pb2,
+    response_service_pb2,
     router_service_pb2,
     routing_policy_service_pb2,
 )
@@ -45,6 +46,7 @@ MODULES = (
     report_service_pb2,
     registry_service_pb2,
     router_service_pb2,
+    response_service_pb2,
     routing_policy_service_pb2,
     provider_health_service_pb2,
     job_service_pb2,

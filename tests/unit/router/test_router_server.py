@@ -103,7 +103,7 @@ async def test_stream(raw: bool) -> None:
     assert messages[0].start.model_used == "a/x"
     assert messages[0].start.wire_format == (OPENAI if raw else 0)
     assert messages[-1].end.outcome.cost == format_nano(COST)
-    assert list(messages[-1].end.raw_tail) == [b"{}"]
+    assert list(messages[-1].end.raw_tail.documents) == [b"{}"]
     assert [charge.amount_nano_credits for charge in router.journal.charges] == [COST]
     assert router.journal.decisions[0].streamed
     assert is_clean(router)
