@@ -10,6 +10,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1 import registry_service_pb2 as pb
@@ -22,7 +23,7 @@ from services.common.rpc import Call, Connector, Identity, Registry
 from services.common.service import Infrastructure
 from services.router import app
 from services.router.settings import RouterSettings, RouteSettings
-from tests.support.fakes import Fake, FakeBilling, FakeProviders
+from tests.support.fakes import Fake, FakeBilling, FakeBudgets, FakeProviders
 from tests.support.router import a_call
 
 PLATFORM = Identity(organisation_id="org_1", key_id="key_root", scopes=frozenset({"platform", "chat"}))
@@ -86,6 +87,8 @@ async def running(
         billing.price(target, 1_000_000, 2_000_000)
     peers.add(BillingService, billing)
     peers.add(ProviderService, providers)
+    peers.add(BudgetService, FakeBudgets())
+    peers.add(StoredResponseService, Fake())
     peers.add(StoredResponseService, Fake())
     connector = Connector(peers, {})
     infrastructure = Infrastructure(

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.common.v1.chat_pb2 import ChatInput
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1 import explain_pb2 as explain
 from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1 import routing_policy_service_pb2 as policy
@@ -28,7 +30,7 @@ from services.common.service import Infrastructure
 from services.router import app, replaying
 from services.router.domain.record import replay
 from services.router.settings import RouterSettings, RouteSettings
-from tests.support.fakes import FakeBilling, FakeProviders
+from tests.support.fakes import Fake, FakeBilling, FakeBudgets, FakeProviders
 from tests.support.router import IDENTITY, a_call, a_chat, an_answer, bounded, chat_request
 
 ROUTES = {
@@ -76,6 +78,8 @@ async def running(peers: Peers, database_url: str, folder: Path, **settings: Any
     registry = Registry()
     registry.add(BillingService, peers.billing)
     registry.add(ProviderService, peers.providers)
+    registry.add(BudgetService, FakeBudgets())
+    registry.add(StoredResponseService, Fake())
     connector = Connector(registry, {})
     infrastructure = Infrastructure(
         connector=connector, data_dir=folder, database_url=database_url, instance_id=new_id("proc")

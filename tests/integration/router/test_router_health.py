@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.common.v1.chat_pb2 import Finish
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1 import provider_health_service_pb2 as pb
 from omnihub.router.v1 import router_service_pb2 as router_pb
 from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
@@ -32,7 +34,7 @@ from services.router.health import Health
 from services.router.health_sharing import HealthSharing
 from services.router.health_store import HealthStore, Minute, Opening
 from services.router.settings import BreakerSettings, RouterSettings, RouteSettings
-from tests.support.fakes import FakeBilling, FakeProviders
+from tests.support.fakes import Fake, FakeBilling, FakeBudgets, FakeProviders
 from tests.support.router import a_call, a_chat, an_answer, bounded, chat_request, failed, until
 
 TARGET = Target("a", "x")
@@ -68,6 +70,8 @@ async def running(database_url: str, folder: Path, **settings: Any) -> AsyncIter
     registry = Registry()
     registry.add(BillingService, billing)
     registry.add(ProviderService, providers)
+    registry.add(BudgetService, FakeBudgets())
+    registry.add(StoredResponseService, Fake())
     connector = Connector(registry, {})
     infrastructure = Infrastructure(
         connector=connector, data_dir=folder, database_url=database_url, instance_id=new_id("proc")

@@ -303,7 +303,7 @@ class TestGivenAgain:
         messages = await streamed(router, request(stream=True, raw=RAW))
         assert messages[0].start.wire_format == OPENAI
         assert b"".join(each.raw_frame.data for each in messages) == chunk
-        assert list(messages[-1].end.raw_tail) == [b'{"last":1}']
+        assert list(messages[-1].end.raw_tail.documents) == [b'{"last":1}']
         whole = await router.client.chat(request(raw=RAW), a_call())
         assert (whole.output, whole.outcome.cache) == ("hi", "hit")
         message = request(stream=True, raw=RAW)

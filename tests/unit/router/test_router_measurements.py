@@ -14,8 +14,9 @@ from omnihub.router.v1.router_service_pb2 import CallOptions
 
 from services.router import measurements as module
 from services.router.domain.breaker import Breaker, Limits
-from services.router.domain.catalogue import Model, Target
-from services.router.domain.policy import Candidate, Plan
+from services.router.domain.catalogue import Catalogue, Model, Target
+from services.router.domain.policy import Candidate, Plan, Question
+from services.router.domain.shortlist import options_of
 from services.router.domain.sketch import Sketch, Tally
 from services.router.domain.strategy import Strategy, arranged, strategy_of
 from services.router.measurements import Measurements
@@ -108,10 +109,9 @@ def test_caution_makes_a_closed_circuit_probe() -> None:
 def candidates(*prices: int, **settings: Any) -> Plan:
     names = [f"p{number}/m" for number in range(len(prices))]
     model = Model.of("m", RouteSettings(route=names, **settings))
-    chain = tuple(
-        Candidate(target, model, 1.0, price) for target, price in zip(model.targets, prices, strict=True)
-    )
-    return Plan("m", "chat", chain, ())
+    options = options_of([model], Catalogue({}))
+    chain = tuple(Candidate(option, price) for option, price in zip(options, prices, strict=True))
+    return Plan("m", "chat", chain, (), Question(requested="m", scored=False))
 
 
 def order(plan: Plan) -> list[str]:

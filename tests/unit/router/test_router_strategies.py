@@ -481,7 +481,8 @@ class TestCompare:
         assert not router.providers.asked
         assert router.reserved == 0
         assert router.billing.available == 300_000
-        assert all(each.state == "cancelled" for each in router.journal.decisions)
+        states = {each.state for each in router.journal.decisions}
+        assert states <= {"cancelled", "refused"}, "one is refused, the other one never begins"
 
     async def test_leaving_stops_all_and_pays_what_was_produced(self) -> None:
         router = build("a/x", "b/y")
