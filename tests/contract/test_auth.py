@@ -78,7 +78,7 @@ async def test_a_person_registers_with_an_invitation_and_logs_in(auth: RunningAu
         answer = await auth.exchange(token)
         assert answer.identity.user_id == registered.user.user_id
         assert answer.identity.role == "member"
-        assert set(answer.identity.scopes) == {"chat", "usage", "keys"}
+        assert set(answer.identity.scopes) == {"chat", "usage", "keys", "cache"}
         assert answer.identity.organisation_id == platform.identity.organisation_id
         assert list(answer.depends_on) == [registered.user.user_id, platform.identity.organisation_id]
     me = await auth.client.get_me(pb.GetMeRequest(), await auth.call_as(login.access_token))

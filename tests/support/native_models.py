@@ -82,6 +82,10 @@ async def _gemini(request: web.Request) -> web.StreamResponse:
         ]
         usage = {"promptTokenCount": len(wanted)}
         return web.json_response({"embeddings": vectors, "usageMetadata": usage})
+    if operation == "countTokens":
+        document = document["generateContentRequest"]
+        counted = [_gemini_text(content) for content in document["contents"]]
+        return web.json_response({"totalTokens": len(" ".join(counted).split())})
     config = document.get("toolConfig", {}).get("functionCallingConfig", {})
     call = ""
     if config.get("mode") == "ANY":
@@ -161,6 +165,8 @@ async def _ollama_models(request: web.Request) -> web.Response:
 async def _bedrock(request: web.Request) -> web.StreamResponse:
     model, operation = request.match_info["model"], request.match_info["operation"]
     document = await request.json()
+    if operation == "count-tokens" and model in (CLAUDE, TITAN):
+        return web.json_response({"inputTokens": len(json.dumps(document["input"]).split())})
     if model == CLAUDE and operation.startswith("converse"):
         return await _converse(request, document, stream=operation == "converse-stream")
     if model == TITAN and operation.startswith("invoke"):

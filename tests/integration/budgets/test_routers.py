@@ -17,6 +17,7 @@ from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.budget_pb2 import LimitTerms
 from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.billing.app import build as build_billing
@@ -28,7 +29,7 @@ from services.router.app import build as build_router
 from services.router.settings import RouterSettings, RouteSettings
 from tests.support.billing import Directory
 from tests.support.budgets import admin, outcomes
-from tests.support.fakes import FakeProviders, events
+from tests.support.fakes import Fake, FakeProviders, events
 from tests.support.router import (
     a_call,
     a_usage,
@@ -98,6 +99,7 @@ async def running(url: str, folder: Path, routers: int) -> AsyncIterator[Platfor
     registry.add(AuthService, Directory(ORGANISATION, bootstrap=ORGANISATION))
     platform = Platform(registry, url, folder)
     registry.add(ProviderService, platform.providers)
+    registry.add(StoredResponseService, Fake())
     price = PriceSettings(per_request=Decimal("0.1"))
     async with AsyncExitStack() as stack:
         billing = build_billing(

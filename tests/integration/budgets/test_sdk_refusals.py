@@ -75,6 +75,7 @@ async def limited(tmp_path: Path) -> AsyncIterator[Limited]:
         await _open(world)
         replica = world.replica()
         stack.router.admission._budgets = replica.budgets
+        stack.router.planner._plans = replica.budgets.rules.of
         yield Limited(world, stack, replica)
 
 
