@@ -12,7 +12,7 @@ BASE ?= main
 export PYTHONPATH := .:gen
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos run test unit chaos check format bench lock check-breaking docs clean
+.PHONY: help setup protos run test matrix unit chaos check format bench lock check-breaking docs task-model clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
@@ -30,6 +30,9 @@ run: setup ## Serve everything in one process, in the foreground (PORT=8080)
 test: setup ## Run all tests; installs what they need where it can
 	@sh tools/install_test_dependencies.sh
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+matrix: setup ## Run the adapter test matrix and print it: every row for every adapter
+	@$(BIN)/python -m tests.support.matrix -n $(WORKERS) --dist loadgroup
 
 unit: setup ## Run the tests that need nothing but Python
 	@$(BIN)/python -m pytest -q tests/unit tests/architecture
@@ -58,6 +61,9 @@ check-breaking: setup ## Compare the contracts with BASE (reported) and the last
 
 docs: setup ## Write the documents that come from the contracts
 	@$(BIN)/python tools/document_errors.py
+
+task-model: setup ## Train the router's task classifier anew, and measure it on prompts it never saw
+	@$(BIN)/python tools/train_tasks.py
 
 lock: .setup/uv/bin/uv ## Pin the requirements anew, keeping versions that still fit (UPGRADE=1 takes the newest)
 	$(COMPILE) requirements/runtime.in --output-file requirements/runtime.txt

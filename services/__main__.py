@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib
 import importlib.metadata
 import signal
 import sys
@@ -12,19 +13,29 @@ from collections.abc import Sequence
 
 import uvloop
 
+from services.billing import command as billing_command
+from services.commands import add_commands
 from services.common import log, telemetry
+from services.common.db import Database, sqlite_url
 from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
-from services.providers.conformance import command as conformance
+from services.router import command as models
+from services.router import evaluating, replaying
 from services.settings import Settings, SettingsError, load
 from services.workflow import command as jobs_command
+
+# Commands that need no settings, and what they do. Their modules are imported only when they run: nobody
+# who serves waits for them.
+APART = {"provider": ("services.providers.conformance.command", "judge a plugin")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
-    options = _parser().parse_args(arguments)
-    if getattr(options, "standalone", False):
-        return int(options.run(options))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in APART:
+        module, _ = APART[given[0]]
+        return int(importlib.import_module(module).main(given[1:]))
+    options = _parser().parse_args(given)
     try:
         settings = load()
     except SettingsError as error:
@@ -50,13 +61,24 @@ def _parser() -> argparse.ArgumentParser:
     jobs_command.add_arguments(jobs)
     for action in jobs.choices.values():
         action.set_defaults(run=_jobs)
-    provider = commands.add_parser("provider", help="judge a plugin").add_subparsers(
+    billing = commands.add_parser("billing", help="check the ledger and what was charged")
+    actions = billing.add_subparsers(required=True, metavar="action")
+    actions.add_parser("check", help=billing_command.HELP).set_defaults(run=_check_ledger)
+    add_commands(commands, actions)
+    registry = commands.add_parser("models", help="show and import the models of the registry")
+    models.add_arguments(registry)
+    registry.set_defaults(run=_models)
+    router = commands.add_parser("router", help="replay decisions, evaluate policies").add_subparsers(
         required=True, metavar="action"
     )
-    check = provider.add_parser("check", help="test that a plugin keeps the provider contract")
-    conformance.add_arguments(check)
-    # It needs only an address, and no settings that could be wrong.
-    check.set_defaults(run=conformance.run, standalone=True)
+    replay = router.add_parser("replay", help="decide stored decisions again; they must agree")
+    replaying.add_arguments(replay)
+    replay.set_defaults(run=_replay)
+    evaluate = router.add_parser("evaluate", help="judge routing policies by their answers")
+    evaluating.add_arguments(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+    for name, (_, summary) in APART.items():
+        commands.add_parser(name, help=summary)
     return parser
 
 
@@ -72,6 +94,22 @@ def _jobs(settings: Settings, options: argparse.Namespace) -> int:
         return 2
     url = options.url or settings.public_url or f"http://127.0.0.1:{settings.port}"
     return jobs_command.run(url, key, options)
+
+
+def _replay(settings: Settings, options: argparse.Namespace) -> int:
+    file = None if settings.database_url else settings.data_dir / "router.db"
+    return replaying.run(settings.database_url or sqlite_url(settings.data_dir / "router.db"), file, options)
+
+
+def _evaluate(settings: Settings, options: argparse.Namespace) -> int:
+    scheme = "https" if settings.edge.certificate_file else "http"
+    key_file = settings.data_dir / "bootstrap-key"
+    return evaluating.run(f"{scheme}://127.0.0.1:{settings.port}", key_file, options)
+
+
+def _models(settings: Settings, options: argparse.Namespace) -> int:
+    database = Database(settings.database_url or sqlite_url(settings.data_dir / "router.db"), "router")
+    return asyncio.run(models.run(database, settings.models, options))
 
 
 def _config(settings: Settings, options: argparse.Namespace) -> int:
@@ -157,6 +195,10 @@ def _version() -> str:
         return importlib.metadata.version("omnihub")
     except importlib.metadata.PackageNotFoundError:
         return "development"
+
+
+def _check_ledger(settings: Settings, options: argparse.Namespace) -> int:
+    return billing_command.check(settings.data_dir, settings.database_url)
 
 
 def _edge(settings: Settings, options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from services.common.rpc.server import GrpcServer
 from services.common.service import Infrastructure, Service, StartupError
 from services.edge.settings import EdgeSettings
 from services.listener import HttpListener
-from services.providers.adapters.known import complete
+from services.providers.adapters.known import complete, own_vendor
 from services.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -65,8 +65,9 @@ def _providers(module: Any, settings: Settings, infrastructure: Infrastructure) 
 def _router(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
     known = {name: complete(name, provider) for name, provider in settings.providers.items()}
     vendors = {name: provider.vendor or provider.adapter for name, provider in known.items()}
+    own_services = {name: own_vendor(provider) for name, provider in known.items()}
     return module.build(  # type: ignore[no-any-return]
-        settings.router, infrastructure, routes=settings.models, vendors=vendors
+        settings.router, infrastructure, routes=settings.models, vendors=vendors, own_services=own_services
     )
 
 

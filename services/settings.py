@@ -134,7 +134,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _routes_name_providers(self) -> Settings:
         for name, model in self.models.items():
-            for target in model.route:
+            routes = [model.route, *(version.route for version in model.versions.values())]
+            for target in (target for route in routes for target in route):
                 provider = target.partition("/")[0]
                 if provider not in self.providers:
                     known = ", ".join(sorted(self.providers))
@@ -204,7 +205,10 @@ def _existing(name: str, known: Any) -> str:
 
 
 def _list_or_text(name: str, value: str) -> Any:
-    lists = ("cors_origins", "route", "strengths", "capabilities", "free_providers")
+    lists = (
+        *("cors_origins", "route", "strengths", "capabilities", "free_providers"),
+        *("aliases", "fallback", "regions", "tiers"),
+    )
     return [item.strip() for item in value.split(",") if item.strip()] if name in lists else value
 
 

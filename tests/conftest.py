@@ -10,13 +10,18 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.support import postgresql
+from tests.support import matrix, postgresql
 
 # The same examples in every run, so that a red run is a change's fault. To look further:
 # HYPOTHESIS_PROFILE=explore.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the reports tell which cells of the adapter test matrix a test fills."""
+    matrix.note_cells(items)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from omnihub.auth.v1.auth_service_api import AuthService
+from omnihub.auth.v1.workspace_service_api import WorkspaceService
 from pydantic import SecretStr
 
 from services.auth import tables
@@ -16,6 +17,8 @@ from services.auth.credentials import Credentials, check_welcome
 from services.auth.domain.key import SECRET_PREFIX, is_usable_secret
 from services.auth.keys import Bootstrap, Keys
 from services.auth.passwords import Passwords
+from services.auth.place_server import PlaceServer
+from services.auth.places import Places
 from services.auth.server import AuthServer
 from services.auth.settings import AuthSettings
 from services.auth.signing import Signer
@@ -81,7 +84,7 @@ def build(
 
     return Service(
         name=NAME,
-        interfaces=[(AuthService, server)],
+        interfaces=[(AuthService, server), (WorkspaceService, PlaceServer(Places(store, now)))],
         start=start,
         stop=stop,
         check=database.ping,

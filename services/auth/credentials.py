@@ -45,6 +45,8 @@ def identity_fields(identity: Identity) -> dict[str, Any]:
         "scopes": sorted(identity.scopes),
         "allowed_models": list(identity.allowed_models),
         "role": identity.role,
+        "project_id": identity.project_id,
+        "rescue": identity.rescue,
     }
     return {name: value for name, value in fields.items() if value}
 
@@ -86,11 +88,14 @@ class Credentials:
         scopes = effective_scopes(key, membership.role if membership else None)
         identity = Identity(
             organisation_id=key.organisation_id,
+            workspace_id=key.workspace_id,
+            project_id=key.project_id,
             key_id=key.key_id,
             user_id=key.user_id,
             role=membership.role if membership else OWNER if PLATFORM in scopes else "",
             scopes=scopes,
             allowed_models=key.allowed_models,
+            rescue=key.rescue,
         )
         return self._sign(identity, remaining)
 

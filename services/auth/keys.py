@@ -21,8 +21,10 @@ from services.auth.domain.key import (
     new_secret,
 )
 from services.auth.domain.organisation import Organisation
+from services.auth.domain.place import place_of
 from services.auth.domain.roles import BOOTSTRAP_SCOPES, Caller
 from services.auth.domain.text import check_text, is_identifier
+from services.auth.places import find_project, find_workspace
 from services.auth.store import DuplicateError, Records, Store
 from services.common.ids import new_id
 
@@ -46,6 +48,9 @@ class Keys:
         models: Sequence[str],
         expires_in_s: int,
         idempotency_key: str,
+        workspace_id: str = "",
+        project_id: str = "",
+        rescue: str = "",
     ) -> tuple[ApiKey, str]:
         """Return a new key and its secret; for a repeated request, the first key and an empty secret."""
         check_text("idempotency_key", idempotency_key, IDEMPOTENCY_KEY_LIMIT)
@@ -67,7 +72,12 @@ class Keys:
             created_at=now,
             expires_at=now + timedelta(seconds=expires_in_s) if expires_in_s else None,
             idempotency_key=idempotency_key or None,
-            request_hash=hash_request(name, scopes, models, expires_in_s),
+            request_hash=hash_request(
+                name, scopes, models, expires_in_s, workspace_id, project_id, rescue=rescue
+            ),
+            workspace_id=workspace_id,
+            project_id=project_id,
+            rescue=rescue,
         )
         try:
             return await self._add(caller, key, secret)
@@ -85,6 +95,7 @@ class Keys:
                     return check_repeat(earlier, key.request_hash), ""
             if await records.organisation(key.organisation_id) is None:
                 raise NotFoundError("organisation", key.organisation_id)
+            key = await _placed(records, caller, key)
             await records.add_key(key)
         return key, secret
 
@@ -181,6 +192,15 @@ def _write_secret(file: Path, secret: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+async def _placed(records: Records, caller: Caller, key: ApiKey) -> ApiKey:
+    """Return a new key with the place it belongs to; that place stays until the key is stored."""
+    project = await find_project(records, caller, key.project_id) if key.project_id else None
+    workspace_id, project_id = place_of(caller, key.workspace_id, project)
+    if workspace_id:
+        await find_workspace(records, caller, workspace_id)
+    return replace(key, workspace_id=workspace_id, project_id=project_id)
 
 
 async def _find(records: Records, caller: Caller, key_id: str) -> ApiKey:

@@ -118,6 +118,9 @@ class AuthServer:
             request.allowed_models,
             request.expires_in_s,
             request.idempotency_key or call.idempotency_key,
+            request.workspace_id,
+            request.project_id,
+            request.rescue,
         )
         return pb.CreateApiKeyResponse(key=_key(key), secret=secret)
 
@@ -223,4 +226,7 @@ def _key(key: ApiKey) -> key_pb2.ApiKey:
         expires_at=_timestamp(key.expires_at),
         revoked_at=_timestamp(key.revoked_at),
         overlap_until=_timestamp(key.overlap_until),
+        workspace_id=key.workspace_id,
+        project_id=key.project_id,
+        rescue=key.rescue,
     )

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.auth import tables
 from services.auth.domain.key import ApiKey
 from services.auth.domain.organisation import Invitation, Membership, Organisation, User
+from services.auth.place_records import PlaceRecords
 from services.common.change_feed import OVERLAP, ChangeFeed
 from services.common.db import Database
 
@@ -62,7 +63,7 @@ class Store:
             yield Records(connection, self._feed, self._database.sqlite)
 
 
-class Records:
+class Records(PlaceRecords):
     """Everything stored, inside one transaction."""
 
     def __init__(self, connection: AsyncConnection, feed: ChangeFeed, on_sqlite: bool) -> None:

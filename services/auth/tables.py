@@ -99,7 +99,33 @@ api_key = sa.Table(
     _time("revoked_at", nullable=True),
     sa.Column("idempotency_key", sa.String(128)),
     sa.Column("request_hash", sa.String(64), nullable=False),
+    # Where it belongs, or empty.
+    sa.Column("workspace_id", _ID, nullable=False),
+    sa.Column("project_id", _ID, nullable=False),
+    sa.Column("rescue", sa.String(16), nullable=False),
     sa.UniqueConstraint("organisation_id", "idempotency_key"),
+)
+
+workspace = sa.Table(
+    "workspace",
+    metadata,
+    sa.Column("workspace_id", _ID, primary_key=True),
+    sa.Column("organisation_id", _ID, sa.ForeignKey("organisation.organisation_id"), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    _time("created_at"),
+    sa.UniqueConstraint("organisation_id", "name"),
+)
+
+project = sa.Table(
+    "project",
+    metadata,
+    sa.Column("project_id", _ID, primary_key=True),
+    sa.Column("organisation_id", _ID, sa.ForeignKey("organisation.organisation_id"), nullable=False),
+    # Empty: it belongs to the organisation itself.
+    sa.Column("workspace_id", _ID, nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    _time("created_at"),
+    sa.UniqueConstraint("organisation_id", "name"),
 )
 
 signing_key = sa.Table(

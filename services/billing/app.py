@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -9,17 +10,33 @@ from pathlib import Path
 from omnihub.auth.v1.auth_service_api import AuthService
 from omnihub.auth.v1.organisation_pb2 import Organisation
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_service_api import BudgetService
+from omnihub.billing.v1.ledger_service_api import LedgerService
+from omnihub.billing.v1.price_service_api import PriceService
+from omnihub.billing.v1.report_service_api import ReportService
 
+from services.billing.allowances import MonthlyAllowances
+from services.billing.auditor import Auditor
 from services.billing.background import Repeating
+from services.billing.budget_server import BudgetServer
 from services.billing.domain.grant import Grant, welcome_grant
+from services.billing.domain.plan import read_book
 from services.billing.domain.price_book import PriceBook
+from services.billing.domain.reconciliation import Tolerance
 from services.billing.domain.usage import microseconds
+from services.billing.ledger_server import LedgerServer
+from services.billing.margins import Margins
 from services.billing.organisations import Organisations
 from services.billing.price_list import GenaiPriceList
-from services.billing.prices import Prices, configured_book
+from services.billing.price_server import PriceServer
+from services.billing.prices import FALLBACK, Prices, configured_book, configured_price
+from services.billing.report_server import ReportServer
 from services.billing.server import SECOND, BillingServer
 from services.billing.settings import BillingSettings, PriceSettings
 from services.billing.store import Store
+from services.billing.store.budgets import BudgetStore
+from services.billing.store.prices import PriceStore
+from services.billing.store.reports import Reports
 from services.billing.store.tables import changes
 from services.billing.sweeper import Sweeper
 from services.common.change_feed import ChangeFeed
@@ -30,6 +47,9 @@ from services.credits.money import NANO
 MIGRATIONS = Path(__file__).with_name("migrations")
 # How often organisations are looked for without news of them.
 SYNC_S = 60.0
+PLANS = Path(__file__).with_name("plans.toml")
+# How often windows that are over are forgotten.
+FORGET_S = 600.0
 
 
 def build(
@@ -49,7 +69,15 @@ def build(
         free_providers=frozenset(settings.free_providers),
         listed=GenaiPriceList(now),
     )
-    prices = Prices(book, database, feed)
+    configured_plans = {name: plan.model_dump() for name, plan in settings.plans.items()}
+    plans = read_book(tomllib.loads(PLANS.read_text()), configured_plans, settings.default_plan)
+    budgets = BudgetStore(database, feed, plans)
+    store.limits = budgets
+    price_store = PriceStore(database)
+    fallback = configured_price(settings.fallback_price, FALLBACK)
+    prices = Prices(book, price_store, feed, now, fallback)
+    margins = Margins(settings.margins, price_store, feed, now, price_store.plans, settings.default_plan)
+    reports = Reports(database, price_store)
     bootstrap, free = int(bootstrap_credits * NANO), int(settings.free_credits * NANO)
 
     def first_grant(organisation: Organisation) -> Grant:
@@ -61,16 +89,41 @@ def build(
     auth = infrastructure.connector.connect(AuthService, "auth")
     organisations = Organisations(auth, first_grant, welcome)
     sweeper = Sweeper(store, settings.lease_abandoned_after_s * SECOND, now)
+    auditor = Auditor(store, settings.check_interval_s * SECOND, now)
+    abandoned_after = settings.lease_abandoned_after_s * SECOND
+
+    async def grant_allowance(organisation_id: str, period: str, amount: int, expires_at: int) -> None:
+        await store.grant_allowance(organisation_id, period, amount, expires_at, microseconds(now()))
+
+    allowances = MonthlyAllowances(budgets, grant_allowance, now)
+
+    async def free_slices() -> None:
+        at = microseconds(now())
+        await budgets.free_slots(at)
+        await budgets.close_abandoned(at - abandoned_after)
+
+    async def forget_windows() -> None:
+        await budgets.forget(microseconds(now()))
+
     background = (
+        Repeating("billing-seal", settings.seal_interval_s, auditor.seal),
+        Repeating("billing-check", min(settings.check_interval_s, SYNC_S), auditor.check),
         Repeating("billing-sweep", settings.sweep_interval_s, sweeper.sweep),
+        Repeating("billing-allowances", settings.allowance_check_interval_s, allowances.grant_due),
+        Repeating("billing-slices", settings.sweep_interval_s, free_slices),
+        Repeating("billing-windows", FORGET_S, forget_windows),
         Repeating("billing-organisations", SYNC_S, organisations.sync, organisations.news),
         Repeating("billing-prices", settings.price_check_interval_s, prices.check),
+        Repeating("billing-set-prices", settings.price_refresh_interval_s, prices.refresh),
+        Repeating("billing-set-margins", settings.price_refresh_interval_s, margins.refresh),
     )
 
     async def start() -> None:
         await database.migrate(MIGRATIONS)
         await store.open_system_accounts(microseconds(now()))
-        await prices.announce_all()
+        await margins.start()
+        await prices.start()
+        await budgets.announce_all()
         await organisations.start(settings.auth_wait_s)
         for repeating in background:
             repeating.start()
@@ -81,10 +134,21 @@ def build(
         await organisations.stop()
         await database.close()
 
-    server = BillingServer(settings, store, prices, organisations, feed, now)
+    server = BillingServer(settings, store, prices, margins, organisations, feed, now)
+    price_server = PriceServer(prices, margins, price_store, now)
+    tolerance = Tolerance(
+        settings.reconciliation_tolerance_percent, settings.reconciliation_tolerance_credits
+    )
+    report_server = ReportServer(reports, tolerance, now)
     return Service(
         name="billing",
-        interfaces=[(BillingService, server)],
+        interfaces=[
+            (BillingService, server),
+            (LedgerService, LedgerServer(store, now)),
+            (PriceService, price_server),
+            (ReportService, report_server),
+            (BudgetService, BudgetServer(budgets, settings.lease_ttl_s, now)),
+        ],
         start=start,
         stop=stop,
         check=database.ping,

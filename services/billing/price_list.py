@@ -12,9 +12,9 @@ from decimal import Decimal
 
 from genai_prices.data_snapshot import find_provider_by_id, get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
-from omnihub.billing.v1.price_pb2 import Price, PriceKey, PriceTier
+from omnihub.billing.v1.price_pb2 import Price, PriceKey, PriceTier, ServiceTierPrice
 
-from services.billing.domain.price import make_price, pico, token_numbers, with_key
+from services.billing.domain.price import make_price, pico, token_numbers, version_of, with_key
 
 MILLION = 10**6
 # Below every threshold.
@@ -26,6 +26,17 @@ _TOKEN_PRICES = {
     "cache_write_pico": "cache_write_mtok",
     "cache_write_1h_pico": "cache_write_1h_mtok",
 }
+# Kinds of token that have a price of their own only where the list has one.
+_SPECIAL_PRICES = {
+    "reasoning_pico": "output_reasoning_mtok",
+    "input_audio_pico": "input_audio_mtok",
+    "output_audio_pico": "output_audio_mtok",
+    "input_image_pico": "input_image_mtok",
+    "output_image_pico": "output_image_mtok",
+}
+# Conditions of the list that a provider names as the tier it served a request in: theirs, and their value
+# unless any value is the tier's name.
+_TIER_CONDITIONS = {"service_tier": "", "processing": "batch"}
 # Units besides tokens: theirs, ours, and how many of ours one price covers.
 _UNIT_PRICES = (
     ("requests_kcount", "request_pico", 1000),
@@ -60,10 +71,24 @@ class GenaiPriceList:
                     yield with_key(price, PriceKey(provider=provider.id, model=model.id))
 
     def _convert(self, model: ModelInfo) -> Price | None:
-        prices = model.get_prices(self._now())
+        price = self._in_context(model, {})
+        if price is None:
+            return None
+        tiers = []
+        for name, context in _service_tiers(model):
+            served = self._in_context(model, context)
+            if served is not None and served.version != price.version:
+                tiers.append(ServiceTierPrice(service_tier=name, price=served))
+        if tiers:
+            price.service_tiers.extend(tiers)
+            price.version = version_of(price)
+        return price
+
+    def _in_context(self, model: ModelInfo, context: dict[str, str]) -> Price | None:
+        prices = model.get_prices(self._now(), context)
         numbers = _unit_numbers(prices)
         if prices.input_mtok is not None:
-            numbers |= _token_numbers(prices, BASE)
+            numbers |= _token_numbers(prices, BASE) | _special_numbers(prices)
         elif not numbers and not model.id.endswith(":free"):
             # Priced by something we do not count, such as pages, or not at all: unknown, never free.
             return None
@@ -72,6 +97,24 @@ class GenaiPriceList:
             for start in _thresholds(prices)
         ]
         return make_price("genai-prices", numbers, tiers, model.context_window or 0)
+
+
+def _service_tiers(model: ModelInfo) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the tiers with a price of their own, each once, and the condition that stands for it."""
+    seen = set()
+    for variant in model.price_variants or ():
+        if len(variant.when) != 1:
+            continue
+        ((condition, value),) = variant.when.items()
+        name = str(value)
+        if name not in seen and _TIER_CONDITIONS.get(condition) in ("", name):
+            seen.add(name)
+            yield name, {condition: name}
+
+
+def _special_numbers(prices: ModelPrice) -> dict[str, int]:
+    known = {ours: _applying(getattr(prices, theirs), BASE) for ours, theirs in _SPECIAL_PRICES.items()}
+    return {ours: pico(each, MILLION) for ours, each in known.items() if each is not None}
 
 
 def _thresholds(prices: ModelPrice) -> list[int]:

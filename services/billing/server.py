@@ -8,17 +8,17 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from omnihub.billing.v1 import billing_service_pb2 as pb
-from omnihub.billing.v1 import usage_pb2
 
 from services.billing.domain.errors import InvalidFieldError, MissingOrganisationError, NotFoundError
 from services.billing.domain.grant import requested_grant
-from services.billing.domain.ledger import check_amount, check_charges, check_id
-from services.billing.domain.usage import check_group, microseconds, page_size, parse_period
+from services.billing.domain.ledger import check_amount, check_charges, check_currency, check_id
+from services.billing.domain.usage import check_group, microseconds, page_size, parse_moment, parse_period
+from services.billing.margins import Margins
 from services.billing.organisations import Organisations
 from services.billing.prices import Prices
+from services.billing.report_server import usage_group
 from services.billing.settings import BillingSettings
 from services.billing.store import Store
-from services.billing.store.usage import UsageSum
 from services.common.change_feed import ChangeFeed
 from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc.call import Call
@@ -36,12 +36,14 @@ class BillingServer:
         settings: BillingSettings,
         store: Store,
         prices: Prices,
+        margins: Margins,
         organisations: Organisations,
         feed: ChangeFeed,
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._prices = prices
+        self._margins = margins
         self._organisations = organisations
         self._feed = feed
         self._clock = now
@@ -56,7 +58,13 @@ class BillingServer:
         self, request: pb.BatchGetPricesRequest, call: Call
     ) -> pb.BatchGetPricesResponse:
         """See the contract."""
-        return pb.BatchGetPricesResponse(prices=await self._prices.find(request.keys))
+        prices = await self._prices.find(request.keys, fallback=request.include_fallback)
+        margins = self._margins
+        answer = pb.BatchGetPricesResponse(prices=prices, margins_version=margins.version)
+        if request.margins_version != margins.version:
+            answer.margins.extend(margins.margins)
+            answer.plans.update(margins.plans)
+        return answer
 
     async def acquire_lease(self, request: pb.AcquireLeaseRequest, call: Call) -> pb.AcquireLeaseResponse:
         """See the contract."""
@@ -141,6 +149,8 @@ class BillingServer:
         """See the contract."""
         check_id("organisation_id", request.organisation_id)
         check_id("idempotency_key", request.idempotency_key)
+        check_currency("currency", request.currency)
+        now = self._now()
         grant = requested_grant(
             request.organisation_id,
             request.amount,
@@ -148,13 +158,16 @@ class BillingServer:
             request.note,
             call.identity.user_id or call.identity.key_id,
             self._largest_grant,
+            kind=request.kind,
+            priority=request.priority if request.HasField("priority") else None,
+            expires_at=parse_moment("expires_at", request.expires_at),
         )
         try:
-            balance = await self._store.grant(grant, self._now())
+            balance = await self._store.grant(grant, now)
         except NotFoundError:
             # It may be newer than the last look at the feed.
             await self._organisations.sync()
-            balance = await self._store.grant(grant, self._now())
+            balance = await self._store.grant(grant, now)
         return pb.GrantCreditsResponse(balance=format_nano(balance.posted))
 
     async def get_balance(self, request: pb.GetBalanceRequest, call: Call) -> pb.GetBalanceResponse:
@@ -183,11 +196,11 @@ class BillingServer:
             _organisation_of(call), period, request.group_by, after, size + 1
         )
         return pb.ListUsageResponse(
-            groups=[_group(sums) for sums in groups[:size]],
+            groups=[usage_group(sums) for sums in groups[:size]],
             next_page_token=(
                 encode_page_token(request.group_by, groups[size - 1].group) if len(groups) > size else ""
             ),
-            total=_group(total),
+            total=usage_group(total),
         )
 
     async def watch_changes(
@@ -218,14 +231,3 @@ def _timestamp(at: int) -> Timestamp:
     timestamp = Timestamp()
     timestamp.FromMicroseconds(at)
     return timestamp
-
-
-def _group(sums: UsageSum) -> usage_pb2.UsageGroup:
-    return usage_pb2.UsageGroup(
-        group=sums.group,
-        requests=sums.requests,
-        input_tokens=sums.input_tokens,
-        output_tokens=sums.output_tokens,
-        cost=format_nano(sums.cost),
-        savings=format_nano(sums.savings),
-    )

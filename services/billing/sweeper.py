@@ -1,4 +1,4 @@
-"""Ends what nobody ended: holds past their expiry, leases abandoned long ago."""
+"""Ends what nobody ended: holds and grants past their expiry, leases abandoned long ago."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime
 
 from services.billing.domain.usage import microseconds
 from services.billing.store import Store
+from services.billing.store.grants import SWEEP as GRANTS_SWEEP
 from services.billing.store.reservations import SWEEP
 
 _logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ class Sweeper:
         """Expire what is due, batch by batch."""
         now = microseconds(self._clock())
         while await self._store.expire_holds(now) == SWEEP:
+            pass
+        while await self._store.expire_grants(now) == GRANTS_SWEEP:
             pass
         for lease_id in await self._store.close_abandoned_leases(now - self._abandoned_after):
             # Its charges, should they still arrive, are booked as late.

@@ -37,11 +37,13 @@ def identity_from_proto(message: identity_pb2.Identity, token: str = "") -> Iden
     return Identity(
         organisation_id=message.organisation_id,
         workspace_id=message.workspace_id,
+        project_id=message.project_id,
         key_id=message.key_id,
         user_id=message.user_id,
         role=message.role,
         scopes=frozenset(message.scopes),
         allowed_models=tuple(message.allowed_models),
+        rescue=message.rescue,
         token=token,
     )
 

@@ -49,9 +49,11 @@ def changes_table(metadata: sa.MetaData) -> sa.Table:
 class ChangeFeed:
     """The owner's side."""
 
-    def __init__(self, database: Database, table: sa.Table) -> None:
+    def __init__(self, database: Database, table: sa.Table, *, sole_writer: bool = True) -> None:
+        """Make the feed. `sole_writer`: on SQLite only this process writes to the file."""
         self._database = database
         self._table = table
+        self._sole_writer = sole_writer
         self._appended_at = time.monotonic()
 
     async def append(self, connection: AsyncConnection, topic: str, *keys: str) -> None:
@@ -91,8 +93,10 @@ class ChangeFeed:
                 await asyncio.sleep(POLL_S)
 
     def _nothing_new(self) -> bool:
-        """Tell whether a look at the table can be saved: only this process writes to a SQLite file."""
-        return self._database.sqlite and time.monotonic() - self._appended_at > SETTLED_S
+        """Tell whether a look at the table can be saved: only this process writes to the file."""
+        return (
+            self._sole_writer and self._database.sqlite and time.monotonic() - self._appended_at > SETTLED_S
+        )
 
 
 class Follower:

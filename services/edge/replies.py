@@ -6,7 +6,8 @@ read. Type, code and advice come from the table in omnihub/common/v1/errors.prot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +81,17 @@ def anthropic_body(row: Row, message: str) -> Json:
     }
 
 
-def _path_filter(pattern: str) -> Json:
-    regex = rf"({pattern})(\?.*)?"
-    return {"header_filter": {"header": {"name": ":path", "string_match": {"safe_regex": {"regex": regex}}}}}
+def _path_filter(patterns: Sequence[str]) -> Json:
+    """Return the filter for any of these paths. One expression each: Envoy refuses large ones."""
+    filters: list[Json] = [
+        {
+            "header_filter": {
+                "header": {"name": ":path", "string_match": {"safe_regex": {"regex": rf"({pattern})(\?.*)?"}}}
+            }
+        }
+        for pattern in patterns
+    ]
+    return filters[0] if len(filters) == 1 else {"or_filter": {"filters": filters}}
 
 
 def _status_filter(reply: LocalReply) -> Json:
@@ -107,14 +116,28 @@ def _mapper(condition: Json, body: Json | None) -> Json:
     }
 
 
+def _native_paths(rpcs: Iterable[PublicRpc]) -> list[str]:
+    """Return patterns of the paths below /v1/ with our own shape of errors.
+
+    What lies below a resource such as /v1/router/ is taken together: Envoy limits the size of a pattern.
+    """
+    templates = [each.template for rpc in rpcs for each in rpc.bindings if each.snake_case]
+    paths = [template.split("/") for template in templates]
+    short = {
+        f"/v1/{re.escape(path[2])}" + ("/.+" if len(path) > len(("", "v1", "resource")) else "")
+        for path in paths
+    }
+    return sorted(short)
+
+
 def local_reply_config(rpcs: Iterable[PublicRpc]) -> Json:
     """Return the mapping of Envoy's own answers to error bodies."""
-    native = "|".join(binding.path.pattern for rpc in rpcs for binding in rpc.bindings if binding.snake_case)
-    shapes: list[tuple[Callable[[Row, str], Json], str]] = [
-        (anthropic_body, "/v1/messages(/.*)?"),
-        (native_body, native),
-        (openai_body, "/v1/.*"),
-        (native_body, ".*"),
+    native = _native_paths(rpcs)
+    shapes: list[tuple[Callable[[Row, str], Json], Sequence[str]]] = [
+        (anthropic_body, ["/v1/messages(/.*)?"]),
+        *([(native_body, native)] if native else []),
+        (openai_body, ["/v1/.*"]),
+        (native_body, [".*"]),
     ]
     grpc = {"safe_regex": {"regex": rf"{GRPC_CONTENT}(\+.*)?"}}
     # The transcoder has turned REST calls into gRPC, and keeps their path in this header.
@@ -130,8 +153,8 @@ def local_reply_config(rpcs: Iterable[PublicRpc]) -> Json:
         # The text becomes grpc-message.
         _mapper({"and_filter": {"filters": of_grpc}}, None),
     ]
-    for shape, pattern in shapes:
+    for shape, patterns in shapes:
         for reply in LOCAL_REPLIES:
-            both = {"and_filter": {"filters": [_status_filter(reply), _path_filter(pattern)]}}
+            both = {"and_filter": {"filters": [_status_filter(reply), _path_filter(patterns)]}}
             mappers.append(_mapper(both, shape(TABLE[reply.reason], reply.message)))
     return {"mappers": mappers}

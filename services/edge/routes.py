@@ -45,6 +45,8 @@ class Binding:
 
     method: str
     template: str
+    body_field: str = ""
+    """The field of the request that the body is; empty when it is the whole request, or there is none."""
 
     @property
     def path(self) -> PathMatch:
@@ -86,9 +88,14 @@ class FacadeRoute:
 FACADE: tuple[FacadeRoute, ...] = (
     FacadeRoute(("POST",), PathMatch(exact="/v1/chat/completions")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/responses")),
+    FacadeRoute(("GET", "DELETE"), PathMatch(regex="/v1/responses/[^/]+")),
+    FacadeRoute(("POST",), PathMatch(regex="/v1/responses/[^/]+/cancel")),
+    FacadeRoute(("GET",), PathMatch(regex="/v1/responses/[^/]+/input_items")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/messages")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/messages/count_tokens")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/embeddings")),
+    FacadeRoute(("GET",), PathMatch(exact="/api/usage/export")),
+    FacadeRoute(("POST",), PathMatch(exact="/v1/router/debug")),
     FacadeRoute(("GET",), PathMatch(exact="/v1/models")),
     # The names of models contain slashes.
     FacadeRoute(("GET",), PathMatch(regex="/v1/models/.+")),
@@ -110,10 +117,11 @@ def match_template(template: str) -> PathMatch:
 
 def _bindings(rule: http_pb2.HttpRule) -> Iterator[Binding]:
     kind = rule.WhichOneof("pattern")
+    body_field = "" if rule.body == "*" else rule.body
     if kind == "custom":
-        yield Binding(rule.custom.kind, rule.custom.path)
+        yield Binding(rule.custom.kind, rule.custom.path, body_field)
     elif kind is not None:
-        yield Binding(kind.upper(), getattr(rule, kind))
+        yield Binding(kind.upper(), getattr(rule, kind), body_field)
     for additional in rule.additional_bindings:
         yield from _bindings(additional)
 

@@ -2,7 +2,8 @@
 
 gRPC has no 402, 410, 413 or 422 and its own error body, so our servers send status and body
 ready-made in trailers (services/common/rpc/server.py). Two more kinds of error have no such trailers: what
-gRPC itself says, and what the transcoder says of a request that does not fit the contract.
+gRPC itself says, and what the transcoder says of a request that does not fit the contract. What gRPC says
+comes as a status without a body, or, once headers have been sent, as the transcoder's own body.
 """
 
 from __future__ import annotations
@@ -20,9 +21,18 @@ BARE_CODES = {
     14: "UNAVAILABLE",
 }
 
+# What gRPC says when a message is too large for it, and which way that message went.
+TOO_LARGE = {
+    "Received message larger than max": "BODY_TOO_LARGE",
+    "Sent message larger than max": "ANSWER_TOO_LARGE",
+}
+# Under which name a route says to which field of the rpc it binds the whole body.
+BODY_FIELD = "body_field"
+
 _SCRIPT = r"""
 local ROWS = {@ROWS@}
 local BARE_CODES = {@BARE_CODES@}
+local TOO_LARGE = {@TOO_LARGE@}
 local KINDS = {
   TYPE_STRING = 'a string', TYPE_BOOL = 'true or false', TYPE_BYTES = 'base64', TYPE_ENUM = 'a known name',
   TYPE_DOUBLE = 'a number', TYPE_FLOAT = 'a number', TYPE_INT32 = 'a whole number',
@@ -53,10 +63,13 @@ end
 
 -- Returns row, message, field and description of what the transcoder says about a request. Values are left
 -- out: they are the caller's.
-local function refusal(text)
+local function refusal(text, body_field)
   local message = text:match('^:?%s*([^\n]*)'):gsub('[\128-\255]+', '?')
-  -- Some paths bind the whole body to one field of the rpc: its name is not the caller's.
-  message = message:gsub('^chat%.', '')
+  -- Where the whole body is bound to one field of the rpc, its name is not the caller's.
+  local prefix = (body_field or '') .. '.'
+  if #prefix > 1 and message:sub(1, #prefix) == prefix then
+    message = message:sub(#prefix + 1)
+  end
   -- The one case in which the field's own name stands where the type should.
   local parent, name = message:match('^([%w_%.%[%]]+): invalid value Starting an object .* type ([%w_]+)$')
   if parent then
@@ -90,6 +103,16 @@ local function replace(handle, status, body)
   headers:replace('content-length', tostring(length))
 end
 
+-- Returns row and message of what gRPC itself says.
+local function bare(code, message)
+  for text, row in pairs(TOO_LARGE) do
+    if message:find(text, 1, true) then
+      return row, row.message
+    end
+  end
+  return BARE_CODES[code] or ROWS.INTERNAL, message
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   local status = headers:get('@HTTP_STATUS@')
@@ -101,29 +124,46 @@ function envoy_on_response(handle)
       replace(handle, status, body)
     end
   elseif code and code ~= '0' then
-    local row = BARE_CODES[code] or ROWS.INTERNAL
-    local message = decode(headers:get('grpc-message') or '')
+    local row, message = bare(code, decode(headers:get('grpc-message') or ''))
     replace(handle, row.http, body_of(row, message, nil, nil, request_id))
   elseif headers:get(':status') == '400' and headers:get('content-type') == 'text/plain' then
+    local body_field = handle:metadata():get('@BODY_FIELD@')
     local text = handle:body(true)
-    local row, message, field, description = refusal(text:getBytes(0, text:length()))
+    local row, message, field, description = refusal(text:getBytes(0, text:length()), body_field)
     replace(handle, row.http, body_of(row, message, field, description, request_id))
+  elseif tonumber(headers:get(':status')) >= 400 and headers:get('content-type') == 'application/json' then
+    local text = handle:body(true)
+    local said, words = text:getBytes(0, text:length()):match('^{"code":(%d+),"message":"(.*)","details":')
+    if said then
+      local row, message = bare(said, words)
+      replace(handle, row.http, body_of(row, message, nil, nil, request_id))
+    end
   end
 end
 """
 
 
+_MESSAGES = {
+    "BODY_TOO_LARGE": "the body is larger than a call of this platform takes; send less",
+    "ANSWER_TOO_LARGE": "the answer is larger than a call of this platform takes",
+}
+
+
 def _row(row: Row) -> str:
-    return f"{{http='{row.http}',reason=[==[{row.reason}]==],recovery=[==[{row.recovery}]==]}}"
+    told = f"message=[==[{_MESSAGES.get(row.reason, '')}]==]"
+    return f"{{http='{row.http}',reason=[==[{row.reason}]==],recovery=[==[{row.recovery}]==],{told}}}"
 
 
 def status_script() -> str:
     """Return the script, in Lua."""
-    reasons = {*BARE_CODES.values(), "INVALID_ARGUMENT", "INTERNAL"}
+    reasons = {*BARE_CODES.values(), *TOO_LARGE.values(), "INVALID_ARGUMENT", "INTERNAL"}
     rows = ",".join(f"{reason}={_row(TABLE[reason])}" for reason in sorted(reasons))
     codes = ",".join(f"['{code}']={_row(TABLE[reason])}" for code, reason in BARE_CODES.items())
+    too_large = ",".join(f"['{text}']={_row(TABLE[reason])}" for text, reason in TOO_LARGE.items())
     names = {
         "@ROWS@": rows,
+        "@TOO_LARGE@": too_large,
+        "@BODY_FIELD@": BODY_FIELD,
         "@BARE_CODES@": codes,
         "@HTTP_STATUS@": HTTP_STATUS,
         "@ERROR_BODY@": ERROR_BODY,

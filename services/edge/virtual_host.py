@@ -22,6 +22,7 @@ from services.edge.replies import (
 )
 from services.edge.routes import FACADE, FACADE_CLUSTER, Binding, FacadeRoute, PathMatch, PublicRpc
 from services.edge.settings import EdgeSettings
+from services.edge.status_script import BODY_FIELD
 
 Json = dict[str, Any]
 # Routes, and where they stand.
@@ -33,6 +34,8 @@ GRPC_WEB = "grpc_web"
 BUFFER = "buffer"
 HIDE = "hide"
 STATUSES = "statuses"
+# Under which Envoy's scripts look for what a route says, whatever the filter is called.
+LUA = "envoy.filters.http.lua"
 CAMEL_CASE = "transcode_camel_case"
 SNAKE_CASE = "transcode_snake_case"
 
@@ -46,6 +49,7 @@ _GRPC_HEADERS = (
     "grpc-encoding",
     "grpc-accept-encoding",
 )
+_MEASURES = ("requests", "tokens")
 _EXPOSED = (
     "grpc-status",
     "grpc-message",
@@ -58,6 +62,12 @@ _EXPOSED = (
     "x-omnihub-cost",
     "x-omnihub-savings",
     "x-omnihub-receipt",
+    *(f"x-ratelimit-{what}-{measure}" for measure in _MEASURES for what in ("limit", "remaining", "reset")),
+    *(
+        f"anthropic-ratelimit-{measure}-{what}"
+        for measure in _MEASURES
+        for what in ("limit", "remaining", "reset")
+    ),
 )
 # `*` stands for everything but authorization; older browsers take it as a name, hence the list.
 _ALLOWED = (
@@ -73,6 +83,8 @@ _ALLOWED = (
     "anthropic-beta",
     "x-omnihub-strict",
     "x-omnihub-rescue",
+    "x-omnihub-agent",
+    "x-omnihub-run",
     "*",
 )
 
@@ -186,6 +198,8 @@ def _rest(rpc: PublicRpc, binding: Binding, body_limit_bytes: int) -> list[Json]
             SNAKE_CASE if binding.snake_case else CAMEL_CASE: switch_on(),
         },
     }
+    if binding.body_field:
+        forward["metadata"] = {"filter_metadata": {LUA: {BODY_FIELD: binding.body_field}}}
     if binding.method == "GET":
         return [{"match": match, **forward}]
     # The transcoder's own limit holds only for what it has not passed on yet.

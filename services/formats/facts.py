@@ -34,6 +34,14 @@ class Facts(msgspec.Struct, frozen=True):
     """The provider knows more of the conversation than the body holds."""
     vendor_bound: bool = False
     """Only a provider that keeps state can serve it."""
+    service_tier: str = ""
+    """The tier the caller wants to be served in, in the format's words."""
+    previous: str = ""
+    """Id of the stored answer it goes on from."""
+    stores: bool = False
+    """A provider that keeps state will keep the answer."""
+    background: bool = False
+    """The answer may come later, under its id."""
 
 
 def check_messages(messages: msgspec.Raw) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Message, ParameterReceipt, Part, Usage
+from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Message, ParameterReceipt, Part
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.answers import Answer, Event, Progress
@@ -14,6 +14,7 @@ from services.formats.documents import from_decode_error, says_something, write_
 from services.formats.errors import invalid, unsupported
 from services.formats.media import decode_base64
 from services.formats.receipts import Receipts
+from services.formats.usage import believable, reported
 
 _REASONS = {
     "FINISH": "stop",
@@ -125,7 +126,7 @@ def read_response(body: bytes) -> Answer:
     part.text.SetInParent()
     usage = None
     if read.input_tokens is not None and result.tokens is not None:
-        usage = Usage(input_total=read.input_tokens, output_total=result.tokens)
+        usage = reported(input_total=read.input_tokens, output_total=result.tokens)
     return Answer(Message(role="assistant", parts=[part]), _finish(result.reason), usage, "", "")
 
 
@@ -168,7 +169,7 @@ class StreamReader:
         if chunk.reason:
             progress.finish = _finish(chunk.reason)
             if self._input_tokens is not None and chunk.output_tokens is not None:
-                progress.usage = Usage(input_total=self._input_tokens, output_total=chunk.output_tokens)
+                progress.usage = reported(input_total=self._input_tokens, output_total=chunk.output_tokens)
         return events
 
     def finish(self) -> list[Event]:
@@ -204,7 +205,7 @@ class _Embedding(msgspec.Struct):
 def read_embedding(body: bytes) -> tuple[list[float], int | None]:
     """Return the vector and the tokens of the input, when they are told. Raises FormatError."""
     read = _decode(body, _Embedding)
-    return read.embedding, read.tokens
+    return read.embedding, believable(read.tokens)
 
 
 def _decode(body: bytes, kind: Any) -> Any:

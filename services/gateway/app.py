@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from omnihub.billing.v1.report_service_api import ReportService
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -9,11 +11,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.common.service import Infrastructure, Service
 from services.gateway.chat import ChatEndpoint
 from services.gateway.count_tokens import CountTokensEndpoint
+from services.gateway.debug import DebugEndpoint
 from services.gateway.embeddings import EmbeddingsEndpoint
 from services.gateway.exchange import Endpoint, Work
 from services.gateway.models import ANTHROPIC_HEADER, ModelsEndpoint
 from services.gateway.settings import GatewaySettings
-from services.gateway.surfaces import ANTHROPIC, OPENAI, RESPONSES, Surface
+from services.gateway.stored_responses import StoredResponseEndpoint
+from services.gateway.surfaces import ANTHROPIC, NATIVE, OPENAI, RESPONSES, Surface
+from services.gateway.usage_export import ApiEndpoint, UsageExport
 
 
 def _by_version(openai: Endpoint, anthropic: Endpoint) -> ASGIApp:
@@ -41,14 +46,28 @@ def build(settings: GatewaySettings, infrastructure: Infrastructure) -> Service:
     def post(path: str, surface: Surface, work: Work) -> Route:
         return Route(path, endpoint(f"POST {path}", surface, work), methods=["POST"])
 
+    def stored(method: str, suffix: str, work: Work) -> Route:
+        path = f"/v1/responses/{{response_id}}{suffix}"
+        return Route(path, endpoint(f"{method} {path}", RESPONSES, work), methods=[method])
+
+    kept = StoredResponseEndpoint(infrastructure.connector.connect(ResponseService, "router"))
     listing = ModelsEndpoint(router).serve
+    reports = infrastructure.connector.connect(ReportService, "billing")
+    # Its errors are the platform's own; the surface is never asked.
+    export = ApiEndpoint(OPENAI, authenticator, "GET /api/usage/export", UsageExport(reports).serve)
     models = _by_version(*(endpoint("GET /v1/models", surface, listing) for surface in (OPENAI, ANTHROPIC)))
     routes = [
         post("/v1/chat/completions", OPENAI, ChatEndpoint(OPENAI, router, limit).serve),
         post("/v1/responses", RESPONSES, ChatEndpoint(RESPONSES, router, limit).serve),
+        stored("GET", "", kept.get),
+        stored("DELETE", "", kept.delete),
+        stored("POST", "/cancel", kept.cancel),
+        stored("GET", "/input_items", kept.input_items),
         post("/v1/messages", ANTHROPIC, ChatEndpoint(ANTHROPIC, router, limit).serve),
         post("/v1/messages/count_tokens", ANTHROPIC, CountTokensEndpoint(router, limit).serve),
+        post("/v1/router/debug", NATIVE, DebugEndpoint(router, limit).serve),
         post("/v1/embeddings", OPENAI, EmbeddingsEndpoint(router, limit).serve),
+        Route("/api/usage/export", export, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{model:path}", models, methods=["GET"]),
     ]

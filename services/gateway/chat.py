@@ -15,8 +15,9 @@ from services.common.log import RequestEvent
 from services.common.rpc import Call, RpcError
 from services.formats.errors import invalid
 from services.formats.facts import Facts
-from services.gateway.exchange import Exchange, header_value
+from services.gateway.exchange import Exchange, attribution, header_value
 from services.gateway.surfaces import Surface
+from services.gateway.wishes import take_wishes
 
 EVENT_STREAM = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -25,6 +26,16 @@ EVENT_STREAM = (
 )
 # Larger than any sensible receipt, smaller than what proxies allow in a header.
 RECEIPT_LIMIT = 4096
+_STRATEGIES = ("failover", "failover_cheapest", "split", "hedge", "race")
+_ROUTING_HEADERS = (
+    "x-omnihub-strategy",
+    "x-omnihub-parallel",
+    "x-omnihub-hedge-after-ms",
+    "x-omnihub-race-width",
+    "x-omnihub-session",
+    "x-omnihub-cache",
+    "x-omnihub-cache-ttl",
+)
 # As in the contract of ChatInput.
 MODEL_LIMIT = 256
 
@@ -53,8 +64,11 @@ class ChatEndpoint:
         request.chat.model = facts.model
         if facts.max_tokens is not None:
             request.chat.max_tokens = facts.max_tokens
-        request.raw_body = body
+        request.raw_body = take_wishes(request.chat, headers, body)
         request.wire_format = self._surface.wire_format
+        agent_id, run_id = attribution(headers)
+        if agent_id or run_id:
+            request.chat.agent_id, request.chat.run_id = agent_id, run_id
         options = request.options
         options.include_usage = facts.include_usage
         options.choices = facts.n
@@ -62,6 +76,8 @@ class ChatEndpoint:
             options.strict = True
         if rescue := headers.get("x-omnihub-rescue"):
             options.rescue = _one_of("x-omnihub-rescue", rescue, ("off", "continue", "restart"))
+        if any(name in headers for name in _ROUTING_HEADERS):
+            _read_routing(headers, request)
         for name in self._surface.forwarded_headers:
             if name in headers:
                 options.headers[name] = headers[name]
@@ -86,7 +102,8 @@ class ChatEndpoint:
                 int(time.time()),
                 **self._surface.echo(body),
             )
-        await exchange.respond(200, document, outcome_headers(answer.outcome))
+        limits = self._surface.rate_limit_headers(answer.outcome.rate_limits)
+        await exchange.respond(200, document, [*outcome_headers(answer.outcome), *limits])
 
     async def _stream(
         self, exchange: Exchange, call: Call, event: RequestEvent, body: bytes, facts: Facts
@@ -94,25 +111,30 @@ class ChatEndpoint:
         request = pb.StreamChatRequest()
         self._fill(request, exchange, body, facts)
         writer: Any = None
+        history = self._surface.history() if self._surface.history is not None else None
         start = pb.StreamStart()
         stream: Any = self._router.stream_chat(request, call)
         async with aclosing(stream):
             async for message in stream:
                 if message.HasField("raw_frame"):
-                    await exchange.write(message.raw_frame.data, more=True)
+                    data = message.raw_frame.data
+                    if history is not None:
+                        history.keep(data)
+                    await exchange.write(data, more=True)
                 elif message.HasField("part_delta"):
                     if data := writer.part_delta(message.part_delta):
                         await exchange.write(data, more=True)
                 elif message.HasField("start"):
                     start = message.start
-                    await exchange.start(200, [*EVENT_STREAM, *start_headers(start)])
+                    limits = self._surface.rate_limit_headers(start.rate_limits)
+                    await exchange.start(200, [*EVENT_STREAM, *start_headers(start), *limits])
                     if not start.wire_format:
                         writer = self._writer(start, facts, exchange, body)
                         await exchange.write(writer.start(), more=True)
                 elif message.HasField("rescue"):
                     if writer is None:
                         writer = self._writer(start, facts, exchange, body)
-                        writer.resume(message.rescue.parts)
+                        writer.resume(message.rescue.parts, *(() if history is None else (history,)))
                     writer.set_model(message.rescue.model_used)
                 elif message.HasField("end"):
                     note(event, message.end.outcome)
@@ -140,7 +162,7 @@ class ChatEndpoint:
     def _last(self, end: pb.StreamEnd, writer: Any) -> bytes:
         extra = outcome_object(end.outcome)
         if writer is None:
-            return self._surface.close_raw_stream(end.raw_tail, extra)
+            return self._surface.close_raw_stream(end.raw_tail.documents, extra)
         return writer.finish(end.outcome.finish, end.outcome.usage, extra)  # type: ignore[no-any-return]
 
 
@@ -156,6 +178,33 @@ def checked_model(name: str) -> str:
     if len(name) > MODEL_LIMIT or not name.isprintable():
         raise invalid("model", f"expected at most {MODEL_LIMIT} printable characters")
     return name
+
+
+def _read_routing(headers: Mapping[str, str], request: pb.ChatRequest | pb.StreamChatRequest) -> None:
+    """Take in how candidates are to be asked, and what the response cache is to do. Raises FormatError."""
+    options = request.options
+    if strategy := headers.get("x-omnihub-strategy"):
+        options.strategy = _one_of("x-omnihub-strategy", strategy, _STRATEGIES)
+    if parallel := headers.get("x-omnihub-parallel"):
+        request.chat.parallel = _one_of("x-omnihub-parallel", parallel.lower(), ("true", "false")) == "true"
+    if after := headers.get("x-omnihub-hedge-after-ms"):
+        options.hedge_after_ms = _whole("x-omnihub-hedge-after-ms", after, 1, 600_000)
+    if width := headers.get("x-omnihub-race-width"):
+        options.race_width = _whole("x-omnihub-race-width", width, 2, 4)
+    if session := headers.get("x-omnihub-session"):
+        if len(session) > MODEL_LIMIT:
+            raise invalid("x-omnihub-session", f"expected at most {MODEL_LIMIT} characters")
+        options.session = session
+    if cache := headers.get("x-omnihub-cache"):
+        options.cache = _one_of("x-omnihub-cache", cache, ("on", "off", "refresh"))
+    if ttl := headers.get("x-omnihub-cache-ttl"):
+        options.cache_ttl_s = _whole("x-omnihub-cache-ttl", ttl, 1, 2_592_000)
+
+
+def _whole(name: str, value: str, least: int, most: int) -> int:
+    if not (value.isascii() and value.isdigit() and least <= int(value[:12]) <= most):
+        raise invalid(name, f"expected a whole number from {least} to {most}")
+    return int(value)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -184,6 +233,7 @@ def start_headers(start: pb.StreamStart) -> list[tuple[bytes, bytes]]:
         (b"x-omnihub-decision-id", header_value(start.decision_id)),
         (b"x-omnihub-model", header_value(start.model_used)),
         (b"x-omnihub-provider", header_value(start.provider)),
+        (b"x-omnihub-cache", start.cache.encode() or b"off"),
     ]
 
 
@@ -194,6 +244,7 @@ def outcome_headers(outcome: pb.Outcome) -> list[tuple[bytes, bytes]]:
         (b"x-omnihub-model", header_value(outcome.model_used)),
         (b"x-omnihub-provider", header_value(outcome.provider)),
         (b"x-omnihub-cost", outcome.cost.encode()),
+        (b"x-omnihub-cache", outcome.cache.encode() or b"off"),
     ]
     if outcome.savings_estimate:
         headers.append((b"x-omnihub-savings", outcome.savings_estimate.encode()))
@@ -202,9 +253,12 @@ def outcome_headers(outcome: pb.Outcome) -> list[tuple[bytes, bytes]]:
     return headers
 
 
+_encoder = json.JSONEncoder(separators=(",", ":"))
+
+
 def _receipt_header(receipt: list[dict[str, str]]) -> bytes:
     """Return as many entries as fit a header, as ASCII JSON."""
-    while len(text := json.dumps(receipt, separators=(",", ":"))) > RECEIPT_LIMIT:
+    while len(text := _encoder.encode(receipt)) > RECEIPT_LIMIT:
         receipt = receipt[:-1]
     return text.encode("ascii")
 
@@ -230,6 +284,13 @@ def outcome_object(outcome: pb.Outcome) -> Mapping[str, Any]:
     }
     if outcome.savings_estimate:
         facts["savings"] = outcome.savings_estimate
+        facts["savings_by_cause"] = {
+            field.name: text for field, text in outcome.savings.ListFields() if text != "0"
+        }
+    if outcome.cache not in ("", "off"):
+        facts["cache"] = outcome.cache
+    if outcome.lost_cost:
+        facts["lost_cost"] = outcome.lost_cost
     if outcome.rescued_from:
         facts["rescued_from"] = list(outcome.rescued_from)
     if receipt := _receipt(outcome):

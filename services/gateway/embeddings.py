@@ -15,7 +15,8 @@ from services.common.rpc import Call
 from services.formats.documents import from_decode_error
 from services.formats.errors import invalid
 from services.gateway.chat import checked_model, note, outcome_headers
-from services.gateway.exchange import Exchange
+from services.gateway.exchange import Exchange, attribution
+from services.gateway.rate_limits import openai_headers
 
 
 class _Body(msgspec.Struct):
@@ -40,11 +41,13 @@ class EmbeddingsEndpoint:
         body = await exchange.read_body(self._body_limit)
         read = _read(body)
         event.fields["model"] = read.model
-        request = pb.EmbedRequest(model=read.model, raw_body=body)
+        agent_id, run_id = attribution(exchange.headers)
+        request = pb.EmbedRequest(model=read.model, raw_body=body, agent_id=agent_id, run_id=run_id)
         answer = await self._router.embed(request, call)
         note(event, answer.outcome)
         document = answer.raw_body if answer.HasField("raw_body") else _write(answer, read)
-        await exchange.respond(200, document, outcome_headers(answer.outcome))
+        limits = openai_headers(answer.outcome.rate_limits)
+        await exchange.respond(200, document, [*outcome_headers(answer.outcome), *limits])
 
 
 def _read(body: bytes) -> _Body:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import InternalError, to_rpc_error
 from services.common.rpc.server import credential_in
 from services.common.telemetry import Traced
+from services.formats.errors import invalid
+from services.gateway.rate_limits import in_error
 from services.gateway.surfaces import Surface
 
 JSON = (b"content-type", b"application/json")
@@ -30,6 +33,8 @@ class CallerLeftError(Exception):
 
 def header_value(text: str) -> bytes:
     """Return a text as the value of a header: what cannot stand there becomes a question mark."""
+    if text.isascii() and text.isprintable():
+        return text.encode("ascii")
     return "".join(char if char.isascii() and char.isprintable() else "?" for char in text).encode("ascii")
 
 
@@ -38,6 +43,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self.query: bytes = scope.get("query_string", b"")
         self.path_params: Mapping[str, str] = scope.get("path_params", {})
         self.request_id = (
             self.headers.get("x-omnihub-request-id") or self.headers.get("x-request-id") or new_id("req")
@@ -104,6 +110,20 @@ class Exchange:
         await self.write(body, more=False)
 
 
+AGENT_LIMIT = 64
+
+
+def attribution(headers: Mapping[str, str]) -> tuple[str, str]:
+    """Return the agent and the run a caller names in headers. Raises FormatError."""
+    named = []
+    for name in ("x-omnihub-agent", "x-omnihub-run"):
+        value = headers.get(name, "")
+        if len(value) > AGENT_LIMIT or not (value.isascii() and value.isprintable()):
+            raise invalid(name, f"expected at most {AGENT_LIMIT} printable ASCII characters")
+        named.append(value)
+    return named[0], named[1]
+
+
 def _too_large(limit: int) -> RpcError:
     return RpcError("BODY_TOO_LARGE", f"the body exceeds {limit} bytes; send less, or upload media as files")
 
@@ -113,6 +133,9 @@ Work = Callable[[Exchange, Call, RequestEvent], Awaitable[None]]
 
 class Endpoint:
     """An ASGI application for one path: authenticates, runs `work`, writes failures as the format does."""
+
+    scope = "chat"
+    """What the credential must hold."""
 
     def __init__(self, surface: Surface, authenticator: Authenticator, name: str, work: Work) -> None:
         self._surface = surface
@@ -156,9 +179,11 @@ class Endpoint:
                 "MISSING_CREDENTIAL", "no API key: send `Authorization: Bearer omni_sk_...` or `X-API-Key`"
             )
         identity = await self._authenticator.authenticate(credential)
-        if not identity.holds("chat"):
+        if not identity.holds(self.scope):
             raise RpcError(
-                "PERMISSION_DENIED", "the credential lacks the scope `chat`", metadata={"scope": "chat"}
+                "PERMISSION_DENIED",
+                f"the credential lacks the scope `{self.scope}`",
+                metadata={"scope": self.scope},
             )
         return Call(exchange.request_id, identity, traceparent=traceparent)
 
@@ -173,8 +198,12 @@ class Endpoint:
             await exchange.write(document, more=False)
             return
         headers = []
+        if decision_id := error.metadata.get("decision_id"):
+            headers.append((b"x-omnihub-decision-id", header_value(decision_id)))
         if error.retry_after_s is not None:
-            headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+            # Never too early: the same refusal again would help nobody.
+            headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
         if error.row.http == 401:
             headers.append((b"www-authenticate", b"Bearer"))
+        headers += self._surface.rate_limit_headers(in_error(error))
         await exchange.respond(error.row.http, self._surface.write_error(**words), headers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,7 +43,20 @@ class ModelsEndpoint:
             models.extend(answer.models)
             token = answer.next_page_token
             if not token:
-                return models
+                return [shown for model in models for shown in _with_aliases(model)]
+
+
+def _with_aliases(model: Model) -> Iterator[Model]:
+    """Yield a model under each of its names."""
+    yield model
+    names = [model.model_id, *model.aliases]
+    for alias in model.aliases:
+        other = Model()
+        other.CopyFrom(model)
+        other.model_id = alias
+        del other.aliases[:]
+        other.aliases.extend(name for name in names if name != alias)
+        yield other
 
 
 def _found(models: list[Model], name: str, write: Callable[[Model], dict[str, Any]]) -> dict[str, Any]:
@@ -68,6 +81,7 @@ def _openai(model: Model) -> dict[str, Any]:
         "created": int(model.created),
         "owned_by": model.provider,
         "omnihub": {
+            "aliases": list(model.aliases),
             "route": list(model.route),
             "cost": {
                 "input_per_million": model.input_price_per_million or None,
@@ -77,6 +91,7 @@ def _openai(model: Model) -> dict[str, Any]:
             "strengths": list(model.strengths),
             "capabilities": list(model.capabilities),
             "context_length": model.context_length or None,
+            "max_output": model.max_output or None,
             "synthetic": model.synthetic,
         },
     }

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from omnihub.common.v1.chat_pb2 import ChatInput, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
+from omnihub.provider.v1 import stored_response_service_pb2 as stored_pb
 
 from services.formats import anthropic_messages, openai_chat, openai_responses
 from services.providers.domain.estimate import estimate_usage
@@ -49,6 +50,21 @@ class TokenCounter(Protocol):
 
     async def count_tokens(self, attempt: pb.Attempt) -> pb.CountTokensResponse:
         """Return the input tokens of an attempt."""
+        ...
+
+
+@runtime_checkable
+class ResponseKeeper(Protocol):
+    """An adapter whose provider keeps responses."""
+
+    async def ask_stored(self, request: stored_pb.AskStoredResponseRequest) -> bytes:
+        """Return the document that an operation on a stored response answers with."""
+        ...
+
+    def follow_stored(
+        self, request: stored_pb.FollowStoredResponseRequest
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Pass on the events of a stored response; the last message is `end`."""
         ...
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.provider.v1.plugin_service_api import PluginService
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 
 from services.common.change_feed import ChangeFeed
 from services.common.service import Infrastructure, Service, StartupError
@@ -22,7 +23,7 @@ from services.providers.media.adapter import MediaAdapter
 from services.providers.media.server import MediaProviderServer
 from services.providers.media.table import MEDIA_ADAPTERS
 from services.providers.plugins import Plugins
-from services.providers.server import PluginServer, ProviderServer
+from services.providers.server import PluginServer, ProviderServer, StoredResponseServer
 from services.providers.settings import ProviderSettings
 from services.providers.store import PluginStore, changes
 
@@ -69,6 +70,7 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
             (ProviderService, ProviderServer(served)),
             (MediaProviderService, MediaProviderServer(makers)),
             (PluginService, PluginServer(plugins)),
+            (StoredResponseService, StoredResponseServer(served)),
         ],
         start=start,
         stop=stop,

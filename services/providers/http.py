@@ -67,11 +67,15 @@ class Upstream:
         timeouts: Timeouts,
         failures: Failures,
         stream: bool,
+        method: str = "",
     ) -> Exchange:
-        """Send a request (GET without a body) and return the exchange once the headers are here."""
+        """Send a request and return the exchange once the headers are here.
+
+        Without a method it is a POST where there is a body, else a GET.
+        """
         if self._session is None:
             raise failures.of("UNAVAILABLE", "the providers service has not been started or is stopping")
-        method = "GET" if body is None else "POST"
+        method = method or ("GET" if body is None else "POST")
         data = io.BytesIO(body) if body is not None and len(body) > _ONE_PIECE else body
         started = asyncio.get_running_loop().time()
         # A whole answer may take its time before the first header.

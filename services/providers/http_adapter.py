@@ -289,11 +289,17 @@ class HttpAdapter(ABC):
         )
 
     async def ask(
-        self, url: URL, body: bytes | None, headers: Mapping[str, str], timeouts: Timeouts, failures: Failures
+        self,
+        url: URL,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        timeouts: Timeouts,
+        failures: Failures,
+        method: str = "",
     ) -> tuple[bytes, Mapping[str, str]]:
         """Send a request and return body and headers of a good answer."""
         signed = await self.sign(url, headers, body, failures)
-        exchange = await self._upstream.send(url, signed, body, timeouts, failures, stream=False)
+        exchange = await self._upstream.send(url, signed, body, timeouts, failures, False, method)
         try:
             if exchange.status != 200:
                 raise await self._refused(exchange, failures)

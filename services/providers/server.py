@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 from omnihub.provider.v1 import plugin_service_pb2 as plugin_pb
 from omnihub.provider.v1 import provider_service_pb2 as pb
+from omnihub.provider.v1 import stored_response_service_pb2 as stored_pb
 
 from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc.call import Call
-from services.providers.adapter import Adapter, TokenCounter, conversation_of
+from services.formats import openai_responses
+from services.providers.adapter import Adapter, ResponseKeeper, TokenCounter, conversation_of
 from services.providers.adapters.plugin import PluginAdapter
-from services.providers.domain.count import estimate_input
-from services.providers.domain.failure import ProviderError, UnknownProviderError
+from services.providers.counting import estimated
+from services.providers.domain.failure import ProviderError, UnknownProviderError, UnsupportedError
 from services.providers.domain.plugin import Plugin
 from services.providers.plugins import Plugins
 
@@ -82,8 +85,44 @@ class ProviderServer:
         adapter = self._adapter(request.attempt.provider)
         if isinstance(adapter, TokenCounter):
             return await adapter.count_tokens(request.attempt)
-        tokens = estimate_input(conversation_of(request.attempt))
-        return pb.CountTokensResponse(input_tokens=tokens, estimated=True)
+        return estimated(conversation_of(request.attempt))
+
+
+class StoredResponseServer:
+    """What providers keep of their answers."""
+
+    def __init__(self, adapters: Mapping[str, Adapter]) -> None:
+        self._adapters = adapters
+
+    def _keeper(self, provider: str) -> ResponseKeeper:
+        adapter = self._adapters.get(provider)
+        if adapter is None:
+            raise UnknownProviderError(provider, list(self._adapters))
+        if not isinstance(adapter, ResponseKeeper):
+            raise UnsupportedError(provider, f"{provider} keeps no responses")
+        return adapter
+
+    async def ask_stored_response(
+        self, request: stored_pb.AskStoredResponseRequest, call: Call
+    ) -> stored_pb.AskStoredResponseResponse:
+        """Read, delete or cancel a response, or list its input."""
+        body = await self._keeper(request.provider).ask_stored(request)
+        response = stored_pb.AskStoredResponseResponse(raw_body=body)
+        facts = openai_responses.read_stored_facts(body)
+        response.status = facts.status
+        if facts.finish is not None:
+            response.finish.CopyFrom(facts.finish)
+        if facts.usage is not None:
+            response.usage.CopyFrom(facts.usage)
+        return response
+
+    async def follow_stored_response(
+        self, request: stored_pb.FollowStoredResponseRequest, call: Call
+    ) -> AsyncGenerator[stored_pb.FollowStoredResponseResponse, None]:
+        """Pass on the events of a response."""
+        async with aclosing(self._keeper(request.provider).follow_stored(request)) as stream:
+            async for event in stream:
+                yield stored_pb.FollowStoredResponseResponse(event=event)
 
 
 class PluginServer:

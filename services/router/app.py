@@ -4,33 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.provider.v1 import provider_service_pb2
 from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1.media_router_service_api import MediaRouterService
+from omnihub.router.v1.provider_health_service_api import ProviderHealthService
+from omnihub.router.v1.registry_service_api import RegistryService
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
+from omnihub.router.v1.routing_policy_service_api import RoutingPolicyService
 
+from services.common.change_feed import ChangeFeed
 from services.common.rpc import Call, RpcError
 from services.common.service import Infrastructure, Service
 from services.credits.money import parse_nano
 from services.router.admission import Admission
+from services.router.answer_store import KeptAnswers
+from services.router.budget_rules import BudgetRules
+from services.router.budgets import Budgets
+from services.router.caching import AnswerCache
 from services.router.counting import Counting
+from services.router.detection import Detector
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
 from services.router.health import Health
+from services.router.health_server import ProviderHealthServer
+from services.router.health_sharing import HealthSharing
+from services.router.health_store import HealthStore
 from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
 from services.router.media.server import MediaRouterServer
+from services.router.planner import Planner
+from services.router.policies import Policies
+from services.router.policy_store import PolicyStore
 from services.router.prices import Prices
+from services.router.registry import ModelRegistry, check_file
+from services.router.registry_import import seed
+from services.router.registry_server import RegistryServer
+from services.router.registry_store import ModelStore, changes
+from services.router.repeating import repeat
+from services.router.response_server import ResponseServer
+from services.router.response_store import ResponseStore
+from services.router.routing_policy_server import RoutingPolicyServer
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
 from services.router.settlement import Settlement
+from services.router.sources import shipped
 from services.router.store import JournalStore
+from services.router.stored_responses import StoredResponses
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Answers without a key or a network, so that a newcomer's first request does.
@@ -51,9 +80,12 @@ class RouterApp:
         settings: RouterSettings,
         routes: Mapping[str, RouteSettings],
         vendors: Mapping[str, str],
+        own_services: Mapping[str, str],
         infrastructure: Infrastructure,
     ) -> None:
-        self._routes = {LOCAL_MODEL: RouteSettings(route=[LOCAL_MODEL]), **routes}
+        routes = {LOCAL_MODEL: RouteSettings(route=[LOCAL_MODEL]), **routes}
+        check_file(routes)
+        self._own_services = own_services
         self._settings = settings
         self._database = infrastructure.database("router")
         self._providers = infrastructure.connector.connect(ProviderService, "providers")
@@ -74,14 +106,63 @@ class RouterApp:
             parse_nano(settings.lease_maximum),
             self._settlement.settle_lease,
         )
-        self._prices = Prices(billing, vendors)
-        self._admission = Admission(settings, self._prices, self._leases, self._journal, Latencies())
-        self._refresh: asyncio.Task[None] | None = None
-        health = Health(settings.breaker)
-        execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
-        self.server = RouterServer(
-            self._admission, execution, self._store, Counting(self._admission, self._providers)
+        self._prices = Prices(billing, vendors, flag_unknown=settings.unknown_price == "flag")
+        limits = infrastructure.connector.connect(BudgetService, "billing")
+        self._budgets = Budgets(
+            limits,
+            lambda on_change: BudgetRules(billing, limits, on_change),
+            infrastructure.instance_id,
+            self._settlement.replay,
         )
+        keeper = infrastructure.connector.connect(StoredResponseService, "providers")
+        self._response_store = ResponseStore(self._database, infrastructure.instance_id)
+        self._responses = StoredResponses(self._response_store, keeper)
+        self._sweeper: asyncio.Task[None] | None = None
+        health, latencies = Health(settings.breaker), Latencies()
+        detector = Detector(self._providers, settings.task_model, settings.task_model_limit_s)
+        policy_store = PolicyStore(self._database)
+        self._policies = Policies(policy_store)
+        planner = Planner(
+            settings,
+            self._prices,
+            latencies,
+            detector,
+            health.pause,
+            self._policies.of,
+            self._budgets.rules.of,
+        )
+        self._answers: KeptAnswers | None = None
+        if settings.cache.persist:
+            self._answers = KeptAnswers(self._database, settings.cache.persist_mb * 2**20)
+        cache = AnswerCache(settings.cache, self._answers)
+        self._admission = Admission(
+            settings, self._prices, self._leases, self._journal, latencies, planner, cache, self._budgets
+        )
+        self._refresh: asyncio.Task[None] | None = None
+        feed = ChangeFeed(self._database, changes, sole_writer=False)
+        self._models = ModelStore(self._database, feed)
+        self._registry = ModelRegistry(routes, self._models, feed, self._use)
+        self.registry_server = RegistryServer(self._registry, self._admission, feed)
+        self._admission.measurements = health.measurements
+        health_store, instance_id = HealthStore(self._database), infrastructure.instance_id
+        self._sharing = HealthSharing(
+            health,
+            health_store,
+            instance_id,
+            settings.health.share_interval_s,
+            settings.health.retention_days,
+        )
+        self.health_server = ProviderHealthServer(health, self._sharing, health_store, instance_id)
+        execution = Execution(self._providers, self._admission, health, settings.retry_after_limit_s)
+        self.policy_server = RoutingPolicyServer(policy_store, self._policies)
+        self.server = RouterServer(
+            self._admission,
+            execution,
+            self._store,
+            Counting(self._admission, self._providers),
+            self._responses,
+        )
+        self.response_server = ResponseServer(self._responses)
         self.media = MediaRouterServer(
             infrastructure.connector.connect(MediaProviderService, "providers"),
             billing,
@@ -95,47 +176,80 @@ class RouterApp:
         await self._database.migrate(MIGRATIONS)
         self._journal.start()
         await _until_reachable(self._settlement.replay)
+        await self._policies.start()
         await self._prices.start()
-        await _until_reachable(self._load_catalogue)
+        self._budgets.rules.start()
+        await _until_reachable(self._budgets.rules.load)
+        if self._settings.seed_models and not await self._models.read():
+            await seed(self._models, await asyncio.to_thread(shipped))
+        await self._registry.start()
+        await _until_reachable(self._load_providers)
         self._settlement.start(self._leases, self._settings.decision_retention_days)
-        self._refresh = asyncio.create_task(self._keep_catalogue())
+        self._budgets.start()
+        self._refresh = asyncio.create_task(self._keep_providers())
+        self._sharing.start()
+        if self._answers is not None:
+            self._answers.start()
+        self._sweeper = asyncio.create_task(repeat(self._sweep_responses, self._settings.background_poll_s))
 
     async def stop(self) -> None:
         """Write and settle everything, return the leases."""
-        if self._refresh is not None:
-            self._refresh.cancel()
-            await asyncio.gather(self._refresh, return_exceptions=True)
+        for task in filter(None, (self._refresh, self._sweeper)):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await self._registry.stop()
         await self._admission.drain()
+        await self._sharing.stop()
+        if self._answers is not None:
+            await self._answers.stop()
         try:
             await self._settlement.stop()
             await self._leases.close()
+            await self._budgets.close()
         except RpcError as error:
             _logger.warning("settlement_left_for_next_start %s", error)
         finally:
             await self._journal.stop()
+            await self._policies.stop()
             await self._prices.stop()
+            await self._budgets.stop()
+            await self._budgets.rules.stop()
             await self._database.close()
 
     async def check(self) -> None:
         """Raise when a request would fail."""
         await self._database.ping()
 
-    async def _load_catalogue(self) -> None:
+    async def _sweep_responses(self) -> None:
+        await self._responses.sweep(self._settings.background_poll_s)
+        days = self._settings.response_retention_days
+        await self._response_store.delete_before(int((time.time() - days * 86400) * 1000))
+
+    def _use(self, catalogue: Catalogue) -> None:
+        """Put a new catalogue in place; requests under way keep theirs."""
+        self._admission.catalogue = catalogue
+
+    async def _load_providers(self) -> None:
         request = provider_service_pb2.GetCapabilitiesRequest()
         answer = await self._providers.get_capabilities(request, Call.internal(PEER_TIMEOUT_S))
-        providers = [
-            Provider(each.provider, each.adapter, frozenset(each.features), each.synthetic)
+        self._registry.take_providers(
+            Provider(
+                each.provider,
+                each.adapter,
+                frozenset(each.features),
+                each.synthetic,
+                self._own_services.get(each.provider, ""),
+            )
             for each in answer.providers
-        ]
-        self._admission.catalogue = Catalogue.build(self._routes, providers)
+        )
 
-    async def _keep_catalogue(self) -> None:
+    async def _keep_providers(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_S)
             try:
-                await self._load_catalogue()
+                await self._load_providers()
             except RpcError as error:
-                _logger.warning("catalogue_not_refreshed %s", error)
+                _logger.warning("providers_not_refreshed %s", error)
 
 
 async def _until_reachable(work: Callable[[], Awaitable[None]]) -> None:
@@ -156,12 +270,24 @@ def build(
     *,
     routes: Mapping[str, RouteSettings],
     vendors: Mapping[str, str],
+    own_services: Mapping[str, str] | None = None,
 ) -> Service:
-    """Build the router. `vendors` names the price list of each configured provider."""
-    app = RouterApp(settings, routes, vendors, infrastructure)
+    """Build the router. `vendors` names the price list of each configured provider.
+
+    `own_services` names the vendor of each provider that is a vendor's own service: the registry's models
+    of that vendor are answered there. Raises ValueError for models that do not fit together.
+    """
+    app = RouterApp(settings, routes, vendors, own_services or {}, infrastructure)
     return Service(
         name="router",
-        interfaces=[(RouterService, app.server), (MediaRouterService, app.media)],
+        interfaces=[
+            (RouterService, app.server),
+            (RoutingPolicyService, app.policy_server),
+            (RegistryService, app.registry_server),
+            (ProviderHealthService, app.health_server),
+            (ResponseService, app.response_server),
+            (MediaRouterService, app.media),
+        ],
         start=app.start,
         stop=app.stop,
         check=app.check,

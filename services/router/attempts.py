@@ -40,9 +40,16 @@ class Opened:
     stream: Any
 
 
-async def open_stream(stream: AsyncIterator[provider.StreamChatResponse], hold_back: int = 0) -> Opened:
-    """Read until the first token, or `hold_back` characters: a failure before it goes unseen."""
-    head: list[provider.StreamChatResponse] = []
+async def open_stream(
+    stream: AsyncIterator[provider.StreamChatResponse],
+    hold_back: int = 0,
+    head: list[provider.StreamChatResponse] | None = None,
+) -> Opened:
+    """Read until the first token, or `hold_back` characters: a failure before it goes unseen.
+
+    Whoever gives a `head` finds in it what has come, also when reading is cancelled.
+    """
+    head = [] if head is None else head
     opened: Any = stream
     token = False
     try:

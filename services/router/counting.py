@@ -9,8 +9,9 @@ from omnihub.router.v1 import router_service_pb2 as pb
 from services.common.rpc import Call, RpcError
 from services.router.admission import Admission
 from services.router.attempts import timeouts_of
+from services.router.domain.catalogue import AUTO
 from services.router.domain.errors import NoCandidateError
-from services.router.domain.policy import eligible
+from services.router.domain.shortlist import eligible
 
 # The request itself is at fault: another provider would say the same.
 _FINAL = frozenset({"INVALID_ARGUMENT", "MALFORMED_BODY", "PARAMETER_UNSUPPORTED", "PROVIDER_REJECTED"})
@@ -26,7 +27,7 @@ class Counting:
     async def count(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:
         """Return the input tokens of a conversation. Raises routing errors of the domain, and RpcError."""
         catalogue = self._admission.catalogue
-        models = eligible(request.chat, catalogue, call.identity.allowed_models)
+        models = eligible(request.chat.model or AUTO, catalogue, call.identity.allowed_models)
         targets = [(target, model) for model in models for target in model.targets]
         failure: Exception = NoCandidateError(
             "no model is configured that this key may use", model=request.chat.model

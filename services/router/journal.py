@@ -14,13 +14,14 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from services.common.db import Database
+from services.router.response_store import stored_response
 from services.router.store import Record, journal
 
 _logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class Journal:
         make = sqlite.insert if database.sqlite else postgresql.insert
         # A try that failed may have been committed all the same.
         self._insert = make(journal).on_conflict_do_nothing()
+        self._insert_responses = make(stored_response).on_conflict_do_nothing()
+        self._responses: list[Mapping[str, Any]] = []
 
     def start(self) -> None:
         """Start the writing thread."""
@@ -106,6 +109,9 @@ class Journal:
         try:
             while batch := self._next_batch():
                 rows = [self._row(what) for what, _ in batch if isinstance(what, Record)]
+                self._responses = [
+                    what.response for what, _ in batch if isinstance(what, Record) and what.response
+                ]
                 settled = [key for what, _ in batch if not isinstance(what, Record) for key in what]
                 written = self._write(engine, rows, settled)
                 self._answer([future for _, future in batch], written)
@@ -170,6 +176,8 @@ class Journal:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         if rows:
             connection.execute(self._insert, rows)
+        if self._responses:
+            connection.execute(self._insert_responses, self._responses)
         if settled:
             connection.execute(
                 sa.update(journal).where(journal.c.attempt_id.in_(settled)).values(settled=True)

@@ -19,14 +19,20 @@ from omnihub.billing.v1.billing_service_api import BillingService
 
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
+from services.router.domain.limits import Drawn
 
 LEASE_FACTOR = 4
 # Requests that come while a lease is being granted may draw it empty before the one that asked for it.
 LEASE_TRIES = 5
 # One lease takes at most this part of what is available, within the settings' limits.
 SHARE = 100
-HOLD_TTL_S = 900
+# The shortest a hold lives without being renewed; `reserve` is told how long an attempt may take.
+HOLD_TTL_S = 120
+# A hold is renewed when less than this part of its life is left.
+RENEW_HOLD_AT = 0.5
 BILLING_TIMEOUT_S = 5.0
+# What billing allows.
+LONGEST_HOLD_S = 86_400
 # A lease is not spent from when its expiry is nearer than this; a lost second must not matter.
 EXPIRY_MARGIN_S = 5.0
 RENEW_EVERY_S = 8.0
@@ -66,6 +72,11 @@ class Reservation:
     amount: int
     lease: Lease | None = None
     hold_id: str = ""
+    hold_ttl_s: int = HOLD_TTL_S
+    hold_expires_at: float = 0.0
+    """On the clock of `time.monotonic()`."""
+    drawn: Drawn | None = None
+    """What the request has reserved of limits."""
 
     @property
     def lease_id(self) -> str:
@@ -91,6 +102,7 @@ class Leases:
         self._settle_lease = settle_lease
         self._current: dict[str, Lease] = {}
         self._open: dict[str, Lease] = {}
+        self._holds: dict[str, Reservation] = {}
         self._available: dict[str, int] = {}
         self._acquiring: dict[str, asyncio.Lock] = {}
         # The event loop keeps only weak references to tasks.
@@ -100,14 +112,16 @@ class Leases:
         """Tell whether this process still spends from a lease."""
         return lease_id in self._open
 
-    async def reserve(self, organisation_id: str, amount: int) -> Reservation:
+    async def reserve(self, organisation_id: str, amount: int, hold_ttl_s: int = HOLD_TTL_S) -> Reservation:
         """Reserve `amount` nano-credits for one request.
+
+        A hold of its own lives for `hold_ttl_s`, and is renewed for as long as the request runs.
 
         Raises RpcError INSUFFICIENT_CREDITS, IN_FLIGHT_BUDGET_EXHAUSTED or UNAVAILABLE.
         """
         if amount == 0:
             return Reservation(organisation_id, 0)
-        return self._draw(organisation_id, amount) or await self._acquire(organisation_id, amount)
+        return self._draw(organisation_id, amount) or await self._acquire(organisation_id, amount, hold_ttl_s)
 
     def _draw(self, organisation_id: str, amount: int) -> Reservation | None:
         lease = self._current.get(organisation_id)
@@ -117,7 +131,7 @@ class Leases:
         lease.used_at = time.monotonic()
         return Reservation(organisation_id, amount, lease)
 
-    async def _acquire(self, organisation_id: str, amount: int) -> Reservation:
+    async def _acquire(self, organisation_id: str, amount: int, hold_ttl_s: int) -> Reservation:
         lock = self._acquiring.setdefault(organisation_id, asyncio.Lock())
         async with lock:
             drawn = self._draw(organisation_id, amount)
@@ -132,7 +146,7 @@ class Leases:
                 except RpcError as error:
                     if error.row.http != 402:
                         raise
-                    return await self._hold(organisation_id, amount)
+                    return await self._hold(organisation_id, amount, hold_ttl_s)
                 drawn = self._draw(organisation_id, amount)
                 if drawn is not None:
                     break
@@ -173,9 +187,11 @@ class Leases:
         self._current[organisation_id] = lease
         self._available[organisation_id] = answer.available_nano_credits
 
-    async def _hold(self, organisation_id: str, amount: int) -> Reservation:
+    async def _hold(self, organisation_id: str, amount: int, hold_ttl_s: int) -> Reservation:
         """Reserve for this one request at billing."""
-        reservation = Reservation(organisation_id, amount, hold_id=new_id("hold"))
+        reservation = Reservation(
+            organisation_id, amount, hold_id=new_id("hold"), hold_ttl_s=min(hold_ttl_s, LONGEST_HOLD_S)
+        )
         created = self._spawn(self._create_hold(reservation))
         try:
             await asyncio.shield(created)
@@ -189,40 +205,67 @@ class Leases:
             hold_id=reservation.hold_id,
             organisation_id=reservation.organisation_id,
             amount_nano_credits=reservation.amount,
-            ttl_s=HOLD_TTL_S,
+            ttl_s=reservation.hold_ttl_s,
         )
+        asked_at = time.monotonic()
         try:
             await self._billing.create_hold(request, Call.internal(BILLING_TIMEOUT_S))
         except RpcError as error:
             # What is missing may lie in a lease of this very process.
             if error.row.http != 402 or not await self._return_idle(reservation.organisation_id):
                 raise
+            # A refused id stays refused.
+            reservation.hold_id = request.hold_id = new_id("hold")
             await self._billing.create_hold(request, Call.internal(BILLING_TIMEOUT_S))
+        reservation.hold_expires_at = asked_at + reservation.hold_ttl_s
+        self._holds[reservation.hold_id] = reservation
+
+    async def hold_for(self, organisation_id: str, amount: int, ttl_s: int) -> Reservation:
+        """Reserve at billing for a request that outlives this process. Raises as `reserve` does."""
+        if amount == 0:
+            return Reservation(organisation_id, 0)
+        reservation = await self._hold(organisation_id, amount, ttl_s)
+        # Nothing here renews it: it ends with its charge, or by itself.
+        self._holds.pop(reservation.hold_id, None)
+        return reservation
 
     async def extend(self, reservation: Reservation, amount: int) -> bool:
         """Reserve `amount` more for a running request. Tells whether that was possible."""
         lease, total = reservation.lease, reservation.amount + amount
         try:
             if reservation.hold_id:
-                request = pb.ExtendHoldRequest(
-                    hold_id=reservation.hold_id, amount_nano_credits=total, ttl_s=HOLD_TTL_S
-                )
-                await self._billing.extend_hold(request, Call.internal(BILLING_TIMEOUT_S))
+                await self._extend_hold(reservation, total)
             elif lease is not None and self.is_open(lease.lease_id) and lease.can_give(amount):
                 lease.reserved += amount
             else:
-                larger = await self.reserve(reservation.organisation_id, total)
+                larger = await self.reserve(reservation.organisation_id, total, reservation.hold_ttl_s)
                 if lease is not None:
                     lease.reserved -= reservation.amount
-                reservation.lease, reservation.hold_id = larger.lease, larger.hold_id
+                self._take_over(reservation, larger)
         except RpcError as error:
             _logger.info("reservation_not_extended %s", error.reason)
             return False
         reservation.amount = total
         return True
 
+    def _take_over(self, reservation: Reservation, larger: Reservation) -> None:
+        """Let a running request go on with another reservation of its credits."""
+        reservation.lease, reservation.hold_id = larger.lease, larger.hold_id
+        reservation.hold_expires_at = larger.hold_expires_at
+        if larger.hold_id:
+            self._holds[larger.hold_id] = reservation
+
+    async def _extend_hold(self, reservation: Reservation, amount: int) -> None:
+        request = pb.ExtendHoldRequest(
+            hold_id=reservation.hold_id, amount_nano_credits=amount, ttl_s=reservation.hold_ttl_s
+        )
+        asked_at = time.monotonic()
+        await self._billing.extend_hold(request, Call.internal(BILLING_TIMEOUT_S))
+        reservation.hold_expires_at = asked_at + reservation.hold_ttl_s
+
     def spend(self, reservation: Reservation, cost: int) -> None:
         """Turn a reservation into a cost. The charge itself goes through the journal."""
+        self._holds.pop(reservation.hold_id, None)
         lease = reservation.lease
         if lease is not None:
             lease.reserved -= reservation.amount
@@ -244,12 +287,23 @@ class Leases:
 
     async def maintain(self) -> None:
         """Renew leases in use, return idle and replaced ones. Call it every RENEW_EVERY_S seconds."""
+        await self._renew_holds()
         await self._renew()
         now = time.monotonic()
         for lease in list(self._open.values()):
             replaced = self._current.get(lease.organisation_id) is not lease
             if lease.reserved == 0 and (replaced or now - lease.used_at > IDLE_S):
                 await self._close(lease)
+
+    async def _renew_holds(self) -> None:
+        """Keep holds alive while their requests run, however many candidates they ask."""
+        now = time.monotonic()
+        for reservation in list(self._holds.values()):
+            if reservation.hold_expires_at - now < RENEW_HOLD_AT * reservation.hold_ttl_s:
+                try:
+                    await self._extend_hold(reservation, reservation.amount)
+                except RpcError as error:
+                    _logger.warning("hold_not_renewed %s %s", reservation.hold_id, error.reason)
 
     async def _renew(self) -> None:
         if not self._open:

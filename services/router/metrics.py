@@ -56,6 +56,9 @@ def observe(request: Request, duration_s: float) -> None:
     _duration.record(duration_s, attributes)
     if request.first_token_at is not None:
         _first_token.record(request.first_token_at - request.started, attributes)
+    if request.look.answer is not None:
+        # No model wrote anything.
+        return
     _input_tokens[labels] += request.usage.input_total
     _output_tokens[labels] += request.usage.output_total
     _nano_credits[labels] += request.cost

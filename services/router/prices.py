@@ -11,6 +11,7 @@ from omnihub.common.v1.change_pb2 import Change
 
 from services.common.change_feed import Follower
 from services.common.rpc import Call
+from services.credits.margins import NO_MARGINS, MarginBook
 from services.credits.rating import covers_text
 from services.router.domain.catalogue import Target
 
@@ -22,17 +23,24 @@ BATCH = 1000
 
 Wanted = tuple[Target, str]
 """A target, and the name of the configured model that lists it or an empty string."""
-PriceTable = Mapping[Wanted, Price | None]
-"""The price of each target; None when it has none."""
+
+
+class PriceTable(dict[Wanted, Price | None]):
+    """The price of each target, None when it has none, and the margins that are added to them."""
+
+    margins: MarginBook = NO_MARGINS
 
 
 class Prices:
     """The prices that this process has asked for."""
 
-    def __init__(self, billing: BillingService, vendors: Mapping[str, str]) -> None:
+    def __init__(
+        self, billing: BillingService, vendors: Mapping[str, str], *, flag_unknown: bool = False
+    ) -> None:
         self._billing = billing
         self._vendors = vendors
-        self._known: dict[Wanted, Price | None] = {}
+        self._flag_unknown = flag_unknown
+        self._known = PriceTable()
         self._follower = Follower(billing.watch_changes, pb.WatchChangesRequest, self._forget)
 
     async def start(self) -> None:
@@ -50,18 +58,18 @@ class Prices:
         """
         known = self._known
         missing: list[Wanted] = []
-        found: dict[Wanted, Price | None] = {}
+        found = PriceTable()
         for key in wanted:
             if key in known:
                 found[key] = known[key]
             else:
                 missing.append(key)
         for start in range(0, len(missing), BATCH):
-            found.update(await self._fetch(missing[start : start + BATCH]))
+            found.update(await self._fetch(known, missing[start : start + BATCH]))
+        found.margins = known.margins
         return found
 
-    async def _fetch(self, missing: Sequence[Wanted]) -> PriceTable:
-        known = self._known
+    async def _fetch(self, known: PriceTable, missing: Sequence[Wanted]) -> Mapping[Wanted, Price | None]:
         keys = [
             PriceKey(
                 provider=target.provider,
@@ -71,7 +79,9 @@ class Prices:
             )
             for target, configured_model in missing
         ]
-        request = pb.BatchGetPricesRequest(keys=keys)
+        request = pb.BatchGetPricesRequest(
+            keys=keys, include_fallback=self._flag_unknown, margins_version=known.margins.version
+        )
         answer = await self._billing.batch_get_prices(request, Call.internal(TIMEOUT_S))
         priced = {
             (Target(price.key.provider, price.key.model), price.key.configured_model): price
@@ -83,7 +93,9 @@ class Prices:
             known.clear()
         # When prices changed meanwhile this goes into a memory that nobody reads any more.
         known.update(fetched)
+        if answer.margins_version != known.margins.version:
+            known.margins = MarginBook(answer.margins_version, answer.margins, answer.plans)
         return fetched
 
     async def _forget(self, _: Sequence[Change]) -> None:
-        self._known = {}
+        self._known = PriceTable()

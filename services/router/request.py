@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from omnihub.billing.v1.price_pb2 import Price
-from omnihub.billing.v1.usage_pb2 import Charge
+from msgspec import Raw
+from omnihub.billing.v1.price_pb2 import Margin, Price
+from omnihub.billing.v1.usage_pb2 import Charge, ChargePart
 from omnihub.common.v1.chat_pb2 import ChatInput, Finish, ParameterReceipt, Usage, WireFormat
+from omnihub.provider.v1.provider_service_pb2 import StreamChatResponse
 from omnihub.router.v1 import router_service_pb2 as pb
+from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
 from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
-from omnihub.router.v1.decision_pb2 import Candidate as CandidateRecord
+from omnihub.router.v1.decision_pb2 import Savings as SavingsMessage
 
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.credits.money import format_nano
-from services.router.domain.catalogue import Target
+from services.credits.rating import Rated
+from services.credits.savings import FORMULA, Savings
+from services.router.domain.catalogue import AUTO, Target
 from services.router.domain.estimate import LARGEST, likely_input, likely_tokens
 from services.router.domain.policy import Candidate, Plan
+from services.router.domain.record import candidates_of, inputs_of
+from services.router.domain.strategy import Strategy
 from services.router.leases import Reservation
 from services.router.prices import PriceTable
+from services.router.response_store import StoredResponse
 from services.router.store import Record
 
 # A decision keeps what helps to explain it, not a provider's whole error page.
 MESSAGE_LIMIT = 500
+# Parts of a message that are paid as text is; all others may have a price of their own.
+_PLAIN_KINDS = frozenset({"text", "tool_call", "reasoning", "refusal", None})
+# As the column that keeps it.
+RESPONSE_ID_LIMIT = 256
 _COUNTS = tuple(
     counted.name for counted in Usage.DESCRIPTOR.fields if counted.cpp_type == counted.CPPTYPE_UINT32
 )
@@ -47,8 +61,32 @@ class Asked:
     """The provider knows more of the conversation than the body holds."""
     vendor_bound: bool = False
     """Only a provider that keeps state can serve it."""
+    previous: str = ""
+    """Id of the stored answer it goes on from."""
+    pinned: str = ""
+    """The provider that keeps it."""
+    stores: bool = False
+    """The provider keeps the answer."""
+    background: bool = False
+    """The answer may come later, under its id."""
     json: bool = False
     """The answer is to be a JSON document: half of one cannot be gone on with."""
+    tools: bool = False
+    """A foreign body offers tools."""
+    messages: Raw = field(default_factory=Raw)
+    """The conversation of a foreign body, undecoded."""
+    task: str = ""
+    """What kind of work the rpc itself says this is; empty when it does not."""
+    service_tier: str = ""
+    """The tier the caller wants to be served in."""
+
+    @property
+    def media(self) -> bool:
+        """Tell whether input or output may be other than text: rather once too often."""
+        if self.raw_body:
+            return b"audio" in self.raw_body or b"image" in self.raw_body
+        parts = (part.WhichOneof("kind") for message in self.chat.messages for part in message.parts)
+        return any(kind not in _PLAIN_KINDS for kind in parts) or bool(self.chat.extension_json)
 
     @property
     def modality(self) -> str:
@@ -56,21 +94,43 @@ class Asked:
         return "embeddings" if self.feature == "embed" else "chat"
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the response cache says of a request."""
+
+    key: str = ""
+    """Under which its answer is kept; empty when it is not."""
+    ttl_s: int = 0
+    answer: CachedAnswer | None = None
+    """What it is answered with, again."""
+    receipt: ParameterReceipt | None = None
+    """Why the cache was asked for in vain."""
+
+    @property
+    def state(self) -> str:
+        """Return hit, miss or off."""
+        if self.answer is not None:
+            return "hit"
+        return "miss" if self.key else "off"
+
+
 @dataclass(slots=True)
-class Broken:
-    """What the broken streams of a request have cost, before the one that is running."""
+class Aside:
+    """What attempts have cost whose output is not the answer: broken streams, and candidates that lost."""
 
     usage: Usage = field(default_factory=Usage)
     cost: int = 0
+    parts: list[ChargePart] = field(default_factory=list)
     prefill_bytes: int = 0
-    """Size of the text that the running attempt was given to go on from."""
+    """Size of the text that the running attempt was given to go on from a broken stream."""
     reason: str = ""
-    """What broke the last one."""
+    """What broke the last stream."""
 
-    def add(self, usage: Usage, cost: int) -> None:
+    def add(self, part: ChargePart, usage: Usage) -> None:
         """Take in one more."""
         self.usage = _sum(self.usage, usage)
-        self.cost += cost
+        self.cost += part.amount_nano_credits
+        self.parts.append(part)
 
 
 def _sum(one: Usage, other: Usage) -> Usage:
@@ -91,21 +151,35 @@ class Request:
     prices: PriceTable
     """As they were at admission: what is reserved and what is paid come from the same table."""
     reservation: Reservation
+    sticky_key: bytes = b""
+    """What the conversation is remembered by; empty when it is not."""
+    strategy: Strategy = field(default_factory=Strategy)
+    look: Look = field(default_factory=Look)
+    comparison_id: str = ""
     decision_id: str = field(default_factory=lambda: new_id("dec"))
     started_at: float = field(default_factory=time.time)
     started: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     attempts: list[AttemptRecord] = field(default_factory=list)
+    current: AttemptRecord | None = None
+    """The running attempt, or the one that ended last."""
     attempt_started: float = 0.0
+    head: list[StreamChatResponse] = field(default_factory=list)
+    """What a stream has sent until its first token."""
     candidate: Candidate | None = None
     """Who is being asked, or speaks."""
+    role: str = ""
+    """How the attempts came to run beside others."""
     speaker: AttemptRecord | None = None
     """The attempt whose output the caller gets."""
     rescued_from: list[str] = field(default_factory=list)
     """Targets whose streams broke, and were gone on with by another."""
     skipped: dict[Target, str] = field(default_factory=dict)
     """Why candidates were not asked in their turn."""
-    broken: Broken = field(default_factory=Broken)
+    broken: Aside = field(default_factory=Aside)
+    lost: Aside = field(default_factory=Aside)
+    running_nano: int = 0
+    """The most that the candidates which run side by side can cost."""
     usage: Usage = field(default_factory=Usage)
     finish: Finish = field(default_factory=Finish)
     receipt: list[ParameterReceipt] = field(default_factory=list)
@@ -114,7 +188,22 @@ class Request:
     cost: int = 0
     cost_source: str = ""
     price: Price | None = None
+    taken: int = 0
+    """What providers take, in nano-credits; `cost` is what the caller pays."""
+    rounding_pico: int = 0
+    """By how much `cost` was rounded up."""
+    limit: int | None = None
+    """Nano-credits that an estimate did not exceed."""
+    parts: list[ChargePart] = field(default_factory=list)
+    """The answers it is made of, when there was more than one."""
+    saved: Savings | None = None
     savings: int | None = None
+    rate_limits: list[pb.RateLimit] = field(default_factory=list)
+    """What limits per minute left to the caller at admission."""
+    response_id: str = ""
+    """The provider's own id of an answer that is passed on as it is."""
+    pending: bool = False
+    """It is made in the background: its charge is made when it ends, not here."""
     concluded: bool = False
     """Its record is on its way to the journal; nothing may change or end it again."""
 
@@ -134,14 +223,26 @@ class Request:
         self.candidate = candidate
         self.attempt_started = time.monotonic()
         attempt_id = new_id("att")
-        self.attempts.append(
-            AttemptRecord(attempt_id=attempt_id, target=candidate.target.name, rescue=rescue)
+        self.current = AttemptRecord(
+            attempt_id=attempt_id, target=candidate.target.name, rescue=rescue, role=self.role
         )
+        self.attempts.append(self.current)
         return attempt_id
+
+    def lane(self, role: str) -> Request:
+        """Return this request as a candidate sees it that runs beside others: the record is shared."""
+        lane = copy(self)
+        lane.role, lane.head = role, []
+        return lane
+
+    def adopt(self, lane: Request) -> None:
+        """Go on as that candidate."""
+        self.candidate, self.current = lane.candidate, lane.current
+        self.attempt_started = lane.attempt_started
 
     def speak(self) -> None:
         """Note that the running attempt is the one whose output the caller gets."""
-        self.speaker = self.attempts[-1]
+        self.speaker = self.current
 
     def take_receipt(self, receipt: Iterable[ParameterReceipt]) -> None:
         """Take in what became of the parameters; what became of them at an earlier speaker stays, too."""
@@ -150,9 +251,9 @@ class Request:
 
     def end_attempt(self, state: str, error: RpcError | None = None) -> None:
         """Note how the running attempt ended; an attempt that has ended stays as it is."""
-        if not self.attempts or self.attempts[-1].state:
+        record = self.current
+        if record is None or record.state:
             return
-        record = self.attempts[-1]
         record.state = state
         record.latency_ms = round((time.monotonic() - self.attempt_started) * 1000)
         if error is not None:
@@ -165,6 +266,8 @@ class Request:
         self.finish = finish
         if usage.input_total or usage.output_total:
             self.usage = usage
+            if self.asked.service_tier and not usage.service_tier:
+                usage.service_tier = self.asked.service_tier
             if usage.estimated:
                 # Whoever counted for the provider took media for text.
                 usage.input_total = min(usage.input_total, self._likely_input())
@@ -172,7 +275,7 @@ class Request:
             self.estimate_usage(produced_bytes)
             self.usage.provider_cost = usage.provider_cost
         self.end_attempt("complete")
-        if self.attempts:
+        if self.current is not None:
             self.speak()
 
     def estimate_usage(self, produced_bytes: int) -> None:
@@ -181,22 +284,90 @@ class Request:
             input_total=self._likely_input(),
             output_total=likely_tokens(produced_bytes),
             estimated=True,
+            service_tier=self.asked.service_tier,
         )
 
     def _likely_input(self) -> int:
         asked = self.asked
         return likely_input(asked.raw_body, asked.chat) + likely_tokens(self.broken.prefill_bytes)
 
-    def include_broken(self, own_cost: int) -> None:
-        """Note what the speaking attempt cost, and add what the broken ones before it did."""
+    @property
+    def margin(self) -> Margin | None:
+        """Return what is added to the cost of who is being asked."""
+        return None if self.candidate is None else self.margin_for(self.candidate.target)
+
+    def margin_for(self, target: Target) -> Margin | None:
+        """Return what is added to the cost of a target, for this caller."""
+        return self.prices.margins.of(self.call.identity.organisation_id, target.name)
+
+    def part(self, rated: Rated, limit: int | None) -> ChargePart:
+        """Return the speaking attempt as a part of the charge."""
+        margin = self.margin
+        part = ChargePart(
+            model=self.target.name,
+            usage=self.usage,
+            price_version="" if self.price is None else self.price.version,
+            margin_version="" if margin is None else margin.version,
+            cost_nano_credits=rated.cost,
+            amount_nano_credits=rated.sell,
+        )
+        if limit is not None:
+            part.limit_nano_credits = limit
+        return part
+
+    def include_others(self, rated: Rated, limit: int | None) -> None:
+        """Note what the speaking attempt cost, and add what broken ones and losers did."""
         if self.speaker is not None:
             self.speaker.usage.CopyFrom(self.usage)
-            self.speaker.cost = format_nano(own_cost)
-        self.cost = own_cost + self.broken.cost
+            self.speaker.cost = format_nano(rated.sell)
+        self.cost, self.taken, self.limit = rated.sell, rated.cost, limit
+        self.rounding_pico = rated.rounding_pico
+        if self.rescued_from or self.lost.parts:
+            self.parts = [*self.lost.parts, *self.broken.parts, self.part(rated, limit)]
+            self.limit = None
+            self.cost = sum(part.amount_nano_credits for part in self.parts)
+            self.taken = sum(part.cost_nano_credits for part in self.parts)
         if self.rescued_from:
             self.usage = _sum(self.broken.usage, self.usage)
-            if self.usage.estimated:
+            if self.usage.estimated and self.cost_source != "unknown":
                 self.cost_source = "estimate"
+
+    def answer_again(self) -> None:
+        """Note that a kept answer is given again: no provider was asked, and nothing is to be paid."""
+        answer = self.look.answer
+        assert answer is not None
+        self.limit = 0
+        by = [each for each in self.plan.chain if each.target.name == answer.model_used]
+        first = self.plan.chain[0]
+        option = replace(first.option, target=Target.parse(answer.model_used))
+        self.candidate = by[0] if by else first._replace(option=option)
+        self.state = "complete"
+        self.usage.CopyFrom(answer.usage)
+        # What the provider took then is not taken again.
+        self.usage.provider_cost = ""
+        self.finish.CopyFrom(answer.finish)
+        self.receipt = list(answer.receipt)
+
+    @property
+    def receipts(self) -> list[ParameterReceipt]:
+        """Return what became of the parameters, the router's own included."""
+        return self.receipt if self.look.receipt is None else [*self.receipt, self.look.receipt]
+
+    def _routed(self) -> dict[str, Any]:
+        """Return what outcome and decision say alike of how the request was answered."""
+        answer, saved = self.look.answer, self.saved
+        facts: dict[str, Any] = {"strategy": self.strategy.name, "cache": self.look.state}
+        if answer is not None:
+            facts["cached_from"] = answer.decision_id
+        if saved is not None and self.savings is not None:
+            facts["savings"] = SavingsMessage(
+                routing=format_nano(saved.routing),
+                cache=format_nano(saved.cache),
+                prompt_cache_discount=format_nano(saved.prompt_cache),
+            )
+        if not self.strategy.alone and any(attempt.lost for attempt in self.attempts):
+            facts["lost_cost"] = format_nano(self.lost.cost)
+        return facts
 
     def outcome(self) -> pb.Outcome:
         """Return what the caller is told at the end."""
@@ -210,14 +381,18 @@ class Request:
             savings_estimate="" if self.savings is None else format_nano(self.savings),
             usage=self.usage,
             finish=self.finish,
-            receipt=self.receipt,
+            receipt=self.receipts,
             state=self.state,
             rescued_from=self.rescued_from,
+            rate_limits=self.rate_limits,
+            **self._routed(),
         )
 
     def record(self) -> Record:
         """Return the journal's record of this request."""
-        attempt_id = self.attempts[-1].attempt_id if self.attempts else new_id("att")
+        last = self.current or (self.attempts[-1] if self.attempts else None)
+        attempt_id = new_id("att") if last is None else last.attempt_id
+        stored = self.stored(attempt_id) if self.response_id else None
         return Record(
             attempt_id=attempt_id,
             decision_id=self.decision_id,
@@ -226,6 +401,31 @@ class Request:
             at_ms=int(self.started_at * 1000),
             decision=self._decision().SerializeToString(),
             charge=self._charge(attempt_id).SerializeToString() if self.chargeable else b"",
+            response=None if stored is None else stored.row(),
+        )
+
+    def stored(self, attempt_id: str) -> StoredResponse | None:
+        """Return the answer as its provider keeps it."""
+        if not (self.response_id and self.asked.stores):
+            return None
+        stored = StoredResponse(
+            organisation_id=self.call.identity.organisation_id,
+            response_id=self.response_id[:RESPONSE_ID_LIMIT],
+            decision_id=self.decision_id,
+            attempt_id=attempt_id,
+            target=self.target.name,
+            at=int(self.started_at * 1000),
+        )
+        if not self.pending:
+            return stored
+        return replace(
+            stored,
+            pending=True,
+            polled_at=stored.at,
+            charge=self._charge(attempt_id).SerializeToString(),
+            price=b"" if self.price is None else self.price.SerializeToString(),
+            margin=b"" if self.margin is None else self.margin.SerializeToString(),
+            reserved=self.reservation.amount,
         )
 
     @property
@@ -248,29 +448,26 @@ class Request:
             cost=format_nano(self.cost),
             savings_estimate="" if self.savings is None else format_nano(self.savings),
             latency_ms=self.latency_ms,
-            receipt=self.receipt,
+            receipt=self.receipts,
             key_id=self.call.identity.key_id,
             agent_id=self.asked.chat.agent_id,
+            project_id=self.call.identity.project_id,
+            run_id=self.asked.chat.run_id,
             streamed=self.asked.feature == "stream",
             estimate=format_nano(self.reservation.amount),
+            comparison_id=self.comparison_id,
+            **self._routed(),
+            model_version=(self.candidate or self.plan.chain[0]).model.version,
         )
         if self.first_token_at is not None:
             decision.first_token_ms = round((self.first_token_at - self.started) * 1000)
         decision.started_at.FromMilliseconds(int(self.started_at * 1000))
-        for candidate in (*self.plan.chain, *self.plan.excluded):
-            estimate = candidate.estimate_nano
-            decision.candidates.append(
-                CandidateRecord(
-                    target=candidate.target.name,
-                    score=candidate.score,
-                    excluded_because=candidate.excluded_because or self.skipped.get(candidate.target, ""),
-                    estimated_cost="" if estimate is None else format_nano(estimate),
-                )
-            )
+        decision.inputs.CopyFrom(inputs_of(self.plan))
+        decision.candidates.extend(candidates_of(self.plan, self.skipped))
         return decision
 
     def _charge(self, attempt_id: str) -> Charge:
-        identity = self.call.identity
+        identity, again = self.call.identity, self.look.answer is not None
         charge = Charge(
             charge_id=attempt_id,
             organisation_id=identity.organisation_id,
@@ -283,16 +480,71 @@ class Request:
             key_id=identity.key_id,
             user_id=identity.user_id,
             agent_id=self.asked.chat.agent_id,
+            project_id=identity.project_id,
+            run_id=self.asked.chat.run_id,
+            slice_ids=() if self.reservation.drawn is None else self.reservation.drawn.slice_ids,
             provider=self.target.provider,
             model=self.target.name,
             task=self.plan.task,
-            usage=self.usage,
-            price_version=self.price.version if self.price is not None else "",
-            cost_source=self.cost_source,
+            usage=_sum(self.usage, self.lost.usage) if self.lost.parts else self.usage,
+            price_version=self.price.version if self.price is not None and not again else "",
+            cost_source="estimate" if self.lost.usage.estimated else self.cost_source,
             state=self.state,
-            savings_nano_credits=self.savings or 0,
             latency_ms=self.latency_ms,
             modality=self.asked.modality,
+            cached=again,
+            lost_nano_credits=self.lost.cost,
+            cost_nano_credits=self.taken,
+            rounding_pico_credits=self.rounding_pico,
+            parts=self.parts,
         )
+        margin = self.margin
+        if margin is not None and not again:
+            charge.margin_version = margin.version
+        if self.limit is not None:
+            charge.limit_nano_credits = self.limit
+        if self.saved is not None:
+            self._note_savings(charge, self.saved)
         charge.at.FromMilliseconds(int(self.started_at * 1000))
         return charge
+
+    def _note_savings(self, charge: Charge, saved: Savings) -> None:
+        charge.savings_nano_credits = saved.total
+        charge.baseline_nano_credits = saved.baseline
+        charge.savings_routing_nano_credits = saved.routing
+        charge.savings_cache_nano_credits = saved.cache
+        charge.savings_prompt_cache_nano_credits = saved.prompt_cache
+        charge.savings_formula = FORMULA
+
+
+def refusal_record(
+    call: Call, asked: Asked, plan: Plan | None, failure: RpcError, decision_id: str
+) -> Record:
+    """Return the journal's record of a request that no provider was asked for. It costs nothing."""
+    chat, identity, now_ms = asked.chat, call.identity, int(time.time() * 1000)
+    decision = Decision(
+        decision_id=decision_id,
+        request_id=call.request_id,
+        requested_model=chat.model or AUTO,
+        state="refused",
+        reason=failure.reason,
+        message=failure.message[:MESSAGE_LIMIT],
+        cost="0",
+        key_id=identity.key_id,
+        agent_id=chat.agent_id,
+        streamed=asked.feature == "stream",
+    )
+    decision.started_at.FromMilliseconds(now_ms)
+    if plan is not None:
+        decision.task = plan.task
+        decision.inputs.CopyFrom(inputs_of(plan))
+        decision.candidates.extend(candidates_of(plan, {}))
+    return Record(
+        attempt_id=new_id("att"),
+        decision_id=decision_id,
+        organisation_id=identity.organisation_id,
+        lease_id="",
+        at_ms=now_ms,
+        decision=decision.SerializeToString(),
+        charge=b"",
+    )

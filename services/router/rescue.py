@@ -33,7 +33,13 @@ VOID = "void"
 # A request whose streams break again and again ends at some point.
 MOST = 3
 # Surfaces that can go on with typed events after frames of their own format.
-_RESUMABLE = frozenset({WireFormat.WIRE_FORMAT_OPENAI_CHAT, WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES})
+_RESUMABLE = frozenset(
+    {
+        WireFormat.WIRE_FORMAT_OPENAI_CHAT,
+        WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES,
+        WireFormat.WIRE_FORMAT_OPENAI_RESPONSES,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,7 @@ class Rescue:
             request.end_attempt("failed", RpcError("STREAM_TRUNCATED", "its answer begins differently"))
             raise
         except BaseException:
-            self._health.released(candidate.target)
+            self._health.left(candidate.target)
             raise
         self._health.succeeded(candidate.target, began)
         return opened
@@ -147,7 +153,8 @@ class Rescue:
         asked, current = request.asked, request.candidate
         if current is None or failure.reason in FINAL or len(request.rescued_from) == MOST:
             return
-        policy = asked.options.rescue or current.model.settings.rescue
+        # What the request says goes before the key's policy, and that before the route's.
+        policy = asked.options.rescue or request.call.identity.rescue or current.model.settings.rescue
         if policy == "off":
             return
         text = transcript.text
@@ -165,7 +172,8 @@ class Rescue:
 
     def _rest(self, request: Request, failure: RpcError) -> list[Candidate]:
         """Return who has not been asked yet, and last the broken provider itself when that makes sense."""
-        tried = {attempt.target for attempt in request.attempts}
+        # Who only was slower may still be asked.
+        tried = {attempt.target for attempt in request.attempts if not attempt.lost}
         current = request.candidate
         open_: list[Candidate] = []
         fresh: list[Candidate] = []

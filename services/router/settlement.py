@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 
 from omnihub.billing.v1 import billing_service_pb2 as pb
 from omnihub.billing.v1.billing_service_api import BillingService
@@ -18,6 +17,7 @@ from omnihub.billing.v1.usage_pb2 import Charge
 from services.common.rpc import Call, RpcError
 from services.router.journal import Journal
 from services.router.leases import RENEW_EVERY_S, Leases
+from services.router.repeating import repeat
 from services.router.store import JournalStore
 
 BATCH = 500
@@ -123,7 +123,7 @@ class Settlement:
             (leases.maintain, RENEW_EVERY_S),
             (forget_old, HOUR_S),
         ]
-        self._tasks = [asyncio.create_task(_repeat(work, interval)) for work, interval in loops]
+        self._tasks = [asyncio.create_task(repeat(work, interval)) for work, interval in loops]
 
     async def stop(self) -> None:
         """Stop the loops, then book what this process has written."""
@@ -131,15 +131,3 @@ class Settlement:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.settle_own()
-
-
-async def _repeat(work: Callable[[], Awaitable[None]], interval_s: float) -> None:
-    """Do `work` again and again; a failure is logged and the next turn tries again."""
-    while True:
-        await asyncio.sleep(interval_s)
-        try:
-            await work()
-        except RpcError as error:
-            _logger.warning("background_work_failed %s %s", work.__name__, error)
-        except Exception:
-            _logger.exception("background_work_failed %s", work.__name__)

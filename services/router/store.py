@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from omnihub.billing.v1.usage_pb2 import Charge
@@ -42,6 +44,8 @@ class Record:
     """A serialised omnihub.router.v1.Decision."""
     charge: bytes
     """A serialised omnihub.billing.v1.Charge; empty when there is nothing to pay."""
+    response: Mapping[str, Any] | None = None
+    """A row of `stored_response`, when a provider keeps the answer."""
 
 
 class JournalStore:

@@ -135,3 +135,26 @@ async def test_an_address_that_is_none(address: str) -> None:
 
     with pytest.raises(InvalidPluginError, match="HOST:PORT"):
         await verdict(address)
+
+
+async def test_who_serves_does_not_import_the_kit(tmp_path: Path) -> None:
+    program = "import sys, services.__main__; print('services.providers.conformance' in sys.modules)"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
+    )
+    output, _ = await process.communicate()
+    assert (process.returncode, output) == (0, b"False\n")
+
+
+async def test_the_command_is_in_the_help(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services", "--help"),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
+    )
+    output, _ = await process.communicate()
+    assert b"judge a plugin" in output

@@ -78,7 +78,7 @@ async def test_a_person_registers_with_an_invitation_and_logs_in(auth: RunningAu
         answer = await auth.exchange(token)
         assert answer.identity.user_id == registered.user.user_id
         assert answer.identity.role == "member"
-        assert set(answer.identity.scopes) == {"chat", "usage", "keys"}
+        assert set(answer.identity.scopes) == {"chat", "usage", "keys", "cache"}
         assert answer.identity.organisation_id == platform.identity.organisation_id
         assert list(answer.depends_on) == [registered.user.user_id, platform.identity.organisation_id]
     me = await auth.client.get_me(pb.GetMeRequest(), await auth.call_as(login.access_token))
@@ -217,6 +217,17 @@ async def test_a_key_is_created_shown_once_and_listed(auth: RunningAuth) -> None
     assert listed.keys[0] == created.key
     assert [key.name for key in listed.keys] == ["Ключ", "bootstrap"]
     assert created.secret not in str(listed)
+
+
+async def test_a_key_carries_its_policy_of_rescue(auth: RunningAuth) -> None:
+    platform = await auth.platform()
+    created = await auth.create_key(platform, name="k", rescue="off", idempotency_key="i1")
+    assert created.key.rescue == "off"
+    assert (await auth.exchange(created.secret)).identity.rescue == "off"
+    assert (await auth.client.list_api_keys(pb.ListApiKeysRequest(), platform)).keys[0].rescue == "off"
+    other = auth.create_key(platform, name="k", rescue="restart", idempotency_key="i1")
+    await refused(other, "IDEMPOTENCY_KEY_REUSED")
+    assert (await auth.create_key(platform)).key.rescue == ""
 
 
 async def test_a_key_lives_no_longer_than_its_expiry(auth: RunningAuth) -> None:

@@ -89,7 +89,7 @@ async def test_replicas_that_start_at_once_make_one_first_organisation(
     secret = written[0].read_text().strip()
     assert announcements[0].endswith(secret)
     for service in services:
-        [(_, server)] = service.interfaces
+        (_, server), *_ = service.interfaces
         answer = await server.exchange_credential(
             pb.ExchangeCredentialRequest(credential=secret), Call.internal()
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ from services.billing.domain.errors import (
     InsufficientCreditsError,
     NotFoundError,
 )
+from services.billing.domain.grant import Grant
 from services.billing.store import Store
 from tests.support.billing import ORGANISATION, SECOND, assert_books_balance, charge, fund, open_store, wallet
 
@@ -186,16 +187,58 @@ async def test_refusals_tell_no_credits_from_credits_in_use(store: Store) -> Non
         await store.create_hold("h", "org_unknown", 1, TTL, 0)
     await fund(store, "0.000001")
     with pytest.raises(InsufficientCreditsError):
-        await store.create_hold("h", ORGANISATION, 1001, TTL, 0)
+        await store.create_hold("h2", ORGANISATION, 1001, TTL, 0)
     with pytest.raises(InsufficientCreditsError):
         await store.acquire_lease("l", ORGANISATION, "process", 5000, 1001, TTL, 0)
-    await store.create_hold("h", ORGANISATION, 900, TTL, 0)
+    await store.create_hold("h3", ORGANISATION, 900, TTL, 0)
     with pytest.raises(InFlightBudgetExhaustedError) as caught:
-        await store.acquire_lease("l", ORGANISATION, "process", 200, 101, TTL, 0)
+        await store.acquire_lease("l2", ORGANISATION, "process", 200, 101, TTL, 0)
     assert caught.value.retry_after_s == 1.0
-    # A refusal leaves nothing behind: the same ids work later.
+    await store.release_hold("h3")
+    assert await store.acquire_lease("l3", ORGANISATION, "process", 200, 101, TTL, 0) == (200, TTL, 800)
+
+
+async def test_a_refused_id_stays_refused(store: Store) -> None:
+    await fund(store, "0.000001")
+    await store.create_hold("first", ORGANISATION, 900, TTL, 0)
+    first = [await _refused(call) for call in _asking(store)]
+    assert [error.reason for error in first] == [
+        "IN_FLIGHT_BUDGET_EXHAUSTED",
+        "INSUFFICIENT_CREDITS",
+        "IN_FLIGHT_BUDGET_EXHAUSTED",
+    ]
+    await store.release_hold("first")
+    await store.grant(Grant("grant:admin:k", ORGANISATION, 10**9), 0)
+    again = [await _refused(call) for call in _asking(store)]
+    for before, after in zip(first, again, strict=True):
+        assert (before.reason, before.message, before.metadata, before.retry_after_s) == (
+            after.reason,
+            after.message,
+            after.metadata,
+            after.retry_after_s,
+        )
+    # Another body is another thing; a new id is a new try.
+    with pytest.raises(IdempotencyKeyReusedError):
+        await store.create_hold("h", ORGANISATION, 102, TTL, 0)
+    assert await store.create_hold("h-again", ORGANISATION, 101, TTL, 0) == TTL
+    # What was never open ends like anything that has ended.
     await store.release_hold("h")
-    assert await store.acquire_lease("l", ORGANISATION, "process", 200, 101, TTL, 0) == (200, TTL, 800)
+    assert await store.close_lease("l") == 0
+    await assert_books_balance(store)
+
+
+def _asking(store: Store) -> list[Awaitable[object]]:
+    return [
+        store.create_hold("h", ORGANISATION, 101, TTL, 0),
+        store.create_hold("much", ORGANISATION, 1001, TTL, 0),
+        store.acquire_lease("l", ORGANISATION, "process", 200, 101, TTL, 0),
+    ]
+
+
+async def _refused(call: Awaitable[object]) -> BillingError:
+    with pytest.raises(BillingError) as caught:
+        await call
+    return caught.value
 
 
 async def test_a_lease_gets_what_is_left(store: Store) -> None:
@@ -249,8 +292,8 @@ async def test_refusals_change_nothing(store: Store) -> None:
     for attempt in (
         store.create_hold("h", ORGANISATION, 2000, TTL, 0),
         store.acquire_lease("l", ORGANISATION, "p", 2000, 2000, TTL, 0),
-        store.release_hold("h"),
-        store.close_lease("l"),
+        store.release_hold("unknown"),
+        store.close_lease("unknown"),
     ):
         with pytest.raises(BillingError):
             await attempt

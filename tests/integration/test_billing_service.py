@@ -18,9 +18,11 @@ from services.billing.domain.price import make_price
 from services.billing.domain.price_book import PriceBook
 from services.billing.prices import Prices
 from services.billing.settings import BillingSettings
+from services.billing.store.prices import PriceStore
 from services.billing.store.tables import changes
 from services.billing.sweeper import Sweeper
 from services.common.change_feed import ChangeFeed
+from services.common.clock import now
 from services.common.service import StartupError
 from tests.support.billing import (
     ORGANISATION,
@@ -59,7 +61,7 @@ async def test_every_organisation_has_its_account_when_the_start_ends(
             assert await balance(billing, "org_19") == "1.5"
     async with open_store(database_url) as store:
         books = await assert_books_balance(store)
-    assert books.accounts["system:promo_expense"][0] == -(100 * 10**9 + 19 * 1_500_000_000)
+    assert books.posted("promo_expense") == -(100 * 10**9 + 19 * 1_500_000_000)
 
 
 async def test_a_new_organisation_gets_its_account_soon_or_when_it_is_needed(
@@ -146,7 +148,7 @@ async def test_prices_that_change_are_announced(database_url: str) -> None:
     async with open_store(database_url) as store:
         feed = ChangeFeed(store.database, changes)
         listed = Hourly()
-        prices = Prices(PriceBook({}, {}, frozenset(), listed), store.database, feed)  # type: ignore[arg-type]
+        prices = Prices(PriceBook({}, {}, frozenset(), listed), PriceStore(store.database), feed, now)
         keys = [PriceKey(provider="a", model="night"), PriceKey(provider="a", model="day")]
         before = await prices.find(keys)
         await prices.check()

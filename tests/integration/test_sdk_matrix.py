@@ -1,6 +1,7 @@
 """Every surface over every provider shape, judged by the vendors' own clients in Python and Node.
 
-The providers are a fake that others wrote; what the clients see must not tell which of them answered.
+Through the public port: the whole suite with its real Envoy, started once for all cells. The providers are a
+fake that others wrote; what the clients see must not tell which of them answered.
 """
 
 from __future__ import annotations
@@ -16,12 +17,9 @@ import openai
 import pytest
 import pytest_asyncio
 
-from services.providers.settings import ProviderSettings
-from services.router.settings import RouteSettings
 from tests.support.aimock import running_aimock
 from tests.support.node import run_client
-from tests.support.providers import settings
-from tests.support.stack import Stack, running_stack
+from tests.support.suite import Suite
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -59,19 +57,47 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 NAMES = ("get_weather", "get_time")
 
 
+CONFIG = """
+[providers.openai]
+adapter = "openai"
+base_url = "{url}/v1"
+api_key = "sk-matrix"
+responses = true
+
+[providers.plain]
+adapter = "openai"
+base_url = "{url}/v1"
+api_key = "sk-matrix"
+responses = false
+
+[providers.anthropic]
+adapter = "anthropic"
+base_url = "{url}"
+api_key = "sk-matrix"
+
+[billing.prices]
+"openai/*" = {{ input_per_million = "1.00", output_per_million = "2.00" }}
+"plain/*" = {{ input_per_million = "1.00", output_per_million = "2.00" }}
+"anthropic/*" = {{ input_per_million = "1.00", output_per_million = "2.00" }}
+"""
+
+
+def config_for(url: str) -> str:
+    """Return the configuration: each provider behind a route of its own, refusals told as they come."""
+    routes = (f'\n[models."by-{name}"]\nroute = ["{name}/m"]\nretries = 0\n' for name in PROVIDERS)
+    return CONFIG.format(url=url) + "".join(routes)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Suite]:
     async with running_aimock(FIXTURES, tmp_path_factory.mktemp("aimock")) as url:
-        plain = settings("openai", url)
-        configured: dict[str, ProviderSettings] = {
-            "openai": plain.model_copy(update={"responses": True}),
-            "plain": plain,
-            "anthropic": settings("anthropic", url),
-        }
-        models = [f"{provider}/m" for provider in PROVIDERS]
-        routes = {f"by-{name}": RouteSettings(route=[f"{name}/m"], retries=0) for name in PROVIDERS}
-        async with running_stack(tmp_path_factory.mktemp("stack"), configured, models, **routes) as running:
-            yield running
+        suite = Suite(tmp_path_factory.mktemp("suite"), config_for(url))
+        try:
+            await asyncio.to_thread(suite.start)
+            yield suite
+        finally:
+            statuses = await asyncio.to_thread(suite.stop)
+        assert statuses == {"all": 0}
 
 
 def asked(surface: str, case: str, provider: str, stream: bool) -> dict[str, Any]:
@@ -273,7 +299,7 @@ async def ask(client: Any, surface: str, body: dict[str, Any]) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_python_clients(stack: Stack, provider: str) -> None:
+async def test_python_clients(stack: Suite, provider: str) -> None:
     async with (
         openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0) as gpt,
         anthropic.AsyncAnthropic(base_url=stack.url, api_key=stack.key, max_retries=0) as claude,
@@ -294,7 +320,7 @@ async def test_python_clients(stack: Stack, provider: str) -> None:
 
 
 @pytest.mark.parametrize(("program", "surfaces"), [("openai", SURFACES[:2]), ("anthropic", SURFACES[2:])])
-async def test_node_clients(stack: Stack, program: str, surfaces: tuple[str, ...]) -> None:
+async def test_node_clients(stack: Suite, program: str, surfaces: tuple[str, ...]) -> None:
     cells = list(product(surfaces, CASES, PROVIDERS, (False, True)))
     jobs = [
         {"surface": surface, "body": asked(surface, case, provider, stream)}

@@ -123,8 +123,8 @@ async def running_auth(
     clock = Clock()
     service = build_auth(database_url, data_dir, clock=clock, **options)  # type: ignore[arg-type]
     registry = Registry()
-    [(interface, implementation)] = service.interfaces
-    registry.add(interface, implementation)
+    for interface, implementation in service.interfaces:
+        registry.add(interface, implementation)
     local = Connector(registry, {}).connect(AuthService, "auth")
     try:
         await service.start()

@@ -16,16 +16,16 @@ OPENAI = WireFormat.WIRE_FORMAT_OPENAI_CHAT
 ANTHROPIC = WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES
 
 
-def cells(*rows: int) -> list[pytest.MarkDecorator]:
+def cells(*rows: int, adapter: str = "bedrock") -> list[pytest.MarkDecorator]:
     """Return the marks of cells of the adapter test matrix."""
-    return [pytest.mark.matrix(row=row, adapter="bedrock") for row in rows]
+    return [pytest.mark.matrix(row=row, adapter=adapter) for row in rows]
 
 
-def cell(*rows: int) -> Any:
+def cell(*rows: int, adapter: str = "bedrock") -> Any:
     """Mark the cells that a test fills."""
 
     def mark(test: Any) -> Any:
-        for each in cells(*rows):
+        for each in cells(*rows, adapter=adapter):
             test = each(test)
         return test
 

@@ -19,11 +19,21 @@ from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.change_pb2 import Change
 
 from services.billing.app import MIGRATIONS, build
+from services.billing.domain.accounts import FAMILY, account_of, wallet_of
 from services.billing.domain.grant import Grant
-from services.billing.domain.ledger import REVENUE, wallet_of
 from services.billing.settings import BillingSettings, PriceSettings
 from services.billing.store import Store
-from services.billing.store.tables import account, hold, lease, ledger_entry, usage_event
+from services.billing.store.checks import check_ledger
+from services.billing.store.tables import (
+    account,
+    credit_grant,
+    grant_movement,
+    hold,
+    lease,
+    ledger_entry,
+    ledger_transaction,
+    usage_event,
+)
 from services.common.db import Database
 from services.common.rpc import Call, Connector, Identity, Registry, RpcError
 from services.common.rpc.method import methods_of
@@ -102,12 +112,25 @@ async def running_billing(
     data_dir: Path,
     directory: Directory,
     settings: BillingSettings | None = None,
+    **options: Any,
+) -> AsyncIterator[BillingService]:
+    """Start billing as the launcher does and yield a client of it; options as of `billing_connector`."""
+    async with billing_connector(database_url, data_dir, directory, settings, **options) as connector:
+        yield connector.connect(BillingService, "billing")
+
+
+@asynccontextmanager
+async def billing_connector(
+    database_url: str,
+    data_dir: Path,
+    directory: Directory,
+    settings: BillingSettings | None = None,
     *,
     transport: str = "local",
     bootstrap_credits: Decimal = Decimal(100),
     configured_prices: Mapping[str, PriceSettings] | None = None,
-) -> AsyncIterator[BillingService]:
-    """Start billing as the launcher does and yield a client of it."""
+) -> AsyncIterator[Connector]:
+    """Start billing as the launcher does and yield what connects to its services."""
     registry = Registry()
     registry.add(AuthService, directory)
     infrastructure = Infrastructure(
@@ -131,7 +154,7 @@ async def running_billing(
     try:
         await service.start()
         await server.start()
-        yield connector.connect(BillingService, "billing")
+        yield connector
     finally:
         await connector.close()
         await server.stop(0)
@@ -176,11 +199,26 @@ class Books:
     leased: dict[str, int]
     charged: dict[str, int]
     charged_entries: dict[str, int]
+    remaining: dict[str, int]
+    """Of each grant."""
+    moved: dict[str, int]
+    """By grant: planned - released + reopened - expired and so on."""
+
+    @property
+    def total(self) -> int:
+        """Return the sum of all accounts; wallets are sums of others."""
+        return sum(row[0] for name, row in self.accounts.items() if not name.startswith("wallet:"))
+
+    def posted(self, account_id: str) -> int:
+        """Return the balance of an account, 0 when there is none."""
+        return self.accounts.get(account_id, (0, 0, 0))[0]
 
 
 async def read_books(store: Store) -> Books:
     """Recompute every projection from what it stands for."""
     rest = sa.case((lease.c.granted > lease.c.spent, lease.c.granted - lease.c.spent), else_=0)
+    raises = grant_movement.c.kind.in_(("plan", "reopen", "uncover"))
+    signed = sa.case((raises, grant_movement.c.amount), else_=-grant_movement.c.amount)
     async with store.database.reading() as connection:
 
         async def sums(query: sa.Select[Any]) -> dict[str, int]:
@@ -217,22 +255,44 @@ async def read_books(store: Store) -> Books:
                 )
             ),
             charged_entries=await sums(
-                sa.select(ledger_entry.c.transaction_id, ledger_entry.c.amount).where(
-                    ledger_entry.c.account_id == REVENUE
-                )
+                sa.select(ledger_entry.c.transaction_id, -entry_sum)
+                .join(account, account.c.id == ledger_entry.c.account_id)
+                .join(ledger_transaction, ledger_transaction.c.id == ledger_entry.c.transaction_id)
+                .where(account.c.kind.in_(FAMILY), ledger_transaction.c.kind == "charges")
+                .group_by(ledger_entry.c.transaction_id)
+            ),
+            remaining=await sums(sa.select(credit_grant.c.id, credit_grant.c.remaining)),
+            moved=await sums(
+                sa.select(grant_movement.c.grant_id, sa.func.sum(signed)).group_by(grant_movement.c.grant_id)
             ),
         )
 
 
-async def assert_books_balance(store: Store) -> Books:
-    """Assert the invariants: zero sums, projections equal to what they stand for, one charge per effect."""
+async def assert_books_balance(store: Store, *, check: bool = True) -> Books:
+    """Assert the invariants: zero sums, projections equal to what they stand for, one charge per effect.
+
+    With `check` the ledger's own checker must agree.
+    """
     books = await read_books(store)
-    assert books.unbalanced == []
-    for account_id, (posted, held, leased) in books.accounts.items():
-        assert posted == books.entries.get(account_id, 0), account_id
+    assert books.unbalanced == []  # I1
+    assert books.total == 0  # I1
+    for account_id, (posted, held, leased) in books.accounts.items():  # I2
+        if account_id.startswith("wallet:"):
+            organisation_id = account_id.partition(":")[2]
+            assert posted == sum(books.posted(account_of(kind, organisation_id)) for kind in FAMILY), (
+                account_id
+            )
+        else:
+            assert posted == books.entries.get(account_id, 0), account_id
         assert held == books.held.get(account_id, 0), account_id
         assert leased == books.leased.get(account_id, 0), account_id
-    assert books.charged == books.charged_entries
+    charged = {transaction_id: amount for transaction_id, amount in books.charged.items() if amount}
+    assert charged == {name: amount for name, amount in books.charged_entries.items() if amount}  # I8
+    assert books.remaining == books.moved  # I10
+    assert all(remaining >= 0 for remaining in books.remaining.values())  # I10
+    if check:
+        report = await asyncio.to_thread(check_ledger, store.database)
+        assert report.differences == []
     return books
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.provider.v1 import provider_service_pb2 as provider
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.rpc import Call, Connector, Identity, Registry
@@ -19,7 +21,7 @@ from services.gateway.settings import GatewaySettings
 from services.listener import HttpListener
 from services.providers.settings import ProviderSettings
 from services.router.settings import RouteSettings
-from tests.support.fakes import FakeAuthenticator, FakeBilling
+from tests.support.fakes import Fake, FakeAuthenticator, FakeBilling
 from tests.support.postgresql import free_port
 from tests.support.providers import running_providers
 from tests.support.router import INPUT_NANO, OUTPUT_NANO, Router
@@ -38,7 +40,7 @@ class Stack:
         )
 
 
-class _Connected:
+class Connected:
     """Real providers where a router of the tests expects its fakes."""
 
     def __init__(self, client: ProviderService, capabilities: Any) -> None:
@@ -64,10 +66,12 @@ async def running_stack(
         for route in routes.values():
             for target in route.route:
                 billing.price(target, INPUT_NANO * 1000, OUTPUT_NANO * 1000)
-        connected: Any = _Connected(client, answer.providers)
+        connected: Any = Connected(client, answer.providers)
         router = Router(routes, connected, billing, **settings)
         registry = Registry()
         registry.add(RouterService, router.client)
+        registry.add(ReportService, Fake())
+        registry.add(ResponseService, Fake())
         identity = Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"chat"}))
         authenticator: Any = FakeAuthenticator(**{KEY: identity})
         infrastructure = Infrastructure(

@@ -158,6 +158,10 @@ class FakeBilling(Unused):
         return billing_service_pb2.GetBalanceResponse(balance="1.00")
 
 
+# What the router's fake says.
+ANSWER = "hello"
+
+
 class FakeRouter(Unused):
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -165,7 +169,7 @@ class FakeRouter(Unused):
 
     async def chat(self, request: Any, call: Call) -> Any:
         self._backend.enter(request, call)
-        return router_service_pb2.ChatResponse(output="hello", model_used="wall/gpt-x", latency_ms=7)
+        return router_service_pb2.ChatResponse(output=ANSWER, model_used="wall/gpt-x", latency_ms=7)
 
     async def stream_chat(self, request: Any, call: Call) -> AsyncIterator[Any]:
         self._backend.enter(request, call)
@@ -174,7 +178,7 @@ class FakeRouter(Unused):
         await self._backend.hold()
         if self._backend.late_error is not None:
             raise self._backend.late_error
-        delta = stream_pb2.PartDelta(index=0, text="hello")
+        delta = stream_pb2.PartDelta(index=0, text=ANSWER)
         yield router_service_pb2.StreamChatResponse(part_delta=delta)
         yield router_service_pb2.StreamChatResponse(end=router_service_pb2.StreamEnd())
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from omnihub.billing.v1 import billing_service_pb2 as billing
-from omnihub.billing.v1.price_pb2 import Price, PriceKey
+from omnihub.billing.v1 import budget_service_pb2 as budget
+from omnihub.billing.v1.price_pb2 import Margin, Price, PriceKey
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.change_pb2 import Change
 from omnihub.provider.v1 import provider_service_pb2 as provider
@@ -35,6 +36,8 @@ class FakeBilling(Fake):
         self.available = available
         self.lease_ttl_s = lease_ttl_s
         self.prices: dict[str, Price] = {}
+        self.margins: list[Margin] = []
+        self.fallback: Price | None = None
         self.leases: dict[str, int] = {}
         self.closed: dict[str, int] = {}
         self.expired: list[str] = []
@@ -64,12 +67,17 @@ class FakeBilling(Fake):
         answer = billing.BatchGetPricesResponse()
         for key in request.keys:
             price = self.prices.get(f"{key.provider}/{key.model}")
+            if price is None and request.include_fallback:
+                price = self.fallback
             if price is not None:
                 found = answer.prices.add()
                 found.CopyFrom(price)
                 found.key.CopyFrom(
                     PriceKey(provider=key.provider, model=key.model, configured_model=key.configured_model)
                 )
+        answer.margins_version = str(len(self.margins)) if self.margins else ""
+        if request.margins_version != answer.margins_version:
+            answer.margins.extend(self.margins)
         return answer
 
     async def watch_changes(self, request: Any, call: Call) -> AsyncIterator[Any]:
@@ -158,6 +166,16 @@ class FakeBilling(Fake):
 
 Answer = provider.ChatResponse | BaseException | Callable[[Any, Call], Awaitable[Any]]
 Events = Callable[[Any, Call], AsyncIterator[Any]]
+
+
+class FakeBudgets(Fake):
+    """No limits and no plans."""
+
+    async def sync_budgets(self, request: Any, call: Call) -> budget.SyncBudgetsResponse:
+        return budget.SyncBudgetsResponse()
+
+    async def list_expired_slices(self, request: Any, call: Call) -> budget.ListExpiredSlicesResponse:
+        return budget.ListExpiredSlicesResponse()
 
 
 class FakeProviders(Fake):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -45,6 +45,8 @@ class Send:
     """Bytes of the body, written at once."""
 
     data: bytes
+    fault: str = ""
+    """What is wrong with them, when something is: it is counted as injected."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class FaultServer:
                 await response.prepare(request)
             case Send():
                 await response.write(step.data)
+                if step.fault:
+                    self._count(step.fault)
             case Pause():
                 await asyncio.sleep(step.seconds)
             case Wait():
@@ -184,14 +188,44 @@ async def running_fault_server(
     server = FaultServer()
     if configure is not None:
         configure(server)
+    async with _listening(server.handle) as server.url:
+        yield server
+
+
+class SharedFaultServer:
+    """One listener for many tests; each gets a server of its own, and nothing of the last one is left."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.current = FaultServer()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        return await self.current.handle(request)
+
+    def fresh(self) -> FaultServer:
+        """Return the server that answers from now on."""
+        self.current = FaultServer()
+        self.current.url = self.url
+        return self.current
+
+
+@asynccontextmanager
+async def running_shared_fault_server() -> AsyncIterator[SharedFaultServer]:
+    """Run the listener of a module on a free port of 127.0.0.1."""
+    shared = SharedFaultServer()
+    async with _listening(shared.handle) as shared.url:
+        yield shared
+
+
+@asynccontextmanager
+async def _listening(handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
     application = web.Application(client_max_size=2**27)
-    application.router.add_route("*", "/{path:.*}", server.handle)
+    application.router.add_route("*", "/{path:.*}", handle)
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
-        yield server
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()

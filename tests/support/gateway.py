@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.common.v1.chat_pb2 import Finish, Part, TextPart, ToolCall, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop, RawFrame
 from omnihub.router.v1 import router_service_pb2 as pb
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.rpc import Call, Connector, Identity, Registry
@@ -88,6 +90,8 @@ async def running_facade(folder: Path, drain_timeout_s: float = 1) -> AsyncItera
     router = FakeRouter()
     registry = Registry()
     registry.add(RouterService, router)
+    registry.add(ReportService, Fake())
+    registry.add(ResponseService, Fake())
     scopes = frozenset({"chat"})
     authenticator: Any = FakeAuthenticator(
         omni_sk_test=Identity(organisation_id="org_1", key_id="key_1", scopes=scopes),
@@ -161,7 +165,9 @@ def raw_frame(data: bytes) -> pb.StreamChatResponse:
 
 def ended(*tail: bytes, **outcome: Any) -> pb.StreamChatResponse:
     """Return the last message of a whole stream."""
-    return pb.StreamChatResponse(end=pb.StreamEnd(outcome=an_outcome(**outcome), raw_tail=tail))
+    return pb.StreamChatResponse(
+        end=pb.StreamEnd(outcome=an_outcome(**outcome), raw_tail=pb.RawTail(documents=tail))
+    )
 
 
 def broken(reason: str) -> pb.StreamChatResponse:

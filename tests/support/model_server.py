@@ -150,15 +150,20 @@ def _event(document: Json) -> bytes:
     return b"event: %b\n%b" % (document["type"].encode(), _data(document))
 
 
-@asynccontextmanager
-async def running_model_server() -> AsyncIterator[str]:
-    """Run the vendor on a free port of 127.0.0.1 and return its URL."""
-    application = web.Application(client_max_size=2**27)
+def add_routes(application: web.Application) -> None:
+    """Add the paths of the formats that callers speak."""
     application.router.add_get("/v1/models", _list_models)
     application.router.add_post("/v1/embeddings", _embed)
     application.router.add_post("/v1/chat/completions", _openai)
     application.router.add_post("/v1/messages", _anthropic)
     application.router.add_post("/v1/messages/count_tokens", _count_tokens)
+
+
+@asynccontextmanager
+async def running_model_server() -> AsyncIterator[str]:
+    """Run the vendor on a free port of 127.0.0.1 and return its URL."""
+    application = web.Application(client_max_size=2**27)
+    add_routes(application)
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,13 +21,16 @@ from omnihub.router.v1.router_service_api import RouterService
 from services.common.ids import new_id
 from services.common.rpc import Call, Connector, Identity, Registry, RpcError
 from services.router.admission import Admission
+from services.router.caching import AnswerCache
 from services.router.counting import Counting
+from services.router.detection import Detector
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.execution import Execution
 from services.router.health import Health
 from services.router.journal import JournalError
 from services.router.latency import Latencies
 from services.router.leases import Leases
+from services.router.planner import Planner
 from services.router.prices import Prices
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
@@ -99,8 +102,21 @@ class Router:
         self.leases = Leases(
             connector.connect(BillingService, "billing"), "test", 1000, 10**9, self._settle_lease
         )
-        prices = Prices(connector.connect(BillingService, "billing"), {})
-        self.admission = Admission(self.settings, prices, self.leases, self.journal, Latencies())
+        prices = Prices(
+            connector.connect(BillingService, "billing"),
+            {},
+            flag_unknown=self.settings.unknown_price == "flag",
+        )
+        peer = connector.connect(ProviderService, "providers")
+        self.now = 0.0
+        health = self.health = Health(self.settings.breaker, lambda: self.now or time.monotonic())
+        latencies = Latencies()
+        detector = Detector(peer, self.settings.task_model, self.settings.task_model_limit_s)
+        self.planner = Planner(self.settings, prices, latencies, detector, health.pause)
+        cache = AnswerCache(self.settings.cache, None)
+        self.admission = Admission(
+            self.settings, prices, self.leases, self.journal, latencies, self.planner, cache
+        )
         self.admission.catalogue = Catalogue.build(
             routes,
             [
@@ -108,9 +124,7 @@ class Router:
                 for each in providers.capabilities
             ],
         )
-        peer = connector.connect(ProviderService, "providers")
-        self.now = 0.0
-        health = Health(self.settings.breaker, lambda: self.now or time.monotonic())
+        self.admission.measurements = health.measurements
         execution = Execution(peer, self.admission, health, self.settings.retry_after_limit_s)
         counting = Counting(self.admission, peer)
         store: Any = None
@@ -250,3 +264,12 @@ async def bounded(seconds: float = 5) -> AsyncIterator[None]:
     """Fail instead of hanging."""
     async with asyncio.timeout(seconds):
         yield
+
+
+async def until(condition: Callable[[], Any], turns: int = 100_000) -> None:
+    """Let others run until `condition` holds. Raises AssertionError when it never does."""
+    for _ in range(turns):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("what was waited for never came")

@@ -7,14 +7,19 @@ import re
 from xdist.scheduler import LoadScopeScheduling
 
 _SHAPE = re.compile(r"^tests/e2e/.*\[(one|many)\b")
+# One suite for all cells of the matrix.
+_SHARED = ("tests/integration/test_sdk_matrix.py",)
 
 
 class TogetherScheduling(LoadScopeScheduling):
-    """Gives all end-to-end tests of one shape to one worker, every other test to whoever is free.
+    """Gives tests that share a suite to one worker, every other test to whoever is free.
 
     xdist's own marks for this (`--dist loadgroup`) have no effect with pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if file in _SHARED:
+            return file
         shape = _SHAPE.match(nodeid)
         return nodeid if shape is None else f"e2e-{shape[1]}"

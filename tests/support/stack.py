@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.provider.v1.provider_service_pb2 import GetCapabilitiesRequest
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.rpc import Call, Connector, Identity, Registry
@@ -19,7 +21,7 @@ from services.listener import HttpListener
 from services.providers import app as providers
 from services.providers.settings import ProviderSettings
 from services.router.settings import RouteSettings
-from tests.support.fakes import FakeAuthenticator, FakeBilling
+from tests.support.fakes import Fake, FakeAuthenticator, FakeBilling
 from tests.support.postgresql import free_port
 from tests.support.router import Router
 
@@ -56,6 +58,8 @@ async def running_stack(
         billing.price(name, INPUT_PRICE, OUTPUT_PRICE)
     router = Router(routes, implementation, billing)
     registry.add(RouterService, router.client)
+    registry.add(ReportService, Fake())
+    registry.add(ResponseService, Fake())
     identity = Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"chat"}))
     infrastructure.authenticator = FakeAuthenticator(**{KEY: identity})  # type: ignore[assignment]
     facade = gateway.build(GatewaySettings(), infrastructure)

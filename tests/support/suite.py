@@ -60,6 +60,11 @@ class Suite:
         }
 
     @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs to find the same settings."""
+        return dict(self._environment)
+
+    @property
     def url(self) -> str:
         """The public address."""
         return f"http://127.0.0.1:{self.port}"
@@ -111,6 +116,20 @@ class Suite:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def command(self, *arguments: str) -> str:
+        """Run a command beside what runs, with the same settings, and return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "services", *arguments],
+            cwd=self.folder,
+            env=self._environment_of("router" if "router" in self._targets else self._targets[0]),
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def wait_until_ready(self) -> None:
         """Return once every process says it is ready, also through the public port. Raises AssertionError."""

@@ -164,6 +164,45 @@ route = ["My-Wall/x"]
 def test_a_route_must_name_configured_providers(load_with: Load) -> None:
     with pytest.raises(SettingsError, match=r'models\."m"\.route: .*needs \[providers\.wall\].*local'):
         load_with("[models.m]\nroute = ['wall/x']")
+    with pytest.raises(SettingsError, match=r"needs \[providers\.wall\]"):
+        load_with("[models.m.versions.v1]\nroute = ['wall/x']\nweight = 1")
+
+
+def test_a_model_can_say_what_it_is(load_with: Load) -> None:
+    config = """
+[models.voice]
+capabilities = ["speech"]
+strengths = { chat = 0.5 }
+context_length = 100
+regions = ["eu"]
+tiers = ["pro"]
+versions.voice_v1 = { route = ["local/echo"], weight = 9 }
+versions.avatar_pro = { route = ["local/other"], weight = 1, endpoints."local/other".region = "eu" }
+options_schema = { type = "object" }
+"""
+    model = load_with(config, OMNIHUB_MODELS__VOICE__ALIASES="say,speak").models["voice"]
+    assert model.aliases == ["say", "speak"]
+    assert {name: version.weight for name, version in model.versions.items()} == {
+        "voice_v1": 9,
+        "avatar_pro": 1,
+    }
+    assert model.strengths == {"chat": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("capabilities = ['fly']", r"models\.m\.capabilities\.0: .*unknown capability 'fly'"),
+        ("strengths = ['cooking']", "unknown task 'cooking'"),
+        ("aliases = ['a b']", r"models\.m\.aliases\.0"),
+        ("quality = 2", r"models\.m\.quality"),
+        ("route = []", "name at least one"),
+    ],
+)
+def test_what_a_model_says_is_checked(load_with: Load, line: str, complaint: str) -> None:
+    route = "" if line.startswith("route") else "route = ['local/echo']\n"
+    with pytest.raises(SettingsError, match=complaint):
+        load_with(f"[models.m]\n{route}{line}")
 
 
 def test_a_section_given_as_text_is_an_error_not_a_crash(load_with: Load) -> None:

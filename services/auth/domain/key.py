@@ -43,6 +43,10 @@ class ApiKey:
     revoked_at: datetime | None = None
     idempotency_key: str | None = None
     request_hash: str = ""
+    workspace_id: str = ""
+    project_id: str = ""
+    rescue: str = ""
+    """What becomes of streams that break: off, continue or restart; empty for the route's own."""
 
 
 def new_secret() -> str:
@@ -121,9 +125,21 @@ def check_rotation(caller: Caller, key: ApiKey) -> None:
     check_grant(caller, key.scopes, key.allowed_models)
 
 
-def hash_request(name: str, scopes: Sequence[str], models: Sequence[str], expires_in_s: int) -> str:
+def hash_request(
+    name: str,
+    scopes: Sequence[str],
+    models: Sequence[str],
+    expires_in_s: int,
+    *place: str,
+    rescue: str = "",
+) -> str:
     """Return what tells two requests with the same idempotency key apart."""
-    content = [name, sorted(set(scopes)), sorted(set(models)), expires_in_s]
+    content: list[object] = [name, sorted(set(scopes)), sorted(set(models)), expires_in_s]
+    # Hashes from before there were these stay as they are.
+    if any(place):
+        content += place
+    if rescue:
+        content.append({"rescue": rescue})
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -9,11 +9,13 @@ from services.auth.domain.errors import PermissionDeniedError, PreconditionFaile
 
 OWNER = "owner"
 CHAT, USAGE, KEYS, ADMIN, PLATFORM = "chat", "usage", "keys", "admin", "platform"
+# On a key: its requests are answered from the response cache unless they say otherwise.
+CACHE = "cache"
 
 _SCOPES_OF_ROLE = {
-    OWNER: frozenset({CHAT, USAGE, KEYS, ADMIN}),
-    "admin": frozenset({CHAT, USAGE, KEYS, ADMIN}),
-    "member": frozenset({CHAT, USAGE, KEYS}),
+    OWNER: frozenset({CHAT, USAGE, KEYS, ADMIN, CACHE}),
+    "admin": frozenset({CHAT, USAGE, KEYS, ADMIN, CACHE}),
+    "member": frozenset({CHAT, USAGE, KEYS, CACHE}),
     "viewer": frozenset({USAGE}),
 }
 # What the first key may do. No role gives `platform`: only this key and keys made with it hold it.
@@ -33,6 +35,10 @@ class Caller(Protocol):
     def role(self) -> str: ...  # noqa: D102
     @property
     def allowed_models(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def workspace_id(self) -> str: ...  # noqa: D102
+    @property
+    def project_id(self) -> str: ...  # noqa: D102
     def holds(self, scope: str) -> bool: ...  # noqa: D102
 
 

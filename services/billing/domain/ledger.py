@@ -1,9 +1,4 @@
-"""The rules of the ledger: what a batch of charges does to leases, holds and balances.
-
-Signs: an organisation's wallet is positive when it has credits. A grant moves credits from
-`system:promo_expense` into the wallet, a charge from the wallet into `system:revenue`; every transaction
-sums to zero.
-"""
+"""The rules of settling: what a batch of charges does to leases, holds and balances."""
 
 from __future__ import annotations
 
@@ -13,21 +8,16 @@ from dataclasses import field as with_default
 
 from omnihub.billing.v1.usage_pb2 import Charge
 
+from services.billing.domain.accounts import wallet_of
 from services.billing.domain.errors import InvalidFieldError
-
-REVENUE = "system:revenue"
-PROMO_EXPENSE = "system:promo_expense"
-SYSTEM_ACCOUNTS = {REVENUE: "revenue", PROMO_EXPENSE: "promo_expense"}
 
 # 1,000,000,000 credits: no balance and no single amount is larger, so that sums stay inside 64 bits.
 LARGEST_AMOUNT = 10**18
 LONGEST_ID = 160
+LONGEST_NAME = 200
 LATEST_SECOND = 253_402_300_799
-
-
-def wallet_of(organisation_id: str) -> str:
-    """Return the id of an organisation's account."""
-    return f"wallet:{organisation_id}"
+CURRENCIES = ("", "CREDIT", "USD")
+PICO_PER_NANO = 1000
 
 
 def check_amount(name: str, amount: int, *, zero: bool = False) -> None:
@@ -48,6 +38,25 @@ def check_id(name: str, value: str) -> None:
         raise InvalidFieldError(name, "contains the character NUL")
 
 
+def check_currency(name: str, currency: str) -> None:
+    """Refuse a currency other than credits, which are US dollars."""
+    if currency not in CURRENCIES:
+        raise InvalidFieldError(
+            name, f"{currency[:10]!r} is not known; send CREDIT or USD, which are the same"
+        )
+
+
+def cost_of(charge: Charge) -> int:
+    """Return what the provider takes for a charge; unless it says otherwise, the price is the cost."""
+    return charge.cost_nano_credits if charge.HasField("cost_nano_credits") else charge.amount_nano_credits
+
+
+def check_name(name: str, value: str) -> None:
+    """Refuse the id of a transaction or grant that cannot exist."""
+    if not value or len(value) > LONGEST_NAME or "\0" in value:
+        raise InvalidFieldError(name, f"must have 1 to {LONGEST_NAME} characters, none of them NUL")
+
+
 def check_charges(charges: Iterable[Charge]) -> None:
     """Refuse a batch with a charge that cannot be booked, naming it."""
     for index, charge in enumerate(charges):
@@ -55,6 +64,12 @@ def check_charges(charges: Iterable[Charge]) -> None:
         check_id(f"{field}.charge_id", charge.charge_id)
         check_id(f"{field}.organisation_id", charge.organisation_id)
         check_amount(f"{field}.amount_nano_credits", charge.amount_nano_credits, zero=True)
+        check_amount(f"{field}.cost_nano_credits", charge.cost_nano_credits, zero=True)
+        if charge.rounding_pico_credits >= PICO_PER_NANO:
+            raise InvalidFieldError(
+                f"{field}.rounding_pico_credits", "must be less than a nano-credit: 0 to 999"
+            )
+        check_currency(f"{field}.currency", charge.currency)
         if abs(charge.savings_nano_credits) > LARGEST_AMOUNT:
             raise InvalidFieldError(f"{field}.savings_nano_credits", "is larger than any charge")
         if not 0 <= charge.at.seconds <= LATEST_SECOND:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 from services.billing.domain.errors import InvalidFieldError
 
-GROUPS = ("model", "provider", "key", "agent", "task", "day")
+GROUPS = (
+    "model",
+    "provider",
+    "key",
+    "user",
+    "workspace",
+    "project",
+    "agent",
+    "run",
+    "task",
+    "modality",
+    "day",
+)
+# Days are counted from here.
+DAY_0 = date(1970, 1, 1)
 DEFAULT_PAGE_SIZE = 100
 LARGEST_PAGE = 1000
 

@@ -1,4 +1,4 @@
-"""Accounts and the ledger: opening, booking, granting, balances."""
+"""Accounts: opening, closing, balances. What every other part of the store builds on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.billing.domain.errors import IdempotencyKeyReusedError, InvalidFieldError, NotFoundError
-from services.billing.domain.grant import Grant
-from services.billing.domain.ledger import LARGEST_AMOUNT, PROMO_EXPENSE, SYSTEM_ACCOUNTS, wallet_of
-from services.billing.store.tables import account, ledger_entry, ledger_transaction
+from services.billing.domain.accounts import (
+    PLATFORM_ACCOUNTS,
+    WALLET,
+    family_of,
+    kind_of,
+    wallet_of,
+)
+from services.billing.domain.errors import NotFoundError
+from services.billing.store.tables import account, audit
 from services.common.db import Database
+from services.common.ids import new_id
 
 AVAILABLE = account.c.posted - account.c.held - account.c.leased
+OPEN, CLOSED = "open", "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,7 @@ class Balance:
     posted: int = 0
     held: int = 0
     leased: int = 0
+    closed: bool = False
 
     @property
     def available(self) -> int:
@@ -40,6 +48,8 @@ class Accounts:
         self.database = database
         self.in_flight_retry_after_s = in_flight_retry_after_s
         self._insert: Any = sqlite.insert if database.sqlite else postgresql.insert
+        # Platform accounts known to exist: they are never deleted.
+        self._opened: set[str] = set()
 
     async def balance(self, organisation_id: str) -> Balance:
         """Return the balance of an organisation; all zero when it has no account yet."""
@@ -48,69 +58,50 @@ class Accounts:
 
     async def open_system_accounts(self, now: int) -> None:
         """Make sure the platform's own accounts exist. Idempotent."""
-        rows = [
-            _account_row(account_id, "", kind, now) for account_id, kind in sorted(SYSTEM_ACCOUNTS.items())
-        ]
-        async with self.database.transaction() as connection:
-            await connection.execute(self._insert(account).on_conflict_do_nothing(), rows)
+        await self._open_platform(PLATFORM_ACCOUNTS, now)
 
-    async def welcome(self, grants: Sequence[Grant], now: int) -> None:
-        """Open the account of each organisation and book its first grant, once for ever."""
-        wallets = {wallet_of(grant.organisation_id): grant for grant in grants}
-        fresh = sa.select(account.c.id).where(account.c.id.in_(wallets), ~account.c.welcomed)
-        async with self.database.transaction() as connection:
-            await self._open(connection, (grant.organisation_id for grant in grants), now)
-            unwelcomed = sorted(await connection.scalars(fresh))
-            if unwelcomed:
-                # Before the wallets, as everywhere.
-                expense = sa.select(account.c.id).where(account.c.id == PROMO_EXPENSE)
-                await connection.execute(expense.with_for_update(key_share=True))
-            for wallet in unwelcomed:
-                claim = sa.update(account).where(account.c.id == wallet, ~account.c.welcomed)
-                claimed = await connection.execute(claim.values(welcomed=True).returning(account.c.id))
-                if claimed.scalar_one_or_none() is not None and wallets[wallet].amount:
-                    await self._book_grant(connection, wallets[wallet], now)
+    async def close_account(self, organisation_id: str, actor: str, note: str, now: int) -> bool:
+        """Refuse every further hold, lease and grant; tells whether it was open. Raises NotFoundError."""
+        return await self._set_state(organisation_id, CLOSED, actor, note, now)
 
-    async def grant(self, grant: Grant, now: int) -> Balance:
-        """Book a grant once and return the balance.
+    async def reopen_account(self, organisation_id: str, actor: str, note: str, now: int) -> bool:
+        """Open a closed account; tells whether it was closed. Raises NotFoundError."""
+        return await self._set_state(organisation_id, OPEN, actor, note, now)
 
-        Raises NotFoundError, IdempotencyKeyReusedError, InvalidFieldError.
-        """
+    async def _set_state(self, organisation_id: str, state: str, actor: str, note: str, now: int) -> bool:
+        wallet = wallet_of(organisation_id)
         async with self.database.transaction() as connection:
-            wallet = wallet_of(grant.organisation_id)
-            if await self._balance(connection, wallet) is None:
+            change = sa.update(account).where(account.c.id == wallet, account.c.state != state)
+            changed = await connection.scalar(change.values(state=state).returning(account.c.id))
+            if changed is None and await self._balance(connection, wallet) is None:
                 raise NotFoundError(
-                    f"there is no organisation {grant.organisation_id}", organisation_id=grant.organisation_id
+                    f"there is no organisation {organisation_id}", organisation_id=organisation_id
                 )
-            if not await self._book_grant(connection, grant, now):
-                fingerprint = sa.select(ledger_transaction.c.fingerprint)
-                known = await connection.scalar(fingerprint.where(ledger_transaction.c.id == grant.id))
-                if known != grant.fingerprint:
-                    raise IdempotencyKeyReusedError(
-                        "the idempotency key was used for another grant; use a new key"
-                    )
-            balance = await self._balance(connection, wallet)
-            if balance is None or balance.posted > LARGEST_AMOUNT:
-                raise InvalidFieldError("amount", "would raise the balance above 1,000,000,000 credits")
-            return balance
+            if changed is not None:
+                await self._audit(connection, f"account.{state}", organisation_id, wallet, actor, note, now)
+        return changed is not None
 
-    async def _book_grant(self, connection: AsyncConnection, grant: Grant, now: int) -> bool:
-        transaction = {
-            "id": grant.id,
-            "kind": "grant",
-            "fingerprint": grant.fingerprint,
-            "actor": grant.actor,
-            "note": grant.note,
+    async def _audit(
+        self,
+        connection: AsyncConnection,
+        action: str,
+        organisation_id: str,
+        subject: str,
+        actor: str,
+        note: str,
+        now: int,
+    ) -> None:
+        """Keep who did what, in the transaction that does it."""
+        row = {
+            "id": new_id("audit"),
             "at": now,
+            "actor": actor,
+            "action": action,
+            "organisation_id": organisation_id,
+            "subject": subject,
+            "note": note,
         }
-        if not await self._insert_new(connection, ledger_transaction, transaction):
-            return False
-        wallet = wallet_of(grant.organisation_id)
-        sums = {wallet: {"posted": grant.amount}, PROMO_EXPENSE: {"posted": -grant.amount}}
-        await self._add(connection, sums)
-        entries = [(grant.id, wallet, grant.amount), (grant.id, PROMO_EXPENSE, -grant.amount)]
-        await self._book_entries(connection, entries)
-        return True
+        await connection.execute(sa.insert(audit), row)
 
     async def _insert_new(self, connection: AsyncConnection, table: sa.Table, row: dict[str, Any]) -> bool:
         """Insert a row unless its id exists; tell whether it was inserted."""
@@ -118,26 +109,12 @@ class Accounts:
         insert = self._insert(table).on_conflict_do_nothing().returning(table.c.id)
         return (await connection.execute(insert, row)).scalar_one_or_none() is not None
 
-    async def _book_entries(
-        self, connection: AsyncConnection, entries: Sequence[tuple[str, str, int]]
-    ) -> None:
-        """Write (transaction, account, amount) rows, the only way entries come into being.
-
-        Their accounts are locked already: the check of a foreign key must not be the one to wait.
-        """
-        sums: dict[str, int] = {}
-        for transaction_id, _, amount in entries:
-            sums[transaction_id] = sums.get(transaction_id, 0) + amount
-        if any(sums.values()):
-            raise AssertionError(f"a transaction does not sum to zero: {sums}")
-        rows = [
-            {"transaction_id": transaction_id, "account_id": account_id, "amount": amount}
-            for transaction_id, account_id, amount in entries
-        ]
-        await connection.execute(sa.insert(ledger_entry), rows)
-
     async def _add(self, connection: AsyncConnection, sums: Mapping[str, Mapping[str, int]]) -> None:
-        """Add to posted, held and leased of accounts, in the order of their ids."""
+        """Add to posted, held and leased of accounts.
+
+        Organisations come first, each in the order of ids: the platform's accounts, which everybody
+        wants, are locked for the shortest time.
+        """
         statement = (
             sa.update(account)
             .where(account.c.id == sa.bindparam("account_id"))
@@ -154,24 +131,51 @@ class Accounts:
                 "held_sum": sums[account_id].get("held", 0),
                 "leased_sum": sums[account_id].get("leased", 0),
             }
-            for account_id in sorted(sums)
+            for account_id in sorted(sums, key=lambda name: (":" not in name, name))
+            if any(sums[account_id].values())
         ]
         if rows:
             await connection.execute(statement, rows)
 
     async def _open(self, connection: AsyncConnection, organisation_ids: Iterable[str], now: int) -> None:
+        """Make sure organisations have their accounts."""
         ids = sorted(set(organisation_ids))
         rows = [
-            _account_row(wallet_of(organisation_id), organisation_id, "wallet", now)
+            _account_row(name, organisation_id, kind, now)
             for organisation_id in ids
+            for name, kind in [*family_of(organisation_id).items(), (wallet_of(organisation_id), WALLET)]
         ]
         if rows:
+            rows.sort(key=lambda row: str(row["id"]))
             await connection.execute(self._insert(account).on_conflict_do_nothing(), rows)
 
+    async def _open_platform(self, account_ids: Iterable[str], now: int) -> None:
+        """Make sure accounts of the platform exist, in a transaction of its own."""
+        missing = sorted(set(account_ids) - self._opened)
+        if missing:
+            rows = [_account_row(name, "", kind_of(name), now) for name in missing]
+            async with self.database.transaction() as connection:
+                await connection.execute(self._insert(account).on_conflict_do_nothing(), rows)
+            self._opened.update(missing)
+
     async def _balance(self, connection: AsyncConnection, account_id: str) -> Balance | None:
-        query = sa.select(account.c.posted, account.c.held, account.c.leased)
+        query = sa.select(account.c.posted, account.c.held, account.c.leased, account.c.state)
         row = (await connection.execute(query.where(account.c.id == account_id))).one_or_none()
-        return None if row is None else Balance(row.posted, row.held, row.leased)
+        return None if row is None else Balance(row.posted, row.held, row.leased, row.state == CLOSED)
+
+    async def _lock_wallets(
+        self, connection: AsyncConnection, organisation_ids: Sequence[str]
+    ) -> dict[str, Balance]:
+        """Lock the wallets of organisations, in the order of their ids, and return their balances.
+
+        Everything an organisation's credits consist of is changed only under this lock.
+        """
+        wallets = {wallet_of(organisation_id): organisation_id for organisation_id in organisation_ids}
+        query = sa.select(account).where(account.c.id.in_(wallets)).order_by(account.c.id)
+        rows = await connection.execute(query.with_for_update(key_share=True))
+        return {
+            wallets[row.id]: Balance(row.posted, row.held, row.leased, row.state == CLOSED) for row in rows
+        }
 
 
 def _account_row(id: str, organisation_id: str, kind: str, now: int) -> dict[str, Any]:
@@ -184,4 +188,6 @@ def _account_row(id: str, organisation_id: str, kind: str, now: int) -> dict[str
         "leased": 0,
         "welcomed": False,
         "opened_at": now,
+        "state": OPEN,
+        "carry_pico": 0,
     }

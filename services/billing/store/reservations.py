@@ -12,19 +12,25 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.billing.domain.accounts import wallet_of
 from services.billing.domain.errors import (
     AlreadyEndedError,
+    BillingError,
     IdempotencyKeyReusedError,
     NotFoundError,
+    account_closed,
+    kept_refusal,
     refusal,
+    restored_refusal,
 )
-from services.billing.domain.ledger import slice_of, wallet_of
-from services.billing.store.accounts import AVAILABLE, Accounts, Balance
+from services.billing.domain.ledger import slice_of
+from services.billing.store.accounts import AVAILABLE, OPEN, Accounts, Balance
 from services.billing.store.tables import account, hold, lease
 
 # Rows that one transaction of a sweep or a renewal changes.
 SWEEP = 500
 LISTED = 1000
+REFUSED = "refused"
 
 
 class Reservations(Accounts):
@@ -40,16 +46,34 @@ class Reservations(Accounts):
         """Set `amount` aside and return what stays available, or None when there is too little."""
         statement = (
             sa.update(account)
-            .where(account.c.id == account_id, self._guard(amount))
+            .where(account.c.id == account_id, self._guard(amount), account.c.state == OPEN)
             .values({column: column + amount})
             .returning(AVAILABLE)
         )
         available: int | None = (await connection.execute(statement)).scalar_one_or_none()
         return available
 
-    async def _refuse(self, connection: AsyncConnection, account_id: str, required: int) -> Exception:
+    async def _refuse(self, connection: AsyncConnection, account_id: str, required: int) -> BillingError:
         balance = await self._balance(connection, account_id) or Balance()
+        if balance.closed:
+            return account_closed(account_id.partition(":")[2])
         return refusal(required, balance.posted, balance.available, self.in_flight_retry_after_s)
+
+    async def _keep_refusal(
+        self, connection: AsyncConnection, table: sa.Table, id: str, account_id: str, required: int
+    ) -> BillingError:
+        """Refuse a new hold or lease for ever: the same id gets the same answer, a new try needs a new id."""
+        error = await self._refuse(connection, account_id, required)
+        values = {"state": REFUSED, "refusal": kept_refusal(error)}
+        await connection.execute(sa.update(table).where(table.c.id == id).values(values))
+        return error
+
+    def _check_open(self, what: str, known: Any) -> None:
+        """Raise what a hold or lease that is not open answers."""
+        if known.state == REFUSED:
+            raise restored_refusal(known.refusal, self.in_flight_retry_after_s)
+        if known.state != OPEN:
+            raise AlreadyEndedError(f"the {what} is {known.state}; use a new id", state=known.state)
 
 
 class Holds(Reservations):
@@ -71,22 +95,21 @@ class Holds(Reservations):
             "state": "open",
             "expires_at": now + ttl,
             "created_at": now,
+            "refusal": "",
         }
         async with self.database.transaction() as connection:
             if not await self._insert_new(connection, hold, row):
                 return await self._known_hold(connection, hold_id, wallet, amount)
-            if await self._reserve(connection, wallet, account.c.held, amount) is None:
-                raise await self._refuse(connection, wallet, amount)
-        return now + ttl
+            if await self._reserve(connection, wallet, account.c.held, amount) is not None:
+                return now + ttl
+            refused = await self._keep_refusal(connection, hold, hold_id, wallet, amount)
+        raise refused
 
     async def _known_hold(self, connection: AsyncConnection, hold_id: str, wallet: str, amount: int) -> int:
         known = (await connection.execute(sa.select(hold).where(hold.c.id == hold_id))).one()
         if (known.account_id, known.requested) != (wallet, amount):
             raise IdempotencyKeyReusedError(f"the hold {hold_id} exists with other content; use a new id")
-        if known.state != "open":
-            raise AlreadyEndedError(
-                f"the hold {hold_id} is {known.state}; create a new one", state=known.state
-            )
+        self._check_open(f"hold {hold_id}", known)
         return int(known.expires_at)
 
     async def extend_hold(self, hold_id: str, amount: int, ttl: int, now: int) -> int:
@@ -99,10 +122,7 @@ class Holds(Reservations):
             known = (await connection.execute(query)).one_or_none()
             if known is None:
                 raise NotFoundError(f"there is no hold {hold_id}; create it first")
-            if known.state != "open":
-                raise AlreadyEndedError(
-                    f"the hold {hold_id} is {known.state}; create a new one", state=known.state
-                )
+            self._check_open(f"hold {hold_id}", known)
             more = amount - known.amount
             if more > 0 and (await self._reserve(connection, known.account_id, account.c.held, more) is None):
                 raise await self._refuse(connection, known.account_id, more)
@@ -169,6 +189,7 @@ class Leases(Reservations):
             "state": "open",
             "expires_at": now + ttl,
             "created_at": now,
+            "refusal": "",
         }
         async with self.database.transaction() as connection:
             # First, because it waits for whoever changes a lease of this id: accounts are locked last.
@@ -178,10 +199,12 @@ class Leases(Reservations):
             query = sa.select(AVAILABLE).where(account.c.id == wallet).with_for_update(key_share=True)
             granted = slice_of(await connection.scalar(query) or 0, wanted, minimum)
             rest = await self._reserve(connection, wallet, account.c.leased, granted) if granted else None
-            if rest is None:
-                raise await self._refuse(connection, wallet, minimum)
-            await connection.execute(sa.update(lease).where(lease.c.id == lease_id).values(granted=granted))
-        return granted, now + ttl, rest
+            if rest is not None:
+                values = {"granted": granted}
+                await connection.execute(sa.update(lease).where(lease.c.id == lease_id).values(values))
+                return granted, now + ttl, rest
+            refused = await self._keep_refusal(connection, lease, lease_id, wallet, minimum)
+        raise refused
 
     async def _known_lease(
         self, connection: AsyncConnection, lease_id: str, wallet: str, holder: str
@@ -189,8 +212,7 @@ class Leases(Reservations):
         known = (await connection.execute(sa.select(lease).where(lease.c.id == lease_id))).one()
         if (known.account_id, known.holder) != (wallet, holder):
             raise IdempotencyKeyReusedError(f"the lease {lease_id} exists with other content; use a new id")
-        if known.state != "open":
-            raise AlreadyEndedError(f"the lease {lease_id} is closed; acquire a new one", state=known.state)
+        self._check_open(f"lease {lease_id}", known)
         balance = await self._balance(connection, wallet) or Balance()
         return known.granted, known.expires_at, balance.available
 
@@ -204,6 +226,9 @@ class Leases(Reservations):
     async def _renew(self, lease_ids: Sequence[str], expires_at: int) -> Sequence[str]:
         async with self.database.transaction() as connection:
             still_open = sa.select(lease.c.id).where(lease.c.id.in_(lease_ids), lease.c.state == "open")
+            # A closed account's leases run out: their holders settle, and are refused new ones.
+            payer = sa.exists().where(account.c.id == lease.c.account_id, account.c.state == OPEN)
+            still_open = still_open.where(payer)
             ids = (await connection.scalars(still_open.order_by(lease.c.id).with_for_update())).all()
             await connection.execute(
                 sa.update(lease).where(lease.c.id.in_(ids)).values(expires_at=expires_at)

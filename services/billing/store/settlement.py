@@ -1,51 +1,79 @@
 """Booking charges: usage events, entries and what they were reserved by, all in one transaction.
 
-One ledger transaction per account and batch: the events name it, so that the sum of the events of a
-transaction is its entry, and each event exists once.
+One ledger transaction per organisation and batch: the events name it, so that the sum of the events of a
+transaction is what it took from the organisation, and each event exists once.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.billing.domain.ledger import REVENUE, Hold, Lease, Settlement, is_late, settle, wallet_of
-from services.billing.store.accounts import Accounts
-from services.billing.store.tables import account, hold, lease, ledger_transaction, usage_event
+from services.billing.domain.accounts import REVENUE, ROUNDING, cogs_of, payable_of, wallet_of
+from services.billing.domain.canonical import EVENT_CONTENT, events_digest
+from services.billing.domain.ledger import (
+    PICO_PER_NANO,
+    Hold,
+    Lease,
+    Settlement,
+    cost_of,
+    is_late,
+    settle,
+)
+from services.billing.domain.purse import Posting
+from services.billing.store.accounts import Balance
+from services.billing.store.counting import Alert, Booking, announce
+from services.billing.store.postings import Postings
+from services.billing.store.rollup import roll_up
+from services.billing.store.tables import account, hold, lease, usage_event
 from services.billing.store.usage import event_row
 from services.common.ids import new_id
 
 
-class Settlements(Accounts):
+class Settlements(Postings):
     """Idempotent booking of batches."""
+
+    limits: Booking | None = None
+    """Counts what is booked; set by the wiring."""
 
     async def settle(self, charges: Sequence[Charge], now: int) -> int:
         """Book the charges that are not booked yet and return how many they were."""
         by_id = {charge.charge_id: charge for charge in sorted(charges, key=lambda c: c.charge_id)}
         if not by_id:
             return 0
-        transaction_ids = {charge.organisation_id: new_id("txn") for charge in by_id.values()}
+        raised: list[Alert] = []
+        postings = {
+            charge.organisation_id: Posting(new_id("txn"), "charges", charge.organisation_id)
+            for charge in by_id.values()
+        }
+        providers = {charge.provider for charge in by_id.values()}
+        await self._open_platform({name(p) for p in providers for name in (cogs_of, payable_of)}, now)
         async with self.database.transaction() as connection:
             leases = await self._lock_leases(connection, charges)
             holds = await self._lock_holds(connection, charges)
-            rows = [
-                event_row(
-                    charge, transaction_ids[charge.organisation_id], is_late(charge, leases, holds), now
+            rows = {
+                charge.charge_id: event_row(
+                    charge, postings[charge.organisation_id].id, is_late(charge, leases, holds), now
                 )
                 for charge in by_id.values()
-            ]
+            }
             insert = self._insert(usage_event).on_conflict_do_nothing().returning(usage_event.c.id)
-            booked = (await connection.scalars(insert, rows)).all()
+            booked = (await connection.scalars(insert, list(rows.values()))).all()
             fresh = [by_id[charge_id] for charge_id in booked]
             if fresh:
                 settlement = settle(fresh, leases, holds)
                 await self._end_reservations(connection, settlement)
-                await self._book(connection, fresh, settlement, transaction_ids, now)
+                for organisation_id, posting in postings.items():
+                    posting.fingerprint = _fingerprint((rows[each] for each in booked), organisation_id)
+                if self.limits is not None:
+                    raised = await self.limits.book(connection, fresh, now)
+                await self._book(connection, fresh, settlement, postings, now)
+                await roll_up(connection, self._insert, [rows[each] for each in booked])
+        announce(raised)
         return len(fresh)
 
     async def _lock_leases(self, connection: AsyncConnection, charges: Sequence[Charge]) -> dict[str, Lease]:
@@ -86,45 +114,51 @@ class Settlements(Accounts):
         connection: AsyncConnection,
         charges: Sequence[Charge],
         settlement: Settlement,
-        transaction_ids: dict[str, str],
+        postings: Mapping[str, Posting],
         now: int,
     ) -> None:
-        await self._open_missing(connection, charges, now)
-        by_organisation: dict[str, list[Charge]] = {}
-        for charge in charges:
-            by_organisation.setdefault(charge.organisation_id, []).append(charge)
-        entries, sums, revenue = [], {}, 0
-        transactions: list[dict[str, Any]] = []
-        for organisation_id, batch in by_organisation.items():
-            wallet, transaction_id = wallet_of(organisation_id), transaction_ids[organisation_id]
+        organisation_ids = sorted({charge.organisation_id for charge in charges})
+        balances = await self._wallets(connection, organisation_ids, now)
+        purses = await self._purses(connection, balances)
+        # What has expired must not pay, except for what was reserved in time.
+        breakages = self._expiries(purses.values(), now)
+        booked, reserved = [], {}
+        for organisation_id in organisation_ids:
+            wallet, posting = wallet_of(organisation_id), postings[organisation_id]
             change = settlement.accounts[wallet]
-            fingerprint = _fingerprint(batch)
-            transactions.append(
-                {
-                    "id": transaction_id,
-                    "kind": "charges",
-                    "fingerprint": fingerprint,
-                    "actor": "",
-                    "note": "",
-                    "at": now,
-                }
-            )
-            entries += [(transaction_id, wallet, -change.posted), (transaction_id, REVENUE, change.posted)]
-            sums[wallet] = {"posted": -change.posted, "held": -change.held, "leased": -change.leased}
-            revenue += change.posted
-        sums[REVENUE] = {"posted": revenue}
-        await connection.execute(sa.insert(ledger_transaction), transactions)
-        await self._add(connection, sums)
-        await self._book_entries(connection, entries)
+            purses[organisation_id].charge(posting, change.posted, REVENUE, now)
+            reserved[wallet] = {"held": -change.held, "leased": -change.leased}
+            booked.append(posting)
+        for charge in charges:
+            posting = postings[charge.organisation_id]
+            posting.move(cogs_of(charge.provider), payable_of(charge.provider), cost_of(charge))
+        await self._round(connection, charges, booked[0])
+        await self._write(connection, [*breakages, *booked], now, reserved=reserved)
 
-    async def _open_missing(self, connection: AsyncConnection, charges: Sequence[Charge], now: int) -> None:
-        """Usage is never dropped: who has no account yet gets one."""
-        wallets = {wallet_of(charge.organisation_id): charge.organisation_id for charge in charges}
-        known = await connection.scalars(sa.select(account.c.id).where(account.c.id.in_(wallets)))
-        missing = wallets.keys() - set(known.all())
-        await self._open(connection, (wallets[wallet] for wallet in missing), now)
+    async def _round(self, connection: AsyncConnection, charges: Sequence[Charge], posting: Posting) -> None:
+        """Book what rounding up has earned apart from revenue, in whole nano-credits; the rest is carried."""
+        pico = sum(charge.rounding_pico_credits for charge in charges)
+        if not pico:
+            return
+        query = sa.select(account.c.carry_pico).where(account.c.id == ROUNDING)
+        carried = await connection.scalar(query.with_for_update(key_share=True)) or 0
+        nano, carry = divmod(carried + pico, PICO_PER_NANO)
+        posting.move(REVENUE, ROUNDING, nano)
+        await connection.execute(sa.update(account).where(account.c.id == ROUNDING).values(carry_pico=carry))
+
+    async def _wallets(
+        self, connection: AsyncConnection, organisation_ids: Sequence[str], now: int
+    ) -> dict[str, Balance]:
+        """Lock wallets. Usage is never dropped: who has no account yet gets one."""
+        balances = await self._lock_wallets(connection, organisation_ids)
+        if len(balances) < len(organisation_ids):
+            await self._open(connection, set(organisation_ids) - set(balances), now)
+            balances = await self._lock_wallets(connection, organisation_ids)
+        return balances
 
 
-def _fingerprint(charges: Sequence[Charge]) -> str:
-    content = "\n".join(sorted(f"{charge.charge_id} {charge.amount_nano_credits}" for charge in charges))
-    return hashlib.sha256(content.encode()).hexdigest()
+def _fingerprint(rows: Iterable[Mapping[str, Any]], organisation_id: str) -> str:
+    """Return the digest of an organisation's events: it ties them to their transaction."""
+    return events_digest(
+        [row[name] for name in EVENT_CONTENT] for row in rows if row["organisation_id"] == organisation_id
+    )

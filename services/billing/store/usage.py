@@ -1,52 +1,71 @@
-"""Usage events: how a charge is kept, and sums over them."""
+"""Usage events: how a charge is kept, and sums over them.
+
+Sums come from the rollup for the whole hours of a period and from the events for the rest of it, so
+that they are exact and cost the same however many events there are.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import sqlalchemy as sa
+from google.protobuf import json_format
+from google.protobuf.message import Message
 from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.billing.domain.usage import Period, moment
+from services.billing.domain.ledger import cost_of
+from services.billing.domain.usage import DAY_0, Period, moment
 from services.billing.store.accounts import Accounts
-from services.billing.store.tables import usage_event
-
-GROUP_COLUMNS = {
-    "model": usage_event.c.model,
-    "provider": usage_event.c.provider,
-    "key": usage_event.c.key_id,
-    "agent": usage_event.c.agent_id,
-    "task": usage_event.c.task,
-    "day": usage_event.c.day,
-}
-_TEXTS = tuple(column.name for column in usage_event.c if isinstance(column.type, sa.Text))
-_SUMS = (
-    sa.func.count().label("requests"),
-    sa.func.coalesce(sa.func.sum(usage_event.c.input_total), 0).label("input_tokens"),
-    sa.func.coalesce(sa.func.sum(usage_event.c.output_total), 0).label("output_tokens"),
-    sa.func.coalesce(sa.func.sum(usage_event.c.amount), 0).label("cost"),
-    sa.func.coalesce(sa.func.sum(usage_event.c.savings), 0).label("savings"),
+from services.billing.store.rollup import (
+    DIMENSIONS,
+    EVERYONE,
+    HOUR,
+    LONGEST_VALUE,
+    SUMS,
+    TOTAL,
+    edges,
+    whole_hours,
 )
+from services.billing.store.tables import usage_event, usage_rollup
+
+DAY = "day"
+HOURS_OF_DAY = 24
+_TEXTS = tuple(
+    column.name
+    for column in usage_event.c
+    if isinstance(column.type, sa.Text) or column.name in ("margin_version", "savings_formula")
+)
+# Of a charge, what is needed to rate it again and has no column of its own.
+_RATING = ("usage", "units", "parts", "limit_nano_credits")
 
 
 @dataclass(frozen=True, slots=True)
 class UsageSum:
-    """Sums over one group; cost and savings in nano-credits."""
+    """Sums over one group; amounts in nano-credits. `amount` was paid, `cost` is what providers take."""
 
     group: str
     requests: int
     input_tokens: int
     output_tokens: int
-    cost: int
+    amount: int
     savings: int
+    cost: int = 0
+    cache_read: int = 0
+    savings_routing: int = 0
+    savings_cache: int = 0
+    savings_prompt_cache: int = 0
 
 
 def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict[str, Any]:
     """Return the row that keeps all fields of a charge; without a time of its own it happened `now`."""
     at = charge.at.ToMicroseconds() if charge.HasField("at") else now
     usage = charge.usage
+    units = charge.units
     row: dict[str, Any] = {
         "id": charge.charge_id,
         "organisation_id": charge.organisation_id,
@@ -55,7 +74,7 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
         "hold_id": charge.hold_id,
         "late": late,
         "amount": charge.amount_nano_credits,
-        "savings": charge.savings_nano_credits,
+        "cost": cost_of(charge),
         "at": at,
         "day": moment(at).date().isoformat(),
         "request_id": charge.request_id,
@@ -63,12 +82,15 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
         "key_id": charge.key_id,
         "user_id": charge.user_id,
         "workspace_id": charge.workspace_id,
+        "project_id": charge.project_id,
         "agent_id": charge.agent_id,
+        "run_id": charge.run_id,
         "provider": charge.provider,
         "model": charge.model,
         "task": charge.task,
         "modality": charge.modality,
         "price_version": charge.price_version,
+        "margin_version": charge.margin_version,
         "cost_source": charge.cost_source,
         "state": charge.state,
         "latency_ms": charge.latency_ms,
@@ -81,13 +103,58 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
         "input_audio": usage.input_audio,
         "output_audio": usage.output_audio,
         "input_image": usage.input_image,
+        "output_image": usage.output_image,
         "estimated": usage.estimated,
         "provider_cost": usage.provider_cost,
+        "service_tier": usage.service_tier,
+        "images": units.images,
+        "pixels": units.pixels,
+        "milliseconds": units.milliseconds,
+        "characters": units.characters,
+        "compute_milliseconds": units.compute_milliseconds,
+        "rating": json.dumps(_plain(charge, _RATING), separators=(",", ":")),
+        **_savings(charge),
+        "rounding_pico": charge.rounding_pico_credits,
     }
     for name in _TEXTS:
         # A foreign name must not keep a charge from being booked: PostgreSQL refuses this character.
         row[name] = row[name].replace("\0", "")
     return row
+
+
+def _savings(charge: Charge) -> dict[str, Any]:
+    known = charge.savings_routing_nano_credits, charge.savings_cache_nano_credits
+    prompt_cache, total = charge.savings_prompt_cache_nano_credits, charge.savings_nano_credits
+    return {
+        "savings": total,
+        # Who does not say why something was saved has chosen another model.
+        "savings_routing": known[0] if charge.savings_formula else total - known[1] - prompt_cache,
+        "savings_cache": known[1],
+        "savings_prompt_cache": prompt_cache,
+        "savings_formula": charge.savings_formula,
+        "baseline": charge.baseline_nano_credits or charge.amount_nano_credits + total,
+    }
+
+
+def _plain(message: Message, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the set fields of a message as JSON has them. Several times faster than json_format."""
+    plain = {}
+    for field, value in message.ListFields():
+        if only and field.name not in only:
+            continue
+        if field.type == field.TYPE_MESSAGE:
+            value = [_plain(item) for item in value] if field.is_repeated else _plain(value)
+        plain[field.name] = value
+    return plain
+
+
+def charge_of(row: sa.Row[Any]) -> Charge:
+    """Return what of a stored event is needed to rate it again."""
+    charge: Charge = json_format.Parse(row.rating, Charge())
+    charge.charge_id, charge.organisation_id = row.id, row.organisation_id
+    charge.amount_nano_credits, charge.cost_nano_credits = row.amount, row.cost
+    charge.price_version, charge.margin_version = row.price_version, row.margin_version
+    return charge
 
 
 class UsageEvents(Accounts):
@@ -97,41 +164,116 @@ class UsageEvents(Accounts):
         self, organisation_id: str, period: Period, group_by: str, after: str | None, limit: int
     ) -> tuple[list[UsageSum], UsageSum]:
         """Return up to `limit` groups that come after the group `after`, and the total over all groups."""
-        conditions = [usage_event.c.organisation_id == organisation_id]
-        if period.start is not None:
-            conditions.append(usage_event.c.at >= period.start)
-        if period.end is not None:
-            conditions.append(usage_event.c.at < period.end)
         async with self.database.reading() as connection:
             groups = (
-                await _sums(connection, conditions, GROUP_COLUMNS[group_by], after, limit) if group_by else []
+                await sums_of(connection, organisation_id, period, group_by, after=after, limit=limit)
+                if group_by
+                else []
             )
-            total = await _sums(connection, conditions, None, None, 1)
+            total = await sums_of(connection, organisation_id, period, TOTAL)
         return groups, total[0]
 
 
-async def _sums(
+async def sums_of(
     connection: AsyncConnection,
-    conditions: list[sa.ColumnElement[bool]],
-    column: sa.Column[str] | None,
-    after: str | None,
-    limit: int,
+    organisation_id: str,
+    period: Period,
+    group_by: str,
+    *,
+    after: str | None = None,
+    limit: int = 1,
+    dearest_first: bool = False,
 ) -> list[UsageSum]:
-    if column is None:
-        query = sa.select(sa.literal("").label("group"), *_SUMS).where(*conditions)
-    else:
-        query = sa.select(column.label("group"), *_SUMS).where(*conditions).group_by(column).order_by(column)
-        if after is not None:
-            query = query.where(column > after)
-    rows = await connection.execute(query.limit(limit))
-    return [
-        UsageSum(
-            row.group,
-            row.requests,
-            int(row.input_tokens),
-            int(row.output_tokens),
-            int(row.cost),
-            int(row.savings),
-        )
-        for row in rows
+    """Return sums by a dimension, or by day, or one total; of one organisation or of EVERYONE."""
+    parts = [
+        _of_events(organisation_id, Period(start, end), group_by)
+        for start, end in edges(period.start, period.end)
     ]
+    if whole_hours(period.start, period.end)[2]:
+        parts.append(_of_rollup(organisation_id, period, group_by))
+    every = sa.union_all(*parts).subquery()
+    names = ("requests", *SUMS)
+    sums = [sa.func.coalesce(sa.func.sum(every.c[name]), 0).label(name) for name in names]
+    if group_by == TOTAL:
+        query = sa.select(sa.literal("").label("group"), *sums)
+    else:
+        order = [sums[names.index("amount")].desc()] if dearest_first else []
+        query = sa.select(every.c.group, *sums).group_by(every.c.group).order_by(*order, every.c.group)
+        if after is not None:
+            query = query.where(every.c.group > (_day_number(after) if group_by == DAY else after))
+    rows = await connection.execute(query.limit(limit))
+    return [_sum(row, group_by) for row in rows]
+
+
+def _of_events(organisation_id: str, period: Period, group_by: str) -> sa.Select[Any]:
+    conditions = [] if organisation_id == EVERYONE else [usage_event.c.organisation_id == organisation_id]
+    if period.start is not None:
+        conditions.append(usage_event.c.at >= period.start)
+    if period.end is not None:
+        conditions.append(usage_event.c.at < period.end)
+    return sa.select(
+        _event_group(group_by).label("group"),
+        sa.literal(1).label("requests"),
+        *(usage_event.c[name] for name in SUMS),
+    ).where(*conditions)
+
+
+def _event_group(group_by: str) -> sa.ColumnElement[Any]:
+    if group_by == TOTAL:
+        return sa.literal("")
+    if group_by == DAY:
+        return _whole(usage_event.c.at, HOUR * HOURS_OF_DAY)
+    if group_by == "organisation":
+        return usage_event.c.organisation_id
+    return sa.func.substr(DIMENSIONS[group_by], 1, LONGEST_VALUE)
+
+
+def _whole(column: sa.ColumnElement[int], each: int) -> sa.ColumnElement[int]:
+    """Return a whole division; both engines round towards zero, and times are positive."""
+    return column.op("/")(sa.literal(each, sa.BigInteger))
+
+
+def _of_rollup(organisation_id: str, period: Period, group_by: str) -> sa.Select[Any]:
+    rollup = usage_rollup.c
+    by_hour_alone = group_by in (TOTAL, DAY, "organisation")
+    conditions = [rollup.dimension == (TOTAL if by_hour_alone else group_by)]
+    if group_by == "organisation":
+        conditions.append(rollup.organisation_id != EVERYONE)
+    else:
+        conditions.append(rollup.organisation_id == organisation_id)
+    first, end, _ = whole_hours(period.start, period.end)
+    if first is not None:
+        conditions.append(rollup.hour >= first)
+    if end is not None:
+        conditions.append(rollup.hour < end)
+    groups: dict[str, sa.ColumnElement[Any]] = {
+        TOTAL: sa.literal(""),
+        DAY: _whole(rollup.hour, HOURS_OF_DAY),
+        "organisation": rollup.organisation_id,
+    }
+    return sa.select(
+        groups.get(group_by, rollup.value).label("group"),
+        rollup.requests,
+        *(rollup[name] for name in SUMS),
+    ).where(*conditions)
+
+
+def _day_number(day: str) -> int:
+    return (date.fromisoformat(day) - DAY_0).days
+
+
+def _sum(row: sa.Row[Any], group_by: str) -> UsageSum:
+    group = date.fromordinal(DAY_0.toordinal() + row.group).isoformat() if group_by == DAY else row.group
+    return UsageSum(
+        group,
+        int(row.requests),
+        int(row.input_total),
+        int(row.output_total),
+        int(row.amount),
+        int(row.savings),
+        int(row.cost),
+        int(row.cache_read),
+        int(row.savings_routing),
+        int(row.savings_cache),
+        int(row.savings_prompt_cache),
+    )

@@ -16,11 +16,13 @@ class Identity:
 
     organisation_id: str = ""
     workspace_id: str = ""
+    project_id: str = ""
     key_id: str = ""
     user_id: str = ""
     role: str = ""
     scopes: frozenset[str] = frozenset()
     allowed_models: tuple[str, ...] = ()
+    rescue: str = ""
     token: str = field(default="", repr=False)
 
     def holds(self, scope: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import MediaPart, OpaquePart, Part, ToolCall
 
+from services.formats.anthropic_messages.citations import read_citation
 from services.formats.documents import (
     Fields,
     is_object,
@@ -59,6 +60,7 @@ def _read_text(fields: Fields, part: Part, path: str) -> bool:
     part.text.text = text
     if (citations := take(fields, "citations", list[msgspec.Raw], path)) is not None:
         part.text.citations_json = msgspec.json.encode(citations).decode()
+        part.text.citations.extend(map(read_citation, citations))
     return True
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from services.formats.documents import from_decode_error
@@ -22,6 +24,7 @@ class _Body(msgspec.Struct):
     tools: msgspec.Raw = msgspec.Raw(b"")
     output_config: msgspec.Raw = msgspec.Raw(b"")
     metadata: _Metadata | None = None
+    service_tier: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -41,6 +44,7 @@ def read_facts(body: bytes) -> Facts:
     if not 0 < read.max_tokens < 2**32:
         raise invalid("max_tokens", "expected a positive whole number")
     return Facts(
+        service_tier=read.service_tier if isinstance(read.service_tier, str) else "",
         model=read.model,
         stream=bool(read.stream),
         include_usage=True,

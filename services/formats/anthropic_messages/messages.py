@@ -149,5 +149,7 @@ class MessageWriter:
             self._receipts.translated(
                 f"{name}.input", "the model's arguments are no JSON object; sent as a string"
             )
+        if kind == "tool_call" and part.tool_call.signature:
+            self._receipts.dropped(f"{name}.signature", "it goes back only to the provider it came from")
         if kind == "image" and part.image.detail:
             self._receipts.dropped(f"{name}.detail", "this provider has no level of detail")

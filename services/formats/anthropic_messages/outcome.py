@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import Finish, Usage
 
+from services.formats.usage import reported
+
 _REASONS = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -63,6 +65,7 @@ class WireUsage(msgspec.Struct):
     cache_creation_input_tokens: int | None = None
     cache_creation: CacheCreation | None = None
     output_tokens_details: OutputDetails | None = None
+    service_tier: Any = None
 
     def updated(self, later: WireUsage) -> WireUsage:
         """Return this usage with what `later` says instead: later figures are cumulative."""
@@ -74,17 +77,20 @@ class WireUsage(msgspec.Struct):
         )
 
 
-def read_usage(wire: WireUsage) -> Usage:
-    """Return the usage that the provider reported, totals including their parts."""
+def read_usage(wire: WireUsage) -> Usage | None:
+    """Return the usage that the provider reported, totals including their parts; None without both totals."""
+    if wire.input_tokens is None or wire.output_tokens is None:
+        return None
     cache_read = wire.cache_read_input_tokens or 0
     cache_write = wire.cache_creation_input_tokens or 0
     details = wire.output_tokens_details
-    return Usage(
-        input_total=(wire.input_tokens or 0) + cache_read + cache_write,
+    return reported(
+        service_tier=wire.service_tier if isinstance(wire.service_tier, str) else "",
+        input_total=wire.input_tokens + cache_read + cache_write,
         cache_read=cache_read,
         cache_write=cache_write,
         cache_write_1h=(wire.cache_creation.ephemeral_1h_input_tokens or 0) if wire.cache_creation else 0,
-        output_total=wire.output_tokens or 0,
+        output_total=wire.output_tokens,
         output_reasoning=(details.thinking_tokens or 0) if details else 0,
     )
 

@@ -10,6 +10,7 @@ from omnihub.common.v1.chat_pb2 import Finish, Message, Usage
 
 from services.formats.answers import Answer, AnswerFacts
 from services.formats.anthropic_messages.blocks import read_blocks, write_block
+from services.formats.anthropic_messages.citations import write_citation
 from services.formats.anthropic_messages.outcome import (
     WireUsage,
     read_finish,
@@ -134,7 +135,11 @@ def _write(part: Any, index: int, own: bool) -> Any:
         # An answer shows thoughts of any provider; only a request must have them signed.
         fields = {"type": "thinking", "thinking": part.reasoning.text, "signature": part.reasoning.signature}
         return merge(fields, part.extension_json) if own else fields
-    return write_block(part, f"content[{index}]", own)
+    block = write_block(part, f"content[{index}]", own)
+    if not own and isinstance(block, dict) and part.text.citations:
+        written = map(write_citation, part.text.citations)
+        block["citations"] = [citation for citation in written if citation is not None] or None
+    return block
 
 
 def _answer_block(block: Any) -> Any:

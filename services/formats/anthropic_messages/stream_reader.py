@@ -8,6 +8,7 @@ from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.answers import Event, Progress
 from services.formats.anthropic_messages.blocks import PROVIDER
+from services.formats.anthropic_messages.citations import read_citation
 from services.formats.anthropic_messages.outcome import WireUsage, read_finish, read_usage
 from services.formats.documents import from_decode_error, text_of
 
@@ -203,5 +204,5 @@ def _delta(index: int, delta: _Delta) -> PartDelta | None:
         case "signature_delta":
             return PartDelta(index=index, signature=delta.signature or "")
         case "citations_delta":
-            return PartDelta(index=index, citations_json=text_of(delta.citation))
+            return PartDelta(index=index, citation=read_citation(delta.citation))
     return None

@@ -9,6 +9,7 @@ import msgspec
 from omnihub.common.v1.chat_pb2 import Finish, Part, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
+from services.formats.anthropic_messages.citations import write_citation
 from services.formats.anthropic_messages.errors import error_object
 from services.formats.anthropic_messages.outcome import write_finish, write_usage
 from services.formats.documents import splice, write_object
@@ -96,6 +97,11 @@ class StreamWriter:
                 delta = {"type": "signature_delta", "signature": event.signature}
             case "citations_json":
                 delta = {"type": "citations_delta", "citation": msgspec.Raw(event.citations_json.encode())}
+            case "citation":
+                written = write_citation(event.citation)
+                if written is None:
+                    return b""
+                delta = {"type": "citations_delta", "citation": written}
             case _:
                 return b""
         return _event("content_block_delta", index=self._blocks.get(event.index, 0), delta=delta)

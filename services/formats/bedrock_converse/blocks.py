@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import OpaquePart, Part, ToolCall
 
+from services.formats.bedrock_converse.citations import read_citation
 from services.formats.bedrock_converse.media import mime_of, write_document, write_media
 from services.formats.documents import (
     Fields,
@@ -180,6 +181,7 @@ def _read_citations(raw: msgspec.Raw, part: Part, path: str) -> bool:
     read = read_value(raw, _Citations, path)
     part.text.text = "".join(piece.text for piece in read.content)
     part.text.citations_json = text_of(read.citations)
+    part.text.citations.extend(map(read_citation, read_value(read.citations, list[msgspec.Raw], path)))
     return True
 
 

@@ -58,7 +58,8 @@ _NAME_LIMIT = 180
 
 def write_media(kind: str, media: MediaPart, path: str) -> dict[str, Any]:
     """Return an image, audio or video as its block. Raises FormatError for what the provider cannot take."""
-    return {kind: {"format": _format(kind, media, path), "source": _source(kind, media, path)}}
+    source = _source(kind, media, path)  # What is wrong with it says more than a type that nobody knows.
+    return {kind: {"format": _format(kind, media, path), "source": source}}
 
 
 def write_document(media: MediaPart, path: str, taken: set[str]) -> dict[str, Any]:

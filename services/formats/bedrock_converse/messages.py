@@ -81,6 +81,9 @@ class MessageWriter:
                     )
                 if tool_id(call.id) != call.id:
                     self._receipts.translated(f"{name}.id", "this provider does not take such ids")
+                if call.signature:
+                    reason = "it goes back only to the provider it came from"
+                    self._receipts.dropped(f"{name}.signature", reason)
             case "image" if part.image.detail:
                 self._receipts.dropped(f"{name}.detail", "this provider has no level of detail")
             case "text" if part.text.citations_json:

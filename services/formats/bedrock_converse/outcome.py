@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import Finish, Usage
 
+from services.formats.usage import reported
+
 _REASONS = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -51,10 +53,10 @@ class WireUsage(msgspec.Struct):
     cache_details: list[_CacheDetail] | None = msgspec.field(default=None, name="cacheDetails")
 
 
-def read_usage(wire: WireUsage) -> Usage:
+def read_usage(wire: WireUsage) -> Usage | None:
     """Return the usage that the provider reported, totals including their parts."""
     cache_read, cache_write = wire.cache_read or 0, wire.cache_write or 0
-    return Usage(
+    return reported(
         input_total=wire.input + cache_read + cache_write,
         cache_read=cache_read,
         cache_write=cache_write,

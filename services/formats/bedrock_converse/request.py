@@ -90,7 +90,7 @@ def _inference(chat: ChatInput, receipts: Receipts, output_cap: int) -> dict[str
         if chat.temperature > 1:
             receipts.clamped("temperature", "1, the largest of this provider")
         else:
-            receipts.forwarded("temperature")
+            receipts.translated("temperature", "inferenceConfig.temperature")
     if chat.HasField("top_p"):
         inference["topP"] = chat.top_p
         receipts.translated("top_p", "inferenceConfig.topP")
@@ -173,13 +173,13 @@ def _tool_choice(
             receipts.translated("tool_choice", "the tools are left out")
             return None
         case "required":
-            receipts.translated("tool_choice", "any")
+            receipts.translated("tool_choice", "toolConfig.toolChoice.any")
             return {"toolChoice": {"any": {}}}
         case "named":
-            receipts.translated("tool_choice", "tool")
+            receipts.translated("tool_choice", "toolConfig.toolChoice.tool")
             return {"toolChoice": {"tool": {"name": chat.tool_choice.name}}}
         case "auto":
-            receipts.forwarded("tool_choice")
+            receipts.translated("tool_choice", "toolConfig.toolChoice.auto")
             return {"toolChoice": {"auto": {}}}
     return {}
 

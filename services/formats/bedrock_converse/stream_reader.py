@@ -10,6 +10,7 @@ from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.answers import Event, Progress
 from services.formats.bedrock_converse.blocks import PROVIDER, ImageSource
+from services.formats.bedrock_converse.citations import read_citation
 from services.formats.bedrock_converse.media import mime_of
 from services.formats.bedrock_converse.outcome import (
     ResponseFields,
@@ -19,7 +20,7 @@ from services.formats.bedrock_converse.outcome import (
     read_finish,
     read_usage,
 )
-from services.formats.documents import from_decode_error, raw_of, text_of, write_object
+from services.formats.documents import from_decode_error, raw_of, write_object
 from services.formats.errors import FormatError
 from services.formats.media import decode_base64
 
@@ -202,7 +203,7 @@ class StreamReader:
             self._reasoning_delta(index, delta.reasoning, events)
         elif delta.citation:
             at = self._part("text", index, events)
-            events.append(PartDelta(index=at, citations_json=text_of(delta.citation)))
+            events.append(PartDelta(index=at, citation=read_citation(delta.citation)))
         elif delta.result is not None or delta.image is not None:
             block = self._blocks.get(index)
             if block is not None:

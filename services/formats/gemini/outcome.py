@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 from omnihub.common.v1.chat_pb2 import Finish, Usage
 
+from services.formats.usage import reported
+
 _REASONS = {
     "STOP": "stop",
     "MAX_TOKENS": "length",
@@ -98,7 +100,7 @@ def read_usage(wire: WireUsage | None) -> Usage | None:
     if wire is None or wire.prompt_token_count is None:
         return None
     thoughts = wire.thoughts_token_count or 0
-    return Usage(
+    return reported(
         input_total=wire.prompt_token_count + (wire.tool_use_prompt_token_count or 0),
         cache_read=wire.cached_content_token_count or 0,
         output_total=(wire.candidates_token_count or 0) + thoughts,

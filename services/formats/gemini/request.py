@@ -37,7 +37,12 @@ from services.formats.receipts import Receipts
 # Parameters that only this format has: a caller who sends them in another format means them.
 PARAMETERS = frozenset({"cachedContent", "generationConfig", "safetySettings", "toolConfig"})
 # Parameters of other formats for which this one has a word.
-_WORDS = {"frequency_penalty": "frequencyPenalty", "presence_penalty": "presencePenalty"}
+_WORDS = {
+    "frequency_penalty": "frequencyPenalty",
+    "presence_penalty": "presencePenalty",
+    "logprobs": "responseLogprobs",
+    "top_logprobs": "logprobs",
+}
 # Ids of calls that are read from a request are told apart by their number alone.
 _REQUEST_CALLS = f"call_{0:032x}"
 _JSON = "application/json"
@@ -150,6 +155,13 @@ def _write_config(chat: ChatInput, receipts: Receipts, output_cap: int) -> dict[
     return config
 
 
+def _takes(name: str, text: str) -> bool:
+    """Tell whether the provider takes this value of a parameter that formats give different types."""
+    if name == "logprobs":
+        return text in ("true", "false")
+    return name != "top_logprobs" or text.isdigit()
+
+
 class _ResponseFormat(msgspec.Struct):
     type: str = ""
 
@@ -179,7 +191,7 @@ def _write_extension(
         if own or name in PARAMETERS:
             merge(fields, {name: text})
             receipts.forwarded(name)
-        elif name in _WORDS and text != "null":
+        elif name in _WORDS and text != "null" and _takes(name, text):
             config[_WORDS[name]] = raw_of(text)
             fields["generationConfig"] = config
             receipts.translated(name, f"generationConfig.{_WORDS[name]}")

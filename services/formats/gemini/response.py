@@ -18,6 +18,8 @@ from services.formats.documents import (
     write_object,
 )
 from services.formats.errors import invalid
+from services.formats.gemini.citations import citations_of, read_cited
+from services.formats.gemini.logprobs import read_logprobs
 from services.formats.gemini.outcome import WireUsage, read_finish, read_usage
 from services.formats.gemini.parts import CallIds, read_part
 
@@ -47,6 +49,11 @@ def read_response(body: bytes, call_prefix: str) -> Answer:
             if part.HasField("tool_call") and not part.tool_call.arguments_json:
                 part.tool_call.arguments_json = "{}"
             message.parts.append(part)
+    texts = {at: part.text.text for at, part in enumerate(message.parts) if part.HasField("text")}
+    for at, citation in citations_of(read_cited(candidate), texts):
+        message.parts[at].text.citations.append(citation)
+    if texts and (tokens := read_logprobs(candidate.get("logprobsResult", msgspec.Raw(b"")))):
+        message.parts[min(texts)].text.logprobs.extend(tokens)
     word = take(candidate, "finishReason", str, path)
     if not word:
         raise invalid(f"{path}.finishReason", "the answer does not say why it ended")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import Part
+from omnihub.common.v1.chat_pb2 import Part, TokenLogprobs
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.answers import Event, Progress
 from services.formats.documents import from_decode_error
+from services.formats.gemini.citations import Cited, citations_of
+from services.formats.gemini.logprobs import read_logprobs
 from services.formats.gemini.outcome import PromptFeedback, WireUsage, blocked, read_finish, read_usage
 from services.formats.gemini.parts import CallIds, read_part
 
@@ -16,10 +18,11 @@ class _Content(msgspec.Struct):
     parts: list[msgspec.Raw] | None = None
 
 
-class _Candidate(msgspec.Struct, rename="camel"):
+class _Candidate(Cited, rename="camel"):
     index: int = 0
     content: _Content | None = None
     finish_reason: str | None = None
+    logprobs_result: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Chunk(msgspec.Struct, rename="camel"):
@@ -46,6 +49,8 @@ class StreamReader:
         self._open = ""
         """The kind of the part being written: text or reasoning."""
         self._called_tools = False
+        self._written: list[str] = []
+        self._cited: set[bytes] = set()
 
     def read(self, event: bytes, data: bytes) -> list[Event]:
         """Take one server-sent event. Raises FormatError when `data` is not a chunk."""
@@ -61,6 +66,9 @@ class StreamReader:
             parts = candidate.content.parts if candidate.content is not None else None
             for index, raw in enumerate(parts or ()):
                 self._part(read_part(raw, f"candidates[0].content.parts[{index}]", self._ids), events)
+            if self._open == "text" and (tokens := read_logprobs(candidate.logprobs_result)):
+                events.append(PartDelta(index=self._next, logprobs=TokenLogprobs(tokens=tokens)))
+            self._cite(candidate, events)
             if candidate.finish_reason:
                 self.progress.finish = read_finish(candidate.finish_reason, self._called_tools)
         return events
@@ -82,6 +90,16 @@ class StreamReader:
         progress.response_id = progress.response_id or chunk.response_id or ""
         # Each chunk carries it; the last one is right.
         progress.usage = read_usage(chunk.usage_metadata) or progress.usage
+
+    def _cite(self, candidate: Cited, events: list[Event]) -> None:
+        """Name the sources of the text that is being written; a chunk may repeat those of earlier ones."""
+        if self._open != "text" or not (candidate.grounding_metadata or candidate.citation_metadata):
+            return
+        for index, citation in citations_of(candidate, {self._next: "".join(self._written)}):
+            known = citation.SerializeToString()
+            if known not in self._cited:
+                self._cited.add(known)
+                events.append(PartDelta(index=index, citation=citation))
 
     def _part(self, part: Part, events: list[Event]) -> None:
         kind = part.WhichOneof("kind") or ""
@@ -116,7 +134,9 @@ class StreamReader:
             getattr(started, kind).SetInParent()
             events.append(PartStart(index=self._next, part=started))
             self._open = kind
+            self._written, self._cited = [], set()
         if kind == "text":
+            self._written.append(text)
             events.append(PartDelta(index=self._next, text=text))
         elif text:
             events.append(PartDelta(index=self._next, reasoning=text))

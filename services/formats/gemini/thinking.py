@@ -44,10 +44,10 @@ def write_thinking(effort: str, model: str, receipts: Receipts) -> dict[str, Any
         # Not every model takes less than low.
         level = {"none": "low", "minimal": "low", "xhigh": "high"}.get(effort, effort)
         config: dict[str, Any] = {"thinkingLevel": level}
-        what = f"thinkingConfig.thinkingLevel {level}"
+        what = f"generationConfig.thinkingConfig.thinkingLevel {level}"
     else:
         budget = 0 if effort == "none" else _BUDGETS.get(effort, _BUDGETS["high"])
         config = {"thinkingBudget": budget}
-        what = f"thinkingConfig.thinkingBudget {budget}"
+        what = f"generationConfig.thinkingConfig.thinkingBudget {budget}"
     receipts.translated("reasoning_effort", what)
     return config if effort == "none" else {**config, "includeThoughts": True}

@@ -113,6 +113,8 @@ class MessageWriter:
             arguments = {"arguments": call.arguments_json}
             hint = "the model's arguments are no JSON object; sent as a string"
             self._receipts.translated(f"{path}.arguments", hint)
+        if call.signature:
+            self._receipts.dropped(f"{path}.signature", "it goes back only to the provider it came from")
         return {"function": {"name": call.name, "arguments": arguments}}
 
 

@@ -9,6 +9,7 @@ from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 from services.formats.answers import Answer, Event, Progress
 from services.formats.documents import FORMAT, decode_document
 from services.formats.errors import invalid
+from services.formats.usage import reported
 
 _NAME = "ollama"
 _REASONS = {"stop": "stop", "length": "length"}
@@ -51,7 +52,7 @@ def _usage(answer: _Answer) -> Usage | None:
     """Return the usage, None when the provider left out a part of it, as it does for a cached prompt."""
     if not answer.prompt_eval_count or answer.eval_count is None:
         return None
-    return Usage(input_total=answer.prompt_eval_count, output_total=answer.eval_count)
+    return reported(input_total=answer.prompt_eval_count, output_total=answer.eval_count)
 
 
 def _call(call: _ToolCall, position: int, call_prefix: str) -> ToolCall:

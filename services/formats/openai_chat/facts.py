@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 
@@ -29,6 +30,7 @@ class _Body(msgspec.Struct):
     tools: msgspec.Raw = msgspec.Raw(b"")
     response_format: msgspec.Raw = msgspec.Raw(b"")
     user: str | None = None
+    service_tier: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -50,6 +52,7 @@ def read_facts(body: bytes) -> Facts:
         raise invalid("n", "expected a whole number from 1 to 128")
     options = read.stream_options
     return Facts(
+        service_tier=read.service_tier if isinstance(read.service_tier, str) else "",
         model=read.model,
         stream=bool(read.stream),
         include_usage=options is not None and bool(options.include_usage),

@@ -233,7 +233,7 @@ class MessageWriter:
         for index, part in enumerate(message.parts):
             match part.WhichOneof("kind"):
                 case "tool_call":
-                    calls.append(self._tool_call(part))
+                    calls.append(self._tool_call(part, f"{path}.parts[{index}]"))
                 case "opaque" if part.opaque.provider == PROVIDER_TOOL_CALL:
                     calls.append(raw_of(part.opaque.raw_json))
                 case "reasoning":
@@ -262,7 +262,7 @@ class MessageWriter:
         elif not keep_it:
             self._receipts.dropped(path, "reasoning goes back only to the provider it came from")
 
-    def _tool_call(self, part: Part) -> dict[str, Any]:
+    def _tool_call(self, part: Part, path: str) -> dict[str, Any]:
         call = part.tool_call
         fields: dict[str, Any] = {
             "id": call.id,
@@ -271,6 +271,8 @@ class MessageWriter:
         }
         if call.signature and (not self._own or _SIGNED in part.extension_json):
             write_signature(fields, call.signature)
+        elif call.signature:
+            self._receipts.dropped(f"{path}.signature", "it goes back only to the provider it came from")
         return merge(fields, part.extension_json) if self._own else fields
 
     def _text_or_parts(self, parts: Sequence[Part], path: str) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import Finish, Usage
 
+from services.formats.usage import reported
+
 _REASONS = {
     "stop": "stop",
     "length": "length",
@@ -69,13 +71,16 @@ class WireUsage(msgspec.Struct):
     cost: msgspec.Raw = msgspec.Raw(b"")
 
 
-def read_usage(wire: WireUsage) -> Usage:
-    """Return the usage that the provider reported."""
+def read_usage(wire: WireUsage, service_tier: object = None) -> Usage | None:
+    """Return what the provider reported and in which tier it served; None when a total is missing."""
+    if wire.prompt_tokens is None or wire.completion_tokens is None:
+        return None
     prompt = wire.prompt_tokens_details or PromptDetails()
     completion = wire.completion_tokens_details or CompletionDetails()
-    return Usage(
-        input_total=wire.prompt_tokens or 0,
-        output_total=wire.completion_tokens or 0,
+    return reported(
+        service_tier=service_tier if isinstance(service_tier, str) else "",
+        input_total=wire.prompt_tokens,
+        output_total=wire.completion_tokens,
         cache_read=prompt.cached_tokens or wire.cached_tokens or 0,
         cache_write=prompt.cache_write_tokens or 0,
         input_audio=prompt.audio_tokens or 0,

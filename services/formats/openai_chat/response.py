@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import Finish, Message, Usage
+from omnihub.common.v1.chat_pb2 import Finish, Message, TextPart, Usage
 
 from services.formats.answers import Answer, AnswerFacts
 from services.formats.documents import (
@@ -24,6 +24,8 @@ from services.formats.documents import (
     write_object,
 )
 from services.formats.errors import invalid
+from services.formats.openai_chat.citations import read_annotations, write_annotation
+from services.formats.openai_chat.logprobs import read_logprobs, write_logprobs
 from services.formats.openai_chat.messages import MessageWriter, read_message
 from services.formats.openai_chat.outcome import WireUsage, read_finish, read_usage, write_finish, write_usage
 from services.formats.receipts import Receipts
@@ -59,6 +61,7 @@ class _Body(msgspec.Struct):
     id: str | None = None
     model: str | None = None
     usage: WireUsage | None = None
+    service_tier: Any = None
 
 
 _facts_decoder = msgspec.json.Decoder(_Body)
@@ -72,12 +75,13 @@ def read_response_facts(body: bytes) -> AnswerFacts:
         raise from_decode_error(error) from None
     if not read.choices:
         raise invalid("choices", "the answer has no choice")
+    usage = read_usage(read.usage, read.service_tier) if read.usage is not None else None
     return AnswerFacts(
         finish=read_finish(read.choices[0].finish_reason or ""),
-        usage=read_usage(read.usage) if read.usage is not None else None,
+        usage=usage,
         response_id=read.id or "",
         model=read.model or "",
-        output_chars=0 if read.usage is not None else sum(map(_chars, read.choices)),
+        output_chars=0 if usage is not None else sum(map(_chars, read.choices)),
     )
 
 
@@ -99,11 +103,16 @@ def read_response(body: bytes) -> Answer:
     if inner is None:
         raise invalid("choices[0].message", "the answer has no message")
     message = _read_answer(inner)
+    if tokens := read_logprobs(choice.get("logprobs", msgspec.Raw(b""))):
+        text = _text_of(message)
+        if text is not None:
+            text.logprobs.extend(tokens)
     finish = read_finish(take(choice, "finish_reason", str, "choices[0]") or "")
     usage = None
     if not is_null(fields.get("usage", b"null")):
         raw = fields.pop("usage")
-        usage = read_usage(read_value(raw, WireUsage, "usage"))
+        tier = msgspec.json.decode(fields.get("service_tier", b"null"))
+        usage = read_usage(read_value(raw, WireUsage, "usage"), tier)
         message.extension_json[_USAGE] = text_of(raw)
     message.extension_json[FORMAT] = _NAME
     answer = Answer(message, finish, usage, take_text(fields, "id", ""), take_text(fields, "model", ""))
@@ -128,6 +137,10 @@ def _read_answer(fields: Fields) -> Message:
     fields.setdefault("role", msgspec.Raw(b'"assistant"'))
     message = read_message(msgspec.Raw(write_object(fields)), "choices[0].message")
     message.role = "assistant"
+    if citations := read_annotations(fields.get("annotations")):
+        cited = _text_of(message)
+        if cited is not None:
+            cited.citations.extend(citations)
     for name, text in thoughts.items():
         parts = list(message.parts)
         del message.parts[:]
@@ -139,6 +152,40 @@ def _read_answer(fields: Fields) -> Message:
             message.content = ""
         message.parts.extend(parts)
     return message
+
+
+def _text_of(message: Message) -> TextPart | None:
+    """Return the text of an answer as a part, which has a place for what is known about it."""
+    if message.content:
+        rest = list(message.parts)
+        del message.parts[:]
+        message.parts.add().text.text = message.content
+        message.parts.extend(rest)
+        message.content = ""
+    return next((part.text for part in message.parts if part.HasField("text")), None)
+
+
+def _complete(choice: dict[str, Any], written: dict[str, Any], message: Message) -> None:
+    """Write what an answer in another format says about its text; an answer's content is one text here."""
+    if isinstance(written["content"], list):
+        pieces = (piece.get("text", "") for piece in written["content"] if isinstance(piece, dict))
+        written["content"] = "".join(pieces)
+    if annotations := _annotations(message):
+        written["annotations"] = annotations
+    if tokens := [token for part in message.parts for token in part.text.logprobs]:
+        choice["logprobs"] = write_logprobs(tokens)
+
+
+def _annotations(message: Message) -> list[Any]:
+    """Return the annotations of an answer in another format; there the texts are one."""
+    annotations: list[Any] = []
+    offset = 0
+    for part in message.parts:
+        length = len(part.text.text)
+        written = (write_annotation(citation, offset, length) for citation in part.text.citations)
+        annotations.extend(each for each in written if each is not None)
+        offset += length
+    return annotations
 
 
 def write_response(
@@ -155,6 +202,8 @@ def write_response(
     written = MessageWriter(Receipts(), own=own).assistant(message, reasoning=True)
     written.setdefault("refusal", None)
     choice: dict[str, Any] = {"index": 0, "message": written, "finish_reason": write_finish(finish)}
+    if not own:
+        _complete(choice, written, message)
     document: dict[str, Any] = {
         "id": response_id,
         "object": "chat.completion",

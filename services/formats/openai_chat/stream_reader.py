@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import Part, ToolCall
+from omnihub.common.v1.chat_pb2 import Part, TokenLogprobs, ToolCall
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.answers import Event, Progress
 from services.formats.documents import Fields, from_decode_error, read_value
+from services.formats.openai_chat.citations import read_annotations
+from services.formats.openai_chat.logprobs import read_logprobs
 from services.formats.openai_chat.outcome import WireUsage, read_finish, read_usage
 
 DONE = b"[DONE]"
@@ -32,6 +34,7 @@ class _Delta(msgspec.Struct):
     reasoning: Any = None
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
+    annotations: msgspec.Raw = msgspec.Raw(b"")
     # Of other kinds of answers; only that they are there matters.
     function_call: Any = None
     audio: Any = None
@@ -41,6 +44,7 @@ class _Choice(msgspec.Struct):
     index: int = 0
     delta: _Delta | None = None
     finish_reason: str | None = None
+    logprobs: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Chunk(msgspec.Struct):
@@ -51,6 +55,7 @@ class Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: WireUsage | None = None
     error: msgspec.Raw = msgspec.Raw(b"")
+    service_tier: Any = None
 
 
 _decoder = msgspec.json.Decoder(Chunk)
@@ -77,7 +82,7 @@ def _read_chunk(data: bytes, progress: Progress, usage_field: str) -> Chunk:
         raw = msgspec.json.decode(data, type=Fields).get(usage_field, msgspec.Raw(b"null"))
         usage = (read_value(raw, _Envelope | None, usage_field) or _Envelope()).usage  # type: ignore[arg-type]
     if usage is not None:
-        progress.usage = read_usage(usage)
+        progress.usage = read_usage(usage, chunk.service_tier) or progress.usage
     return chunk
 
 
@@ -177,6 +182,10 @@ class StreamReader:
                 continue
             if choice.delta is not None:
                 self._delta(choice.delta, events)
+            if self._open is not None and self._open[0] == "text":
+                tokens = read_logprobs(choice.logprobs)
+                if tokens:
+                    events.append(PartDelta(index=self._open[1], logprobs=TokenLogprobs(tokens=tokens)))
             if choice.finish_reason and self.progress.finish is None:
                 self.progress.finish = read_finish(choice.finish_reason)
         return events
@@ -197,6 +206,8 @@ class StreamReader:
         for text in _texts(delta.content):
             events.append(PartDelta(index=self._part("text", events), text=text))
             self.progress.output_chars += len(text)
+        for citation in read_annotations(delta.annotations):
+            events.append(PartDelta(index=self._part("text", events), citation=citation))
         if delta.refusal:
             events.append(PartDelta(index=self._part("refusal", events), refusal=delta.refusal))
             self.progress.output_chars += len(delta.refusal)

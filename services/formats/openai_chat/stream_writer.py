@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omnihub.common.v1.chat_pb2 import Finish, Usage
+from omnihub.common.v1.chat_pb2 import Citation, Finish, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.documents import splice, write_object
+from services.formats.openai_chat.citations import write_annotation
 from services.formats.openai_chat.errors import error_object
+from services.formats.openai_chat.logprobs import write_logprobs
 from services.formats.openai_chat.messages import write_signature
 from services.formats.openai_chat.outcome import write_finish, write_usage
 
@@ -29,6 +31,10 @@ class StreamWriter:
         self._created = created
         self._include_usage = include_usage
         self._tools: dict[int, int] = {}
+        self._written = 0
+        """Characters of text so far; negative when that is not known."""
+        self._begun: dict[int, int] = {}
+        self._citations: dict[int, list[Citation]] = {}
         self.set_model(model)
 
     def set_model(self, model: str) -> None:
@@ -44,6 +50,8 @@ class StreamWriter:
 
     def resume(self, parts: int) -> None:
         """Go on with a stream that began in this format, after `parts` parts; it does not number them."""
+        # Annotations count from the beginning of a text that is not known here.
+        self._written = -1
 
     def _chunk(self, delta: dict[str, Any]) -> bytes:
         return self._head + write_object(delta) + self._tail
@@ -57,7 +65,8 @@ class StreamWriter:
         part = event.part
         match part.WhichOneof("kind"):
             case "text":
-                return self._chunk({"content": part.text.text}) if part.text.text else b""
+                self._begun[event.index] = self._written
+                return self._text(part.text.text) if part.text.text else b""
             case "reasoning":
                 return self._chunk({"reasoning_content": part.reasoning.text}) if part.reasoning.text else b""
             case "refusal":
@@ -72,11 +81,27 @@ class StreamWriter:
                 return self._chunk({"tool_calls": [written]})
         return b""
 
+    def _text(self, text: str) -> bytes:
+        if self._written >= 0:
+            self._written += len(text)
+        return self._chunk({"content": text})
+
     def part_delta(self, event: PartDelta) -> bytes:
-        """Return more of a part. Signatures and citations have no place in this format."""
+        """Return more of a part. Signatures have no place in this format; citations follow their text."""
         match event.WhichOneof("delta"):
             case "text":
-                return self._chunk({"content": event.text})
+                return self._text(event.text)
+            case "logprobs":
+                choice = {
+                    "index": 0,
+                    "delta": {},
+                    "logprobs": write_logprobs(event.logprobs.tokens),
+                    "finish_reason": None,
+                }
+                usage = {"usage": None} if self._include_usage else {}
+                return frame(write_object({**self._envelope, "choices": [choice], **usage}))
+            case "citation":
+                self._citations.setdefault(event.index, []).append(event.citation)
             case "arguments_json":
                 index = self._tools.get(event.index, 0)
                 function = {"arguments": event.arguments_json}
@@ -88,8 +113,14 @@ class StreamWriter:
         return b""
 
     def part_stop(self, event: PartStop) -> bytes:
-        """Return nothing: this format does not mark the end of a part."""
-        return b""
+        """Return the annotations of a text; this format does not mark the end of a part."""
+        citations = self._citations.pop(event.index, ())
+        offset = self._begun.pop(event.index, -1)
+        if offset < 0 or self._written < 0:
+            return b""
+        annotations = [write_annotation(each, offset, self._written - offset) for each in citations]
+        found = [annotation for annotation in annotations if annotation is not None]
+        return self._chunk({"annotations": found}) if found else b""
 
     def finish(self, finish: Finish, usage: Usage, extra: Mapping[str, Any] | None = None) -> bytes:
         """Return the finish chunk with `extra` as `omnihub`, the usage chunk if asked for, and the end."""

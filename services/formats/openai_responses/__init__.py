@@ -3,6 +3,7 @@
 from services.formats.facts import Facts
 from services.formats.openai_chat.errors import write_error
 from services.formats.openai_responses.facts import read_echo, read_facts
+from services.formats.openai_responses.history import History
 from services.formats.openai_responses.portable import default_receipts, read_portable
 from services.formats.openai_responses.reasoning import SEAL
 from services.formats.openai_responses.request import read_request, write_request
@@ -10,6 +11,7 @@ from services.formats.openai_responses.response import (
     UNFINISHED,
     read_response,
     read_response_facts,
+    read_stored_facts,
     write_response,
 )
 from services.formats.openai_responses.stream_reader import RawReader, StreamReader
@@ -23,6 +25,7 @@ __all__ = [
     "SEAL",
     "UNFINISHED",
     "Facts",
+    "History",
     "RawReader",
     "StreamReader",
     "StreamWriter",
@@ -34,6 +37,7 @@ __all__ = [
     "read_request",
     "read_response",
     "read_response_facts",
+    "read_stored_facts",
     "write_error",
     "write_request",
     "write_response",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-from services.formats.documents import from_decode_error, is_null, read_object, starts_with
+from services.formats.documents import from_decode_error, is_null, read_object, read_value, starts_with
 from services.formats.errors import invalid
 from services.formats.facts import Facts, is_filled
 
@@ -43,6 +45,7 @@ class _Body(msgspec.Struct):
     prompt: msgspec.Raw = _NOTHING
     store: bool | None = None
     background: bool | None = None
+    service_tier: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -62,6 +65,7 @@ def read_facts(body: bytes) -> Facts:
     if read.max_output_tokens is not None and not 0 < read.max_output_tokens < 2**32:
         raise invalid("max_output_tokens", "expected a positive whole number")
     return Facts(
+        service_tier=read.service_tier if isinstance(read.service_tier, str) else "",
         model=read.model,
         stream=bool(read.stream),
         include_usage=True,
@@ -69,12 +73,23 @@ def read_facts(body: bytes) -> Facts:
         n=1,
         temperature=read.temperature,
         has_tools=is_filled(read.tools),
-        has_schema=b'"json_schema"' in bytes(read.text),
+        has_schema=b'"json_schema"' in bytes(read.text) or b'"json_object"' in bytes(read.text),
         user=read.user or "",
         messages=read.input,
         stateful=stateful,
         vendor_bound=stateful or bool(read.store) or bool(read.background),
+        previous=_previous(read.previous_response_id),
+        # What is made in the background is kept at least until it has been read.
+        stores=read.store is not False or bool(read.background),
+        background=bool(read.background),
     )
+
+
+def _previous(raw: msgspec.Raw) -> str:
+    """Return the id of the answer before this one. Raises FormatError."""
+    if not raw or is_null(raw):
+        return ""
+    return read_value(raw, str, "previous_response_id")
 
 
 def _check_input(given: msgspec.Raw, stateful: bool) -> None:

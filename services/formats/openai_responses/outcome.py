@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import Finish, Usage
 
+from services.formats.usage import reported
+
 _INCOMPLETE = {"max_output_tokens": "length", "content_filter": "content_filter"}
 _REASONS = {
     "length": "max_output_tokens",
@@ -69,13 +71,16 @@ class WireUsage(msgspec.Struct):
     output_tokens_details: OutputDetails | None = None
 
 
-def read_usage(wire: WireUsage) -> Usage:
-    """Return the usage that the provider reported."""
+def read_usage(wire: WireUsage, service_tier: object = None) -> Usage | None:
+    """Return what the provider reported and in which tier it served; None when a total is missing."""
+    if wire.input_tokens is None or wire.output_tokens is None:
+        return None
     given = wire.input_tokens_details or InputDetails()
     made = wire.output_tokens_details or OutputDetails()
-    return Usage(
-        input_total=wire.input_tokens or 0,
-        output_total=wire.output_tokens or 0,
+    return reported(
+        service_tier=service_tier if isinstance(service_tier, str) else "",
+        input_total=wire.input_tokens,
+        output_total=wire.output_tokens,
         cache_read=given.cached_tokens or 0,
         cache_write=given.cache_write_tokens or 0,
         output_reasoning=made.reasoning_tokens or 0,

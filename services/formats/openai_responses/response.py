@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import Finish, Message, Part, Usage
+from omnihub.common.v1.chat_pb2 import Citation, Finish, Message, Part, Usage
 
 from services.formats.answers import Answer, AnswerFacts
 from services.formats.documents import (
@@ -21,6 +21,7 @@ from services.formats.documents import (
     write_object,
 )
 from services.formats.errors import FormatError, invalid
+from services.formats.openai_chat.citations import write_annotation
 from services.formats.openai_responses.items import ItemWriter, call_item, read_input, reasoning_item
 from services.formats.openai_responses.outcome import (
     Incomplete,
@@ -62,6 +63,7 @@ class Body(msgspec.Struct):
     incomplete_details: Incomplete | None = None
     usage: WireUsage | None = None
     error: msgspec.Raw = msgspec.Raw(b"")
+    service_tier: Any = None
 
     @property
     def finish(self) -> Finish:
@@ -93,13 +95,37 @@ def read_response_facts(body: bytes) -> AnswerFacts:
         raise invalid("output", "the answer has no output")
     if read.status == "failed":
         raise _failed(read.error)
+    usage = read_usage(read.usage, read.service_tier) if read.usage is not None else None
     return AnswerFacts(
         finish=read.finish,
-        usage=read_usage(read.usage) if read.usage is not None else None,
+        usage=usage,
         response_id=read.id or "",
         model=read.model or "",
-        output_chars=0 if read.usage is not None else read.chars,
+        output_chars=0 if usage is not None else read.chars,
     )
+
+
+class StoredFacts(NamedTuple):
+    """What the platform needs to know about a response that its provider keeps."""
+
+    status: str
+    """Empty when the document is no response."""
+    finish: Finish | None
+    """None until it is complete."""
+    usage: Usage | None
+
+
+def read_stored_facts(body: bytes) -> StoredFacts:
+    """Read the facts of a document that a provider keeps, whatever became of it. Raises FormatError."""
+    try:
+        read = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise from_decode_error(error) from None
+    status = read.status or ""
+    if not status:
+        return StoredFacts("", None, None)
+    finish = None if status in UNFINISHED else read.finish
+    return StoredFacts(status, finish, read_usage(read.usage) if read.usage is not None else None)
 
 
 def _failed(error: msgspec.Raw) -> FormatError:
@@ -209,6 +235,12 @@ def text_piece(text: str) -> dict[str, Any]:
     return {**_EMPTY_PART, "text": text}
 
 
+def write_annotations(citations: Iterable[Citation], length: int) -> list[Any]:
+    """Return the annotations of a text of so many characters; what has no address has no place here."""
+    written = (write_annotation(citation, 0, length) for citation in citations)
+    return [{"type": each["type"], **each["url_citation"]} for each in written if each is not None]
+
+
 def refusal_piece(text: str) -> dict[str, Any]:
     """Return a refusal of an answer."""
     return {"type": "refusal", "refusal": text}
@@ -241,8 +273,11 @@ def output_items(message: Message, finish: Finish, response_id: str) -> list[Any
             if content is None:
                 content = []
                 items.append(message_item(item_id("msg", response_id, len(items)), content, status))
-            piece = text_piece(part.text.text) if kind == "text" else refusal_piece(part.refusal.text)
-            content.append(piece)
+            if kind == "text":
+                annotations = write_annotations(part.text.citations, len(part.text.text))
+                content.append({**text_piece(part.text.text), "annotations": annotations})
+            else:
+                content.append(refusal_piece(part.refusal.text))
         elif kind == "tool_call":
             content = None
             identifier = item_id("fc", response_id, len(items))

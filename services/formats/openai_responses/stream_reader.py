@@ -36,6 +36,7 @@ class _Event(msgspec.Struct):
     response: Body | None = None
     delta: msgspec.Raw = _NOTHING
     item: msgspec.Raw = _NOTHING
+    part: msgspec.Raw = _NOTHING
     output_index: int = 0
     content_index: int = 0
     summary_index: int = 0
@@ -80,7 +81,8 @@ class _Reader:
         progress.response_id = progress.response_id or response.id or ""
         if kind in _COMPLETE:
             progress.finish = response.finish
-            progress.usage = read_usage(response.usage) if response.usage is not None else None
+            tier = response.service_tier
+            progress.usage = read_usage(response.usage, tier) if response.usage is not None else None
             progress.closed = True
 
 
@@ -117,16 +119,36 @@ class RawReader(_Reader):
         return frames, text if read.type == _TEXT else ""
 
     def _weigh(self, read: _Event) -> None:
-        """Note what has come beside text."""
+        """Note what has come beside text, and which part is being written."""
         progress = self.progress
-        if read.type in _THOUGHTS:
-            progress.thought = True
-        elif read.type == "response.refusal.delta":
-            progress.beyond_text = True
-        elif read.type in ("response.output_item.added", "response.output_item.done"):
-            item = _item_of(read)
-            progress.beyond_text = progress.beyond_text or item.type not in _PLAIN
-            progress.thought = progress.thought or bool(item.encrypted_content)
+        match read.type:
+            case "response.output_text.delta":
+                if progress.open_part != "text":  # Some servers do not announce it.
+                    self._begin("text")
+            case "response.content_part.added" if b'"reasoning_text"' not in bytes(read.part):
+                self._begin("text")
+                progress.beyond_text = progress.beyond_text or b'"refusal"' in bytes(read.part)
+            case "response.content_part.done" if progress.open_part == "text":
+                progress.open_part = ""
+            case "response.refusal.delta":
+                progress.beyond_text = True
+            case "response.output_item.added" | "response.output_item.done":
+                self._weigh_item(read)
+            case kind if kind in _THOUGHTS:
+                progress.thought = True
+
+    def _weigh_item(self, read: _Event) -> None:
+        progress, item = self.progress, _item_of(read)
+        progress.beyond_text = progress.beyond_text or item.type not in _PLAIN
+        progress.thought = progress.thought or bool(item.encrypted_content)
+        if read.type == "response.output_item.done":
+            progress.open_part = ""
+        elif item.type == "reasoning":
+            self._begin("reasoning")
+
+    def _begin(self, kind: str) -> None:
+        self.progress.parts += 1
+        self.progress.open_part = kind
 
 
 class StreamReader(_Reader):

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import Finish, Part, Usage
+from omnihub.common.v1.chat_pb2 import Citation, Finish, Part, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.documents import read_object, splice, write_object
 from services.formats.openai_responses.errors import error_event
+from services.formats.openai_responses.history import History, Item
 from services.formats.openai_responses.items import call_item, reasoning_item
 from services.formats.openai_responses.outcome import write_finish, write_usage
 from services.formats.openai_responses.parts import ITEM
@@ -21,6 +22,7 @@ from services.formats.openai_responses.response import (
     refusal_piece,
     skeleton,
     text_piece,
+    write_annotations,
 )
 
 _EVENTS = {
@@ -53,6 +55,11 @@ class _Open:
     pieces: list[str] = field(default_factory=list)
     announced: bool = False
     """A thought's first text has come."""
+    before: list[Any] = field(default_factory=list)
+    """Pieces of a thought that are complete."""
+    citations: list[Citation] = field(default_factory=list)
+    annotations: list[Any] = field(default_factory=list)
+    """What has been said about a text before the stream broke."""
 
 
 class StreamWriter:
@@ -75,6 +82,45 @@ class StreamWriter:
     def set_model(self, model: str) -> None:
         """Name another model; the last event says who really spoke."""
         self._response["model"] = model
+
+    def resume(self, parts: int, history: History) -> None:
+        """Go on with a stream that began in this format: `parts` parts, the last of which may be open."""
+        for name, raw in history.response.items():
+            self._response[name] = raw
+        if isinstance(raw_id := self._response["id"], msgspec.Raw):
+            self._response["id"] = msgspec.json.decode(raw_id)
+        # The provider that was to keep it has broken off.
+        self._response["store"] = False
+        self._sequence = history.sequence
+        for index, item in history.items:
+            self._output.extend([None] * (index + 1 - len(self._output)))
+            self._output[index] = item.done
+            if item.done is None:
+                self._resume_item(parts - 1, index, item)
+
+    def _resume_item(self, part_index: int, index: int, item: Item) -> None:
+        """Take over an item that is not complete."""
+        identifier = item.identifier or item_id("item", self._response["id"], index)
+        where: dict[str, Any] = {"item_id": identifier, "output_index": index}
+        piece = item.open
+        opened = _Open(item.kind, Part(), where, pieces=[] if piece is None else piece.texts)
+        if item.kind == "message":
+            self._message = _Message(identifier, index, list(item.pieces))
+            if piece is None:
+                return
+            opened.kind, opened.message, opened.annotations = "text", self._message, piece.annotations
+            self._message.content.append(None)
+            self._message.open = 1
+            where["content_index"] = piece.index
+        elif item.raw:
+            opened.kind, opened.before = "raw_reasoning", list(item.pieces)
+            where["content_index"] = len(item.pieces)
+        else:
+            opened.before = list(item.pieces)
+            opened.announced = piece is not None
+            if piece is not None:
+                where["summary_index"] = piece.index
+        self._parts[part_index] = opened
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         document = {"type": kind, **fields, "sequence_number": self._sequence}
@@ -149,7 +195,7 @@ class StreamWriter:
         return begun + self._more(opened, part.text.text if kind == "text" else part.refusal.text)
 
     def part_delta(self, event: PartDelta) -> bytes:
-        """Return more of a part. Citations of other vendors have no place in this format."""
+        """Return more of a part. Citations follow their text."""
         opened = self._parts.get(event.index)
         if opened is None:
             return b""
@@ -162,6 +208,8 @@ class StreamWriter:
                 return self._more(opened, event.arguments_json)
             case "reasoning":
                 return self._more(opened, event.reasoning)
+            case "citation":
+                opened.citations.append(event.citation)
             case "signature":
                 opened.part.reasoning.signature += event.signature
         return b""
@@ -196,17 +244,29 @@ class StreamWriter:
                 return self._call_done(opened, text)
             case "reasoning":
                 return self._thought_done(opened, text)
+            case "raw_reasoning":
+                return self._raw_thought_done(opened, text)
         assert opened.message is not None
         where = opened.where
+        cited = b""
         if opened.kind == "text":
-            piece = text_piece(text)
+            for annotation in write_annotations(opened.citations, len(text)):
+                number = len(opened.annotations)
+                opened.annotations.append(annotation)
+                cited += self._event(
+                    "response.output_text.annotation.added",
+                    **where,
+                    annotation_index=number,
+                    annotation=annotation,
+                )
+            piece = {**text_piece(text), "annotations": opened.annotations}
             done = self._event("response.output_text.done", **where, text=text, logprobs=[])
         else:
             piece = refusal_piece(text)
             done = self._event("response.refusal.done", **where, refusal=text)
         opened.message.content[where["content_index"]] = piece
         opened.message.open -= 1
-        return done + self._event("response.content_part.done", **where, part=piece)
+        return cited + done + self._event("response.content_part.done", **where, part=piece)
 
     def _call_done(self, opened: _Open, arguments: str) -> bytes:
         call = opened.part.tool_call
@@ -226,7 +286,18 @@ class StreamWriter:
             part = {"type": "summary_text", "text": text}
             done = self._event("response.reasoning_summary_text.done", **where, text=text)
             done += self._event("response.reasoning_summary_part.done", **where, part=part)
-        return done + self._item_done({"id": where["item_id"], **reasoning_item(opened.part)}, where)
+        item = {"id": where["item_id"], **reasoning_item(opened.part)}
+        if opened.before:
+            item["summary"] = [*opened.before, *item["summary"]]
+        return done + self._item_done(item, where)
+
+    def _raw_thought_done(self, opened: _Open, text: str) -> bytes:
+        """Return the end of a thought that broke off as it was thought."""
+        where = opened.where
+        done = self._event("response.reasoning_text.done", **where, text=text)
+        content = [*opened.before, {"type": "reasoning_text", "text": text}]
+        item = {"id": where["item_id"], "type": "reasoning", "summary": [], "content": content}
+        return done + self._item_done(item, where)
 
     def _item_done(self, item: dict[str, Any], where: Mapping[str, Any]) -> bytes:
         index = where["output_index"]

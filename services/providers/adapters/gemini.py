@@ -13,14 +13,18 @@ from yarl import URL
 from services.common.ids import new_id
 from services.formats import gemini
 from services.formats.answers import Answer, StreamReader
-from services.formats.documents import decode_document, write_object
+from services.formats.documents import decode_document, read_object, write_object
 from services.formats.errors import FormatError
+from services.formats.usage import believable
+from services.providers.adapter import conversation_of
+from services.providers.counting import counted
 from services.providers.domain.classification import ErrorTable, read_error_object
 from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import Failures
 from services.providers.embedding import embedding_inputs
 from services.providers.http_adapter import HttpAdapter
 
+_UNABLE = ("not supported for counttokens",)
 # The vendor takes no more texts at once.
 _EMBED_BATCH = 100
 
@@ -115,6 +119,14 @@ class GeminiAdapter(HttpAdapter):
             for model in listed
         ]
 
+    async def count_tokens(self, attempt: pb.Attempt) -> pb.CountTokensResponse:
+        """Let the vendor count, without charge: system, tools and all."""
+        written, _ = self.write_request(conversation_of(attempt), attempt, stream=False)
+        name = f"models/{attempt.model.removeprefix('models/')}"
+        body = {"generateContentRequest": {"model": name, **read_object(written)}}
+        url = self._operation(attempt.model, "countTokens")
+        return await counted(self, attempt, url, body, "totalTokens", _UNABLE)
+
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Return vectors in the order of the inputs, asking for at most 100 at once."""
         inputs, dimensions = embedding_inputs(request)
@@ -136,7 +148,8 @@ class GeminiAdapter(HttpAdapter):
                 raise failures.of("PROVIDER_PROTOCOL", message)
             for vector in read.embeddings:
                 response.embeddings.add(values=vector.values)
-            tokens = read.usage_metadata.prompt_token_count if read.usage_metadata is not None else None
+            metadata = read.usage_metadata
+            tokens = believable(metadata.prompt_token_count) if metadata is not None else None
             reported = reported and tokens is not None
             usage.input_total += tokens or 0
         response.usage.CopyFrom(usage if reported else estimate_usage(sum(map(len, inputs)), 0))

@@ -153,6 +153,13 @@ def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
     return completed
 
 
+def own_vendor(settings: ProviderSettings) -> str:
+    """Return the vendor whose own service a completed provider is; empty when it is another's or unknown."""
+    known = KNOWN.get(settings.adapter)
+    at_home = known is not None and bool(known.vendor) and settings.base_url == known.base_url
+    return settings.vendor or (known.vendor if known is not None and at_home else "")
+
+
 def _check_kind(name: str, settings: ProviderSettings, adapter: str) -> None:
     """Refuse settings that this adapter would ignore."""
     if adapter == PLUGIN:

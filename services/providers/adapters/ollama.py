@@ -14,6 +14,7 @@ from services.formats import ollama
 from services.formats.answers import Answer, StreamReader
 from services.formats.documents import decode_document, write_object
 from services.formats.errors import FormatError
+from services.formats.usage import believable
 from services.providers.domain.classification import ErrorTable
 from services.providers.domain.estimate import estimate_usage
 from services.providers.embedding import embedding_inputs
@@ -100,8 +101,8 @@ class OllamaAdapter(HttpAdapter):
         for values in read.embeddings:
             response.embeddings.add(values=values)
         response.usage.CopyFrom(estimate_usage(sum(map(len, inputs)), 0))
-        if read.prompt_eval_count:
-            response.usage.input_total, response.usage.estimated = read.prompt_eval_count, False
+        if tokens := believable(read.prompt_eval_count):
+            response.usage.input_total, response.usage.estimated = tokens, False
         response.usage.output_total = 0
         return response
 

@@ -25,6 +25,7 @@ from services.formats.documents import (
 )
 from services.formats.errors import FormatError, invalid
 from services.formats.receipts import Receipts
+from services.formats.usage import reported
 from services.providers.domain.classification import ErrorTable
 from services.providers.domain.estimate import estimate_usage
 from services.providers.http import Upstream
@@ -60,6 +61,7 @@ _ERRORS = ErrorTable(
         ("exceeds the available context size", "CONTEXT_LENGTH_EXCEEDED"),
         ("insufficient credits", "PROVIDER_BILLING"),
         ("requires more credits", "PROVIDER_BILLING"),
+        ("is not a valid model id", "MODEL_NOT_FOUND"),
     ),
 )
 
@@ -175,13 +177,13 @@ class OpenAIAdapter(HttpAdapter):
             self.url("/embeddings"), body, self.headers, self.timeouts(request.timeouts), failures
         )
         try:
-            response, reported = _read_embeddings(answer, raw=bool(request.raw_body))
+            response, usage = _read_embeddings(answer, raw=bool(request.raw_body))
         except FormatError as error:
             raise failures.of("PROVIDER_PROTOCOL", f"its answer is wrong: {error.message}") from None
         if not request.raw_body and len(response.embeddings) != len(request.inputs):
             message = f"returned {len(response.embeddings)} vectors for {len(request.inputs)} inputs"
             raise failures.of("PROVIDER_PROTOCOL", message)
-        usage = Usage(input_total=reported) if reported is not None else estimate_usage(len(body), 0)
+        usage = usage or estimate_usage(len(body), 0)
         usage.output_total = 0
         response.usage.CopyFrom(usage)
         return response
@@ -252,21 +254,22 @@ class _Vector(msgspec.Struct):
     index: int | None = None
 
 
-def _read_embeddings(body: bytes, raw: bool) -> tuple[pb.EmbedResponse, int | None]:
+def _read_embeddings(body: bytes, raw: bool) -> tuple[pb.EmbedResponse, Usage | None]:
     try:
         facts = msgspec.json.decode(body, type=_EmbedFacts)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise from_decode_error(error) from None
-    reported = facts.usage.prompt_tokens if facts.usage is not None else None
+    tokens = facts.usage.prompt_tokens if facts.usage is not None else None
+    usage = reported(input_total=tokens) if tokens is not None else None
     response = pb.EmbedResponse(model=facts.model or "")
     if raw:
         response.raw_body = body
-        return response, reported
+        return response, usage
     vectors: list[_Vector] = read_value(facts.data, list[_Vector], "data")
     ordered = sorted(enumerate(vectors), key=lambda item: item[0] if item[1].index is None else item[1].index)
     for _, vector in ordered:
         response.embeddings.add(values=_floats(vector.embedding))
-    return response, reported
+    return response, usage
 
 
 def _floats(embedding: list[float] | str) -> list[float] | tuple[float, ...]:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
+from omnihub.provider.v1 import stored_response_service_pb2 as stored_pb
+from yarl import URL
 
 from services.formats import openai_responses
 from services.formats.answers import Answer, AnswerFacts, RawReader, StreamReader
 from services.formats.documents import Fields, is_null, read_object, read_value, starts_with, write_object
 from services.formats.receipts import Receipts
 from services.providers.adapters.openai import OpenAIAdapter
-from services.providers.http import Upstream
+from services.providers.domain.failure import Failures, ProviderError
+from services.providers.http import Exchange, Upstream
+from services.providers.http_adapter import Prepared
 from services.providers.settings import ProviderSettings
 
 _RESPONSES = WireFormat.WIRE_FORMAT_OPENAI_RESPONSES
+# Nothing is made while the caller waits.
+STORED_TIMEOUT_MS = 30_000
+_OPERATIONS = {
+    stored_pb.STORED_RESPONSE_OPERATION_GET: ("GET", ""),
+    stored_pb.STORED_RESPONSE_OPERATION_DELETE: ("DELETE", ""),
+    stored_pb.STORED_RESPONSE_OPERATION_CANCEL: ("POST", "/cancel"),
+    stored_pb.STORED_RESPONSE_OPERATION_LIST_INPUT_ITEMS: ("GET", "/input_items"),
+}
 
 
 class ResponsesAdapter(OpenAIAdapter):
@@ -75,6 +91,69 @@ class ResponsesAdapter(OpenAIAdapter):
         """Return a reader for events that are translated."""
         return openai_responses.StreamReader()
 
+    async def ask_stored(self, request: stored_pb.AskStoredResponseRequest) -> bytes:
+        """Return what the server answers about a response that it keeps."""
+        method, suffix = _OPERATIONS[request.operation]
+        url = self.stored_url(request.response_id, suffix, request.query)
+        limits = self.timeouts(pb.Timeouts(total_ms=STORED_TIMEOUT_MS))
+        failures = _StoredFailures(self.name, "", self._secrets)
+        answer, _ = await self.ask(url, None, self.headers, limits, failures, method)
+        return answer
+
+    def check_body(self, body: bytes, failures: Failures) -> None:
+        """Raise the error that came with status 200; a stored response may hold the one it failed with."""
+        if not isinstance(failures, _StoredFailures):
+            super().check_body(body, failures)
+
+    def stored_url(self, response_id: str, suffix: str, query: str) -> URL:
+        """Return the address of a response that is kept, or of something of it."""
+        path = f"{self.chat_path}/{quote(response_id, safe='')}{suffix}"
+        return self.url(f"{path}?{query}" if query else path)
+
+
+class _StoredFailures(Failures):
+    """Errors about a stored response: what is not found is not a model."""
+
+    def of(self, reason: str, message: str, *rest: Any, **more: Any) -> ProviderError:
+        if reason == "MODEL_NOT_FOUND":
+            reason, message = "NOT_FOUND", f"it keeps no such response (any more): {message}"
+        return super().of(reason, message, *rest, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class _Following(Prepared):
+    """A request for the events of a stored response."""
+
+    url: URL
+
+
+class _Follower(ResponsesAdapter):
+    """The same server, asked for what it keeps."""
+
+    def follow(
+        self, request: stored_pb.FollowStoredResponseRequest
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        query = "&".join(filter(None, ("stream=true", request.query)))
+        url = self.stored_url(request.response_id, "", query)
+        return self._relay(pb.Attempt(), _Following(b"", (), raw=True, url=url))
+
+    def failures(self, model: str) -> Failures:
+        return _StoredFailures(self.name, model, self._secrets)
+
+    @asynccontextmanager
+    async def _opened(
+        self, attempt: pb.Attempt, prepared: Prepared, failures: Failures
+    ) -> AsyncIterator[Exchange]:
+        assert isinstance(prepared, _Following)
+        limits = self.timeouts(attempt.timeouts)
+        exchange = await self._upstream.send(prepared.url, self.headers, None, limits, failures, stream=True)
+        try:
+            await self._check_stream(exchange, failures)
+            yield exchange
+            await exchange.finish()
+        finally:
+            exchange.close()
+
 
 class OpenAIWithResponsesAdapter(OpenAIAdapter):
     """A server with both: bodies of responses go to its responses, all others to its chat completions."""
@@ -84,6 +163,7 @@ class OpenAIWithResponsesAdapter(OpenAIAdapter):
         self.wire_formats = (self.wire_format, _RESPONSES)
         self.features = (*self.features, "responses")
         self._responses = ResponsesAdapter(name, settings, upstream)
+        self._follower = _Follower(name, settings, upstream)
 
     async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
         """Answer at once."""
@@ -96,6 +176,16 @@ class OpenAIWithResponsesAdapter(OpenAIAdapter):
         if _is_response(attempt):
             return self._responses.stream_chat(attempt)
         return super().stream_chat(attempt)
+
+    async def ask_stored(self, request: stored_pb.AskStoredResponseRequest) -> bytes:
+        """Return what the server answers about a response that it keeps."""
+        return await self._responses.ask_stored(request)
+
+    def follow_stored(
+        self, request: stored_pb.FollowStoredResponseRequest
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Pass on the events of a response that is made in the background."""
+        return self._follower.follow(request)
 
 
 def openai_adapter(name: str, settings: ProviderSettings, upstream: Upstream) -> OpenAIAdapter:

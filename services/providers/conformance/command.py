@@ -48,8 +48,16 @@ class UnusableError(Exception):
     """Nothing can be judged; the message says what to do."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
+def main(arguments: Sequence[str]) -> int:
+    """Run `omnihub provider` with these arguments and return the exit status."""
+    parser = argparse.ArgumentParser(prog="omnihub provider", description="Judge a plugin.")
+    actions = parser.add_subparsers(required=True, metavar="action")
+    check = actions.add_parser("check", help="test that a plugin keeps the provider contract")
+    _add_arguments(check)
+    return run(parser.parse_args(arguments))
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("address", metavar="HOST:PORT", help="where the plugin's ProviderService listens")
     parser.add_argument("--provider", default="", help="judge only this provider of the plugin")
     parser.add_argument("--model", default="", help="ask this model instead of the first listed that answers")

@@ -10,7 +10,7 @@ from typing import Any
 from omnihub.common.v1.chat_pb2 import Finish, Usage, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
-from services.formats import anthropic_messages, openai_chat
+from services.formats import anthropic_messages, openai_chat, openai_responses
 from services.formats.answers import Answer, StreamReader
 from services.formats.errors import FormatError
 from services.providers.conformance.kit import MAX_TOKENS, QUESTION, Group, Subject, require
@@ -48,6 +48,14 @@ ANTHROPIC = Format(
     anthropic_messages.read_response,
     anthropic_messages.StreamReader,
     anthropic_messages.close_raw_stream,
+)
+
+RESPONSES = Format(
+    WireFormat.WIRE_FORMAT_OPENAI_RESPONSES,
+    {"input": QUESTION},
+    openai_responses.read_response,
+    openai_responses.StreamReader,
+    openai_responses.close_raw_stream,
 )
 
 
@@ -131,3 +139,15 @@ async def anthropic_messages_answers(subject: Subject) -> None:
 async def anthropic_messages_streams(subject: Subject) -> None:
     """Anthropic messages, streamed."""
     await _judge_stream(subject, ANTHROPIC)
+
+
+@GROUP.check("RAW-1", needs=["chat", "WIRE_FORMAT_OPENAI_RESPONSES"])
+async def openai_responses_answers(subject: Subject) -> None:
+    """OpenAI responses."""
+    await _judge_answer(subject, RESPONSES)
+
+
+@GROUP.check("RAW-2", needs=["stream", "WIRE_FORMAT_OPENAI_RESPONSES"])
+async def openai_responses_streams(subject: Subject) -> None:
+    """OpenAI responses, streamed."""
+    await _judge_stream(subject, RESPONSES)

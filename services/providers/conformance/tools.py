@@ -85,5 +85,8 @@ async def results_are_taken(subject: Subject) -> None:
     attempt.chat.ClearField("tool_choice")
     attempt.chat.messages.append(Message(role="assistant", parts=[called]))
     attempt.chat.messages.append(Message(role="tool", parts=[result]))
-    answer = await subject.answered(attempt, "TOOL-3")
-    require(answer.HasField("message"), "TOOL-3", "the answer after a tool's result has no message")
+    reply = await subject.chat(attempt)
+    if reply.status.reason == "PARAMETER_UNSUPPORTED":  # A provider may have models of both kinds.
+        raise SkippedError(f"the model takes no results of tools: {reply.status}")
+    require(reply.status.ok, "TOOL-3", f"Chat ended with {reply.status}")
+    require(reply.message.HasField("message"), "TOOL-3", "the answer after a tool's result has no message")

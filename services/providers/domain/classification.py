@@ -19,7 +19,6 @@ _BY_STATUS = {
     403: "PROVIDER_CREDENTIAL_REFUSED",
     408: "PROVIDER_TIMEOUT",
     409: "PROVIDER_FAILED",
-    413: "CONTEXT_LENGTH_EXCEEDED",
     429: "PROVIDER_RATE_LIMITED",
     498: "PROVIDER_OVERLOADED",
     503: "PROVIDER_OVERLOADED",
@@ -67,6 +66,8 @@ class ErrorTable:
         )
 
     def _reason(self, status: int, facts: ErrorFacts) -> str:
+        if status == 413:  # Some vendors' codes call it a rate limit, but no wait makes a request smaller.
+            return "CONTEXT_LENGTH_EXCEEDED"
         for word in (facts.code, facts.kind):
             if word in self.codes:
                 return self.codes[word]

@@ -37,6 +37,12 @@ class Breaker:
         """Tell whether everyone may ask."""
         return self._until is None
 
+    def state(self, now: float) -> str:
+        """Return closed, open (nobody asks) or half_open (one at a time probes)."""
+        if self._until is None:
+            return "closed"
+        return "open" if now < self._until else "half_open"
+
     def pause_s(self, now: float) -> float:
         """Return the seconds until somebody may probe; 0 when that is now, or the circuit is closed."""
         if self._until is None:
@@ -82,6 +88,11 @@ class Breaker:
         was_closed = self._until is None
         self._open(now, pause_s)
         return was_closed
+
+    def caution(self, now: float) -> None:
+        """Go half-open at once: somebody else has seen trouble. An open circuit stays as it is."""
+        if self._until is None:
+            self._open(now, 0.0)
 
     def released(self) -> None:
         """Take back the turn of a probe whose caller has gone: the next request may probe."""

@@ -35,6 +35,12 @@ def _media_tokens(size: int) -> int:
     return max(_MEDIA_TOKENS, size // _MEDIA_BYTES_PER_TOKEN)
 
 
+def input_sizes(raw_body: bytes, chat: ChatInput) -> tuple[int, int]:
+    """Return `input_bound` and `likely_input` for the price of one."""
+    text, media = _sizes(raw_body, chat)
+    return max(1, min(LARGEST, text + media)), max(1, min(LARGEST, likely_tokens(text) + media))
+
+
 def input_bound(raw_body: bytes, chat: ChatInput) -> int:
     """Return a number of tokens the input does not exceed."""
     text, media = _sizes(raw_body, chat)

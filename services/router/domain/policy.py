@@ -1,145 +1,338 @@
-"""The choice: which targets to ask, in which order, and why not the others. Pure and replayable."""
+"""The choice: which targets to ask, in which order, and why not the others. Pure and replayable.
+
+Hard filters first, each exclusion with its reason, then
+
+    score = w_cost * (1 - cost / dearest) + w_latency * (1 - latency / slowest) + w_task * task_match
+
+over the candidates that are left. Nothing here reads a clock, a file or a random number: the same
+question over the same options gives the same plan, for ever.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat
+from operator import eq, itemgetter
+from typing import NamedTuple
 
-from omnihub.common.v1.chat_pb2 import ChatInput
-
-from services.credits.money import limit_nano
-from services.router.domain.catalogue import AUTO, Catalogue, Model, Target
+from services.credits.money import LARGEST_NANO, format_nano
+from services.router.domain.catalogue import Model, Target
 from services.router.domain.errors import NoCandidateError, PriceUnknownError
+from services.router.domain.routing import Weights
 
-# cost, latency, configured order: the parts of a score, by the caller's priority.
-WEIGHTS = {
-    "cheap": (0.8, 0.1, 0.1),
-    "balanced": (0.4, 0.2, 0.4),
-    "best": (0.0, 0.1, 0.9),
-}
-FAST_WEIGHTS = (0.2, 0.7, 0.1)
+# Of the rules on this page; a stored decision names the one it was made by.
+ALGORITHM = 1
+# Of a model that nobody has judged: neither good nor bad.
+UNKNOWN_MATCH = 0.5
+UNLIMITED = LARGEST_NANO
+_TASK_ALONE = Weights(0.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A target that was looked at."""
+class Option:
+    """What is known of a target before any request comes."""
 
     target: Target
     model: Model
     """The model that lists the target."""
-    score: float
-    estimate_nano: int | None
-    excluded_because: str = ""
+    position: int = 0
+    """Its place in the model's route."""
+    features: frozenset[str] = frozenset()
+    """What its provider offers: chat, stream, embed, ..."""
+    capabilities: frozenset[str] = frozenset()
+    """What the model can do."""
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    """How good it is at each task, from 0 to 1."""
+    usual_match: float = UNKNOWN_MATCH
+    """The same for tasks that are not among its strengths."""
+    context_length: int = 0
+    """Tokens; 0 means unknown."""
+    max_output: int = 0
+    """Tokens; 0 means unknown."""
+    regions: frozenset[str] = frozenset()
+    """Where it runs; empty means unknown."""
+    tiers: frozenset[str] = frozenset()
+    """Plans that may use it; empty means all."""
+    problem: str = ""
+    """Why it cannot be asked at all."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Question:
+    """What one request asks of the planner. Not frozen: each request makes one, in a third of the time."""
+
+    requested: str
+    scored: bool
+    """The model was left to us; otherwise the route's own order holds."""
+    task: str = "chat"
+    task_confidence: float = 1.0
+    task_source: str = ""
+    """Who said so: caller, request, local or model."""
+    priority: str = ""
+    latency_pref: str = ""
+    mode: str = ""
+    weights: Weights = _TASK_ALONE
+    policy_version: str = ""
+    max_cost: int | None = None
+    """Nano-credits."""
+    required: tuple[str, ...] = ()
+    """Capabilities."""
+    region: str = ""
+    tier: str = ""
+    """The organisation's plan; empty where there are no plans."""
+    feature: str = "chat"
+    input_tokens: int = 0
+    """About how many."""
+    output_tokens: int = 0
+    """The caller's own limit; 0 without one."""
+    sticky: str = ""
+    """The target that has this conversation's beginning in its cache."""
 
 
 @dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Why a candidate is not considered."""
+
+    constraint: str
+    """The constraint's name, such as max_cost."""
+    because: str
+
+
+class Candidate(NamedTuple):
+    """A target that was looked at. A tuple: there can be a thousand for one request."""
+
+    option: Option
+    estimate_nano: int | None
+    latency_ms: int = 0
+    """Measured; 0 when nothing was."""
+    match: float = UNKNOWN_MATCH
+    """How well it fits the task, from 0 to 1."""
+    score: float = 0.0
+    exclusion: Exclusion | None = None
+    """Why it is not considered; None when it is."""
+
+    @property
+    def target(self) -> Target:
+        """Return who is asked."""
+        return self.option.target
+
+    @property
+    def model(self) -> Model:
+        """Return the model that lists the target."""
+        return self.option.model
+
+    @property
+    def excluded_because(self) -> str:
+        """Return why it is not considered; empty when it is."""
+        return "" if self.exclusion is None else self.exclusion.because
+
+
+_Kept = tuple[Option, int, int, float]
+"""A candidate that passed the filters: option, estimate, latency, match."""
+
+
+class Scale(NamedTuple):
+    """What costs and latencies are measured against: the largest among the candidates left."""
+
+    dearest: int
+    slowest_ms: int
+    typical_ms: float
+    """Taken for a target that was never measured."""
+
+
+@dataclass(slots=True)
 class Plan:
-    """What to ask, best first, and what was left out."""
+    """What to ask, best first, and what was left out. Not frozen, as its candidates are not."""
 
     requested: str
     task: str
     chain: tuple[Candidate, ...]
     excluded: tuple[Candidate, ...]
+    question: Question
+    decided: tuple[Candidate, ...] = ()
+    """The chain as it was decided, whatever a strategy makes of it."""
+    scale: Scale | None = None
+    paused: Mapping[Target, str] = field(default_factory=dict)
+    """Candidates that were better left alone, and why: they stand last."""
+    stuck: bool = False
+    """The first one stands there because of the conversation's beginning."""
 
 
-Estimate = Callable[[Target, Model], int | None]
-"""The most a request can cost at a target of a model, in nano-credits; None without a price."""
-Latency = Callable[[Target], int]
-"""Milliseconds, smoothed; 0 when nothing was measured."""
+Paused = Callable[[Target], str]
+"""Why a target is better left alone now; empty when it may be asked."""
 
 
-def eligible(chat: ChatInput, catalogue: Catalogue, allowed: tuple[str, ...]) -> Sequence[Model]:
-    """Return the models a request may be answered by. Raises ModelNotFoundError, ModelNotAllowedError."""
-    requested = chat.model or AUTO
-    if requested != AUTO or AUTO in catalogue.models:
-        return [catalogue.find(requested, allowed)]
-    models = catalogue.usable(allowed)
-    # Real models before rules: `auto` uses a synthetic one only when there is nothing else.
-    return [model for model in models if not catalogue.synthetic(model)] or models
+def never_paused(_: Target) -> str:
+    """Say that every target may be asked."""
+    return ""
 
 
-def plan(
-    chat: ChatInput,
-    models: Sequence[Model],
-    catalogue: Catalogue,
-    feature: str,
-    estimate: Estimate,
-    latency: Latency,
+def exclude(option: Option, question: Question) -> Exclusion | None:
+    """Apply the filters that need neither price nor size. The answer can be kept for the next request."""
+    if option.problem:
+        return Exclusion("provider", option.problem)
+    if question.feature not in option.features:
+        return Exclusion("feature", f"{option.target.name} does not offer {question.feature}")
+    if option.tiers and question.tier and question.tier not in option.tiers:
+        plans = " or ".join(sorted(option.tiers))
+        return Exclusion("plan", f"it needs the plan {plans}, not {question.tier}")
+    if question.region and not runs_in(question.region, option.regions):
+        where = ", ".join(sorted(option.regions)) or "no region that is known"
+        return Exclusion("region", f"it runs in {where}, not in {question.region}")
+    missing = [capability for capability in question.required if capability not in option.capabilities]
+    if missing:
+        return Exclusion("capabilities", f"it lacks {', '.join(missing)}")
+    return None
+
+
+def runs_in(region: str, known: frozenset[str]) -> bool:
+    """Tell whether a target computes in a region and nowhere else. `eu` holds `eu-west-1`."""
+    return bool(known) and all(each == region or each.startswith(f"{region}-") for each in known)
+
+
+def decide(
+    question: Question,
+    options: Sequence[Option],
+    exclusions: Sequence[Exclusion | None],
+    estimates: Sequence[int | None],
+    latencies: Sequence[int],
+    paused: Paused = never_paused,
+    scale: Scale | None = None,
 ) -> Plan:
-    """Return the plan for a request that one of `models` is to answer and that needs `feature`.
+    """Return the plan for a question. The sequences belong together, one entry for each option.
 
-    Raises NoCandidateError, PriceUnknownError.
+    `estimates` are the most a request can cost, in nano-credits, None without a price; `latencies`
+    milliseconds, 0 where nothing was measured. `scale` is given when only a part of the options is at
+    hand. Raises NoCandidateError, PriceUnknownError.
     """
-    requested = chat.model or AUTO
-    if requested == AUTO and AUTO not in catalogue.models:
-        candidates = _score(chat, models, estimate, latency)
-    else:
-        candidates = [
-            Candidate(target, model, 1.0 - position / 100, estimate(target, model))
-            for model in models
-            for position, target in enumerate(model.targets)
-        ]
-    judged = [_judge(candidate, chat, catalogue, feature) for candidate in candidates]
-    chain = tuple(candidate for candidate in judged if not candidate.excluded_because)
-    excluded = tuple(candidate for candidate in judged if candidate.excluded_because)
-    if not chain:
-        raise _nothing_left(requested, excluded)
-    return Plan(requested, "agent_step" if chat.agent_id else "chat", chain, excluded)
+    kept: list[_Kept] = []
+    excluded: list[Candidate] = []
+    task = question.task
+    limit = UNLIMITED if question.max_cost is None else question.max_cost
+    # What a caller named is asked even when it may be too small: its provider knows best.
+    output = question.output_tokens if question.scored else 0
+    needed = question.input_tokens + output if question.scored else 0
+    for option, exclusion, estimate, latency in zip(options, exclusions, estimates, latencies, strict=True):
+        match = option.strengths.get(task, option.usual_match)
+        if (
+            exclusion is None
+            and estimate is not None
+            and estimate <= limit
+            and not needed > option.context_length > 0
+            and not (output and output > option.max_output > 0)
+        ):
+            kept.append((option, estimate, latency, match))
+        else:
+            why = exclusion or _sized(option, question, estimate)
+            excluded.append(Candidate(option, estimate, latency, match, 0.0, why))
+    if not kept:
+        raise _nothing_left(Plan(question.requested, task, (), tuple(excluded), question))
+    if not question.scored:
+        route = tuple([Candidate(*each, 1.0 - position / 100) for position, each in enumerate(kept)])
+        return Plan(question.requested, task, route, tuple(excluded), question, route)
+    chain, scale = _score(kept, question.weights, scale)
+    waiting = _arrange(chain, paused)
+    stuck = _stick(chain, question.sticky, waiting)
+    order = tuple(chain)
+    return Plan(question.requested, task, order, tuple(excluded), question, order, scale, waiting, stuck)
 
 
-def _score(chat: ChatInput, models: Sequence[Model], estimate: Estimate, latency: Latency) -> list[Candidate]:
-    cost_weight, latency_weight, order_weight = _weights(chat)
-    pairs = [(model, target) for model in models for target in model.targets]
-    estimates = [estimate(target, model) for model, target in pairs]
-    latencies = [latency(target) for _, target in pairs]
-    dearest = max([amount for amount in estimates if amount is not None], default=0) or 1
-    slowest = max(latencies, default=0) or 1
-    candidates = []
-    for position, (model, target) in enumerate(pairs):
-        amount = estimates[position]
-        cost = 1.0 if amount is None else amount / dearest
-        score = (
-            cost_weight * (1 - cost)
-            + latency_weight * (1 - latencies[position] / slowest)
-            + order_weight * (1 - position / len(pairs))
-        )
-        candidates.append(Candidate(target, model, round(score, 6), amount))
-    return sorted(candidates, key=lambda candidate: -candidate.score)
+def _sized(option: Option, question: Question, estimate: int | None) -> Exclusion:
+    """Return why an option is excluded by its price or its size."""
+    needed, output = question.input_tokens + question.output_tokens, question.output_tokens
+    if estimate is None:
+        return Exclusion("price", "price unknown")
+    if question.scored and needed > option.context_length > 0:
+        text = f"about {needed} tokens do not fit its context of {option.context_length}"
+        return Exclusion("context_length", text)
+    if question.scored and output > option.max_output > 0:
+        text = f"max_tokens {output} is more than its output limit of {option.max_output}"
+        return Exclusion("max_tokens", text)
+    text = f"may cost more than max_cost: {format_nano(estimate)} > {format_nano(question.max_cost or 0)}"
+    return Exclusion("max_cost", text)
 
 
-def _weights(chat: ChatInput) -> tuple[float, float, float]:
-    if chat.latency_pref == "fast" or chat.mode == "flash":
-        return FAST_WEIGHTS
-    return WEIGHTS[chat.priority or ("best" if chat.mode else "balanced")]
+def _scale(estimates: Sequence[int], latencies: Sequence[int]) -> Scale:
+    total = sum(latencies)
+    # Nobody is taken for the fastest, or the slowest, for want of a measurement.
+    typical = total / (len(latencies) - latencies.count(0)) if total else 0.0
+    return Scale(max(estimates), max(latencies), typical)
 
 
-def _judge(candidate: Candidate, chat: ChatInput, catalogue: Catalogue, feature: str) -> Candidate:
-    """Apply the hard filters."""
-    reason = ""
-    provider = catalogue.providers.get(candidate.target.provider)
-    if provider is None:
-        reason = f"provider {candidate.target.provider} is not configured"
-    elif feature not in provider.features:
-        reason = f"provider {provider.name} does not offer {feature}"
-    elif candidate.estimate_nano is None:
-        reason = "price unknown"
-    elif chat.max_cost and candidate.estimate_nano > limit_nano(chat.max_cost):
-        reason = "may cost more than max_cost"
-    return replace(candidate, excluded_because=reason) if reason else candidate
+# From a tuple of its fields, without the detour of a call for each.
+_candidate = partial(tuple.__new__, Candidate)
 
 
-def _nothing_left(requested: str, excluded: Sequence[Candidate]) -> NoCandidateError | PriceUnknownError:
+def _score(kept: Sequence[_Kept], weights: Weights, scale: Scale | None) -> tuple[list[Candidate], Scale]:
+    options, estimates, latencies, matches = zip(*kept, strict=True)
+    scale = scale or _scale(estimates, latencies)
+    cost_weight, latency_weight, task_weight = weights.cost, weights.latency, weights.task
+    dearest, slowest, typical = scale.dearest or 1, scale.slowest_ms or 1, scale.typical_ms
+    scores = [
+        cost_weight * (1 - estimate / dearest)
+        + latency_weight * (1 - (latency or typical) / slowest)
+        + task_weight * match
+        for _, estimate, latency, match in kept
+    ]
+    rows = zip(options, estimates, latencies, matches, scores, repeat(None))
+    return list(map(_candidate, rows)), scale
+
+
+def _arrange(chain: list[Candidate], paused: Paused) -> dict[Target, str]:
+    """Put the best first, those better left alone last. Returns why they are."""
+    chain.sort(key=_by_score, reverse=True)
+    scores = list(map(_by_score, chain))
+    if any(map(eq, scores, scores[1:])):
+        # Whoever is cheaper, faster and better does not lose a draw that comes from rounding.
+        chain.sort(key=lambda candidate: (-candidate.score, candidate.estimate_nano or 0))
+    if paused is never_paused:
+        return {}
+    waiting = {each.target: objection for each in chain if (objection := paused(each.target))}
+    if waiting:
+        chain.sort(key=lambda candidate: candidate.target in waiting)
+    return waiting
+
+
+_by_score = itemgetter(4)
+
+
+def _stick(chain: list[Candidate], sticky: str, waiting: Mapping[Target, str]) -> bool:
+    """Let a conversation keep its model, if that can be asked. Tells whether it does."""
+    for position, candidate in enumerate(chain if sticky else ()):
+        if candidate.target.name == sticky and candidate.target not in waiting:
+            chain.insert(0, chain.pop(position))
+            return True
+    return False
+
+
+# The order of the filters: who is excluded by a later one came further.
+_ORDER = ("provider", "feature", "plan", "region", "capabilities", "price", "context_length", "max_tokens")
+
+
+def _nothing_left(plan: Plan) -> NoCandidateError | PriceUnknownError:
+    requested, excluded = plan.requested, plan.excluded
     if not excluded:
         return NoCandidateError("no model is configured that this key may use", model=requested)
-    last = excluded[-1]
-    if all(candidate.excluded_because == "price unknown" for candidate in excluded):
-        return PriceUnknownError(
-            f"the model {last.target.name} has no price; set `price` for it in omnihub.toml",
-            model=last.target.name,
-        )
-    return NoCandidateError(
-        f"no model is left for {requested!r}: {last.target.name}: {last.excluded_because}",
-        model=requested,
-        last_excluded=last.target.name,
-        constraint=last.excluded_because,
-    )
+    ranks = {name: rank for rank, name in enumerate(_ORDER)}
+    last = max(excluded, key=lambda candidate: ranks.get(constraint_of(candidate), len(_ORDER)))
+    name = last.target.name
+    error: NoCandidateError | PriceUnknownError
+    if all(constraint_of(candidate) == "price" for candidate in excluded):
+        text = f"the model {name} has no price; set `price` for it in omnihub.toml"
+        error = PriceUnknownError(text, model=name)
+    else:
+        counts = Counter(constraint_of(candidate) for candidate in excluded)
+        others = ", ".join(f"{count} by {constraint}" for constraint, count in counts.most_common())
+        text = f"no model is left for {requested!r}: {name}: {last.excluded_because}"
+        text += f" (excluded: {others})" if len(excluded) > 1 else ""
+        error = NoCandidateError(text, model=requested, last_excluded=name, constraint=constraint_of(last))
+    error.plan = plan
+    return error
+
+
+def constraint_of(candidate: Candidate) -> str:
+    """Return the name of the constraint that excludes a candidate; empty when none does."""
+    return "" if candidate.exclusion is None else candidate.exclusion.constraint

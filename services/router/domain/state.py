@@ -7,16 +7,31 @@ from dataclasses import replace
 from omnihub.billing.v1.price_pb2 import Price
 
 from services.router.domain.catalogue import Catalogue, Model
-from services.router.domain.policy import Plan
+from services.router.domain.errors import NoCandidateError
+from services.router.domain.policy import Candidate, Exclusion, Plan
 
 FEATURE = "responses"
 # Used where nobody says how much a model takes: no less than the largest do.
 UNKNOWN_CONTEXT = 1_000_000
+_KEEPS_NOTHING = Exclusion("state", "it keeps no state of conversations")
+_KEEPS_ANOTHER = Exclusion("state", "it does not keep the answer to go on from")
 
 
 def hidden_input(model: Model, price: Price) -> int:
     """Return a number of tokens that a conversation kept by the provider does not exceed."""
-    return model.settings.context_length or price.context_length or UNKNOWN_CONTEXT
+    return model.context_length or price.context_length or UNKNOWN_CONTEXT
+
+
+def pinned_to(plan: Plan, provider: str) -> Plan:
+    """Return the plan with only the provider that keeps the answer to go on from. Raises NoCandidateError."""
+    chain = tuple(c for c in plan.chain if c.target.provider == provider)
+    if not chain:
+        raise NoCandidateError(
+            f"the answer to go on from is kept by {provider}, to which {plan.requested!r} does not lead; "
+            "name one of its models",
+            model=plan.requested,
+        )
+    return _only(plan, chain, _KEEPS_ANOTHER)
 
 
 def keeping_state(plan: Plan, catalogue: Catalogue) -> Plan:
@@ -27,6 +42,16 @@ def keeping_state(plan: Plan, catalogue: Catalogue) -> Plan:
     chain = tuple(c for c in plan.chain if FEATURE in catalogue.providers[c.target.provider].features)
     if not chain:
         return plan
-    reason = "it keeps no state of conversations"
-    others = (replace(c, excluded_because=reason) for c in plan.chain if c not in chain)
-    return replace(plan, chain=chain, excluded=(*plan.excluded, *others))
+    return _only(plan, chain, _KEEPS_NOTHING)
+
+
+def _only(plan: Plan, chain: tuple[Candidate, ...], why: Exclusion) -> Plan:
+    """Return the plan with a part of its chain."""
+    others = (c._replace(score=0.0, exclusion=why) for c in plan.chain if c not in chain)
+    return replace(
+        plan,
+        chain=chain,
+        decided=chain,
+        excluded=(*plan.excluded, *others),
+        stuck=plan.stuck and chain[0] is plan.chain[0],
+    )

@@ -12,7 +12,7 @@ from services.router.domain.seam import Position
 # One token at least for a frame that carries nothing of its own.
 FRAME_BYTES = 4
 _RESUMABLE_PARTS = frozenset({"text", "reasoning"})
-_RESUMABLE_DELTAS = frozenset({"text", "reasoning", "signature", "citations_json"})
+_RESUMABLE_DELTAS = frozenset({"text", "reasoning", "signature", "citations_json", "citation", "logprobs"})
 
 
 class Transcript:

@@ -532,3 +532,18 @@ async def test_models(facade: Facade, client: openai.AsyncOpenAI, claude: anthro
     [listed] = [each async for each in claude.models.list()]
     assert listed.id == "a/x"
     assert (await claude.models.retrieve("a/x")).display_name == "a/x"
+
+
+async def test_aliases_are_models_too(
+    facade: Facade, client: openai.AsyncOpenAI, claude: anthropic.AsyncAnthropic
+) -> None:
+    facade.router.models = [Model(model_id="m", aliases=["fast", "cheap"], provider="a", max_output=7)]
+    listed = {model.id: model.model_extra["omnihub"] async for model in client.models.list()}
+    assert {name: facts["aliases"] for name, facts in listed.items()} == {
+        "m": ["fast", "cheap"],
+        "fast": ["m", "cheap"],
+        "cheap": ["m", "fast"],
+    }
+    assert listed["fast"]["max_output"] == 7
+    assert (await client.models.retrieve("cheap")).id == "cheap"
+    assert [model.id async for model in claude.models.list()] == ["m", "fast", "cheap"]

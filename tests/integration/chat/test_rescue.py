@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import anthropic
@@ -17,26 +18,30 @@ import pytest_asyncio
 from omnihub.common.v1.chat_pb2 import ChatInput, Message
 from omnihub.router.v1 import router_service_pb2 as pb
 
+from services.common.rpc import RpcError
 from services.providers.settings import ProviderSettings
 from services.router.settings import RouteSettings, TimeoutSettings
 from tests.integration.chat import upstreams
 from tests.integration.chat.upstreams import FRAMES, PIECES, TEXT, Case
 from tests.support.chat_stack import KEY, Stack, running_stack
 from tests.support.fault_server import FaultServer, running_fault_server
-from tests.support.router import a_call
+from tests.support.node import run_client
+from tests.support.router import IDENTITY, a_call
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-FORMATS = ("openai", "anthropic")
+FORMATS = ("openai", "anthropic", "responses")
 FAULTS = ("cut", "stall", "error", "malformed", "half", "silent_end")
-PATHS = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages"}
+PATHS = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages", "responses": "/v1/responses"}
+# Frames before the first text.
+BEFORE = {"openai": 1, "anthropic": 2, "responses": 4}
 LIMITS = TimeoutSettings(connect_s=2, first_token_s=2, idle_s=0.6, total_s=20)
 
 
 def provider_settings(role: str, form: str, url: str, prefill: str) -> ProviderSettings:
     base_url = f"{url}/{role}-{form}"
-    return ProviderSettings.model_validate(
-        {"adapter": form, "base_url": base_url, "api_key": "sk-upstream", "prefill": prefill}
-    )
+    adapter = "anthropic" if form == "anthropic" else "openai"
+    known = {"adapter": adapter, "base_url": base_url, "api_key": "sk-upstream", "prefill": prefill}
+    return ProviderSettings.model_validate({**known, "responses": form == "responses"})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -87,6 +92,10 @@ class Received:
         self.complete = False
         self._open: set[int] = set()
         self._begun = 0
+        self._sequence = 0
+        self._items: list[str] = []
+        self._done: list[dict[str, Any]] = []
+        self._places: dict[tuple[Any, ...], str] = {}
         roles = 0
         for block in body.decode().strip().split("\n\n"):
             assert not self.complete, "something follows the end"
@@ -97,7 +106,9 @@ class Received:
                 continue
             document = json.loads(data)
             self.facts = document.get("omnihub") or self.facts
-            if "error" in document:
+            if form == "responses":
+                roles += self._response_event(document)
+            elif "error" in document:
                 self.error = document["error"]
             elif form == "openai":
                 roles += self._chunk(document)
@@ -131,6 +142,43 @@ class Received:
             self.complete = True
         return kind == "message_start"
 
+    def _response_event(self, document: dict[str, Any]) -> int:
+        kind = document["type"]
+        if kind == "error":
+            self.error = document
+            return 0
+        assert document["sequence_number"] == self._sequence
+        self._sequence += 1
+        index = document.get("output_index")
+        place = (index, document.get("content_index"), document.get("summary_index"))
+        if kind == "response.output_item.added":
+            assert index == len(self._items)
+            self._items.append(document["item"]["id"])
+        elif kind == "response.output_item.done":
+            assert document["item"]["id"] == self._items[index]
+            assert not self._places, "pieces of it are open"
+            self._done.append(document["item"])
+        elif kind in ("response.content_part.added", "response.reasoning_summary_part.added"):
+            self._places[place] = ""
+        elif kind in ("response.content_part.done", "response.reasoning_summary_part.done"):
+            assert document["part"]["text"] == self._places.pop(place)
+        elif kind.endswith("_text.delta"):
+            assert document["item_id"] == self._items[index]
+            self._places[place] += document["delta"]
+            thought = "reasoning" in kind
+            self.thought += document["delta"] if thought else ""
+            self.text += "" if thought else document["delta"]
+        elif kind == "response.completed":
+            self.complete = True
+            response = document["response"]
+            assert response["output"] == self._done
+            assert response["metadata"] == {"kept": "yes"} or self.ids != {"resp_first"}
+            self.facts = response["omnihub"]
+        if "response" in document:
+            self.ids.add(document["response"]["id"])
+            self.models.append(document["response"]["model"])
+        return kind == "response.created"
+
 
 async def ask(stack: Stack, form: str, second: str, case: Case, policy: str = "", **more: Any) -> Received:
     headers = {"x-omnihub-rescue": policy} if policy else {}
@@ -142,8 +190,7 @@ async def ask(stack: Stack, form: str, second: str, case: Case, policy: str = ""
 
 def content_at(form: str, position: int) -> str:
     """Return the text in the first `position` frames."""
-    before = 1 if form == "openai" else 2
-    return "".join(PIECES[: max(0, position - before)])
+    return "".join(PIECES[: max(0, position - BEFORE[form])])
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -162,7 +209,7 @@ async def test_continue(stack: Stack, upstream: FaultServer, form: str, second: 
             rescued += 1
             assert got.facts["rescued_from"] == [f"bad-{form}/m"]
             assert got.facts["model"] == f"{second}/m"
-            if form == "openai":
+            if form != "anthropic":
                 assert got.models[-1] == f"{second}/m"
                 assert got.models[0] == "gpt-x-2026"
     # Only before the first token, and once the finish is there, nobody needs to go on.
@@ -199,10 +246,34 @@ async def test_restart_where_prefill_is_impossible(stack: Stack, form: str, faul
         assert (got.text, got.complete, got.error) == (TEXT, True, None), case
 
 
+@pytest.mark.parametrize(
+    ("key", "header", "rescued"),
+    [("off", "", False), ("off", "continue", True), ("restart", "", True), ("restart", "off", False)],
+)
+async def test_the_key_has_a_policy_of_its_own(stack: Stack, key: str, header: str, rescued: bool) -> None:
+    # Nobody here goes on from text, so only `restart` would; the route says `continue`.
+    second = "plain-openai" if key == "restart" else "good-openai"
+    options = pb.CallOptions(rescue=header)
+    request = typed_request(f"openai+{second}", Case("cut", 5))
+    request.options.CopyFrom(options)
+    call = a_call(replace(IDENTITY, rescue=key))
+    seen: list[pb.StreamChatResponse] = []
+
+    async def read() -> None:
+        seen.extend([event async for event in stack.router.client.stream_chat(request, call)])
+
+    if rescued:
+        await read()
+        assert seen[-1].end.outcome.rescued_from == ["bad-openai/m"]
+    else:
+        with pytest.raises(RpcError):
+            await read()
+
+
 @pytest.mark.parametrize("form", FORMATS)
 async def test_continue_without_anyone_who_can(stack: Stack, form: str) -> None:
-    got = await ask(stack, form, "plain-openai", Case("error", 5))
-    assert got.text == content_at(form, 5)
+    got = await ask(stack, form, "plain-openai", Case("error", 7))
+    assert got.text == content_at(form, 7)
     assert not got.complete
     assert got.error is not None
     assert "overloaded" in got.error["message"]
@@ -210,8 +281,8 @@ async def test_continue_without_anyone_who_can(stack: Stack, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 async def test_restart_that_comes_out_differently(stack: Stack, form: str) -> None:
-    got = await ask(stack, form, "plain-openai", Case("error", 5, "different"), "restart")
-    assert got.text == content_at(form, 5)
+    got = await ask(stack, form, "plain-openai", Case("error", 7, "different"), "restart")
+    assert got.text == content_at(form, 7)
     assert got.error is not None
     assert "began differently" in got.error["message"]
     assert "overloaded" in got.error["message"]
@@ -224,7 +295,7 @@ async def test_restart_that_comes_out_differently(stack: Stack, form: str) -> No
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("policy", ["continue", "restart"])
 async def test_prefill_that_is_rejected(stack: Stack, form: str, second: str, policy: str) -> None:
-    got = await ask(stack, form, second, Case("error", 5, "rejects"), policy)
+    got = await ask(stack, form, second, Case("error", 7, "rejects"), policy)
     [decision] = stack.router.journal.decisions
     if policy == "restart":
         assert (got.text, got.complete) == (TEXT, True)
@@ -252,8 +323,9 @@ async def test_thoughts_are_no_text(stack: Stack, form: str, second: str) -> Non
 @pytest.mark.parametrize("form", FORMATS)
 async def test_a_tool_call_is_not_gone_on_with(stack: Stack, form: str, policy: str) -> None:
     frames = FRAMES[form](PIECES, "tool")
-    told = len(PIECES) + (1 if form == "openai" else 2)
-    for position in range(told + 2 if form == "anthropic" else told + 1, len(frames) - upstreams.TAIL[form]):
+    ends = {"openai": 1, "anthropic": 2, "responses": 4}
+    told = len(PIECES) + BEFORE[form] + ends[form]
+    for position in range(told, len(frames) - upstreams.TAIL[form]):
         got = await ask(stack, form, "good-openai", Case("cut", position, shape="tool"), policy)
         assert got.error is not None, position
         assert not got.complete
@@ -262,14 +334,14 @@ async def test_a_tool_call_is_not_gone_on_with(stack: Stack, form: str, policy: 
 @pytest.mark.parametrize("form", FORMATS)
 async def test_half_a_document_is_not_gone_on_with(stack: Stack, form: str) -> None:
     schema: dict[str, Any] = {"type": "object"}
-    wanted = (
-        {"response_format": {"type": "json_object"}}
-        if form == "openai"
-        else {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
-    )
-    got = await ask(stack, form, "good-openai", Case("cut", 5), "continue", **wanted)
+    wanted: dict[str, Any] = {
+        "openai": {"response_format": {"type": "json_object"}},
+        "anthropic": {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
+        "responses": {"text": {"format": {"type": "json_object"}}},
+    }[form]
+    got = await ask(stack, form, "good-openai", Case("cut", 7), "continue", **wanted)
     assert got.error is not None
-    got = await ask(stack, form, "good-openai", Case("cut", 5), "restart", **wanted)
+    got = await ask(stack, form, "good-openai", Case("cut", 7), "restart", **wanted)
     assert (got.text, got.complete) == (TEXT, True)
 
 
@@ -329,13 +401,44 @@ async def test_official_clients_read_a_rescued_stream(stack: Stack) -> None:
     assert message.stop_reason == "end_turn"
 
 
+async def test_the_openai_client_accumulates_a_rescued_response(stack: Stack) -> None:
+    for position, shape in ((6, "text"), (8, "text"), (12, "text"), (6, "thought"), (13, "thought")):
+        body = Case("cut", position, shape=shape).body("responses+good-anthropic")
+        del body["stream"]
+        async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key=KEY, max_retries=0) as client:
+            numbers, snapshot = [], ""
+            async with client.responses.stream(**body) as written:
+                async for event in written:
+                    numbers.append(event.sequence_number)
+                    if event.type == "response.output_text.delta":
+                        snapshot = event.snapshot
+                final = await written.get_final_response()
+        assert numbers == list(range(len(numbers)))
+        assert snapshot == final.output_text == TEXT
+        assert (final.id, final.model) == ("resp_first", "good-anthropic/m")
+        assert final.usage is not None
+        assert final.usage.output_tokens > 9
+        assert (final.model_extra or {})["omnihub"]["rescued_from"] == ["bad-responses/m"]
+
+
+async def test_the_openai_client_for_node_accumulates_a_rescued_response(stack: Stack) -> None:
+    cases = [Case("cut", 6), Case("cut", 8), Case("cut", 6, shape="thought")]
+    jobs = [
+        {"surface": "responses", "body": case.body("responses+good-openai", store=False)} for case in cases
+    ]
+    for seen in await run_client("openai", stack.url, KEY, jobs):
+        assert seen["text"] == seen["snapshot"] == TEXT, seen
+        assert seen["finish"] == "completed"
+        assert seen["sequence"] == list(range(len(seen["types"])))
+
+
 def typed_request(model: str, case: Case, **options: Any) -> pb.StreamChatRequest:
     content = case.body("")["messages"][0]["content"]
     chat = ChatInput(model=model, messages=[Message(role="user", content=content)])
     return pb.StreamChatRequest(chat=chat, options=pb.CallOptions(**options))
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ["openai", "anthropic"])
 async def test_typed_callers_are_told_who_goes_on(stack: Stack, form: str) -> None:
     request = typed_request(f"{form}+good-openai", Case("cut", 5))
     events = [event async for event in stack.router.client.stream_chat(request, a_call())]

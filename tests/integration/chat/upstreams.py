@@ -30,12 +30,15 @@ class Case:
     def body(self, model: str, **more: Any) -> dict[str, Any]:
         """Return the request of this case, of either format."""
         message = {"role": "user", "content": json.dumps(asdict(self))}
+        if model.startswith("responses+"):
+            return {"model": model, "stream": True, "max_output_tokens": 500, "input": [message], **more}
         return {"model": model, "stream": True, "max_tokens": 500, "messages": [message], **more}
 
 
 def case_of(document: dict[str, Any]) -> Case:
     """Read the case out of a request."""
-    content = next(m["content"] for m in document["messages"] if m["role"] == "user")
+    messages = document.get("messages") or document["input"]
+    content = next(m["content"] for m in messages if m["role"] == "user")
     text = content if isinstance(content, str) else content[0]["text"]
     return Case(**json.loads(text))
 
@@ -94,15 +97,94 @@ def anthropic_frames(pieces: Sequence[str], shape: str = "text") -> list[bytes]:
     return [sse(event, event=True) for event in events]
 
 
-FRAMES = {"openai": openai_frames, "anthropic": anthropic_frames}
+def responses_frames(pieces: Sequence[str], shape: str = "text") -> list[bytes]:
+    """Return the same for responses."""
+    whole: dict[str, Any] = {
+        "id": "resp_first",
+        "object": "response",
+        "created_at": 1700000000,
+        "model": "gpt-x-2026",
+        "status": "in_progress",
+        "output": [],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "metadata": {"kept": "yes"},
+    }
+    events: list[dict[str, Any]] = [
+        {"type": f"response.{kind}", "response": whole} for kind in ("created", "in_progress")
+    ]
+    output: list[dict[str, Any]] = []
+
+    def item(begun: dict[str, Any], done: dict[str, Any], *between: dict[str, Any]) -> None:
+        index = {"output_index": len(output)}
+        events.append({"type": "response.output_item.added", **index, "item": begun})
+        events.extend({**event, **index, "item_id": begun["id"]} for event in between)
+        events.append({"type": "response.output_item.done", **index, "item": done})
+        output.append(done)
+
+    if shape == "thought":
+        part = {"type": "summary_text", "text": "hm"}
+        prefix, place = "response.reasoning_summary", {"summary_index": 0}
+        thought = {"id": "rs_1", "type": "reasoning", "summary": []}
+        item(
+            thought,
+            {**thought, "summary": [part]},
+            {"type": f"{prefix}_part.added", **place, "part": {**part, "text": ""}},
+            {"type": f"{prefix}_text.delta", **place, "delta": "hm"},
+            {"type": f"{prefix}_text.done", **place, "text": "hm"},
+            {"type": f"{prefix}_part.done", **place, "part": part},
+        )
+    content = {"type": "output_text", "text": "".join(pieces), "annotations": [], "logprobs": []}
+    message = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "in_progress",
+        "content": [],
+    }
+    text, place = "response.output_text", {"content_index": 0}
+    item(
+        message,
+        {**message, "status": "completed", "content": [content]},
+        {"type": "response.content_part.added", **place, "part": {**content, "text": ""}},
+        *({"type": f"{text}.delta", **place, "delta": piece, "logprobs": []} for piece in pieces),
+        {"type": f"{text}.done", **place, "text": content["text"], "logprobs": []},
+        {"type": "response.content_part.done", **place, "part": content},
+    )
+    if shape == "tool":
+        call = {"id": "fc_1", "type": "function_call", "call_id": "call_1", "name": "f", "arguments": ""}
+        arguments = "response.function_call_arguments"
+        item(
+            call,
+            {**call, "arguments": "{}"},
+            {"type": f"{arguments}.delta", "delta": "{}"},
+            {"type": f"{arguments}.done", "arguments": "{}", "name": "f"},
+        )
+    usage = {
+        "input_tokens": 20,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 9,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 29,
+    }
+    done = {**whole, "status": "completed", "output": output, "usage": usage}
+    events.append({"type": "response.completed", "response": done})
+    return [sse({**event, "sequence_number": n}, event=True) for n, event in enumerate(events)]
+
+
+FRAMES = {"openai": openai_frames, "anthropic": anthropic_frames, "responses": responses_frames}
 # Frames at the end that say that the answer is complete.
-TAIL = {"openai": 3, "anthropic": 2}
+TAIL = {"openai": 3, "anthropic": 2, "responses": 1}
 ERRORS: dict[str, bytes] = {
     "openai": sse(
         {"error": {"message": "overloaded", "type": "server_error", "code": "server_is_overloaded"}}
     ),
     "anthropic": sse(
         {"type": "error", "error": {"type": "overloaded_error", "message": "overloaded"}}, event=True
+    ),
+    "responses": sse(
+        {"type": "error", "code": "server_is_overloaded", "message": "overloaded", "param": None}, event=True
     ),
 }
 

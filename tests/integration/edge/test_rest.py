@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from services.common.rpc.errors import RpcError, Violation
-from tests.support.edge import Backend, running_edge
+from services.common.rpc.server import SERVER_OPTIONS
+from tests.support.edge import KEY, Backend, running_backend, running_edge
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -85,7 +86,9 @@ async def test_a_stream_arrives_as_events_while_it_is_made(
         backend.go_on.set()
         rest = [json.loads(line.removeprefix("data: ")) async for line in lines if line]
     assert rest[0]["part_delta"]["text"] == "hello"
-    assert "end" in rest[1]
+    # Only callers of a raw stream have use for these.
+    assert "wire_format" not in start["start"]
+    assert "raw_tail" not in rest[1]["end"]
 
 
 @pytest.mark.parametrize("path", ["/v1/chat:stream", "/v1/chat"])
@@ -177,6 +180,42 @@ async def test_the_limit_holds_for_what_comes_in_many_pieces(
         response = await asyncio.to_thread(send, port)
     assert (response.status_code, error_of(response)["reason"]) == (413, "BODY_TOO_LARGE")
     assert not backend.calls
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("sent", "answered", "status", "reason"),
+    [(2_000_000, 1, 413, "BODY_TOO_LARGE"), (1, 2_000_000, 502, "ANSWER_TOO_LARGE")],
+)
+async def test_messages_too_large_for_grpc_itself(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    streamed: bool,
+    sent: int,
+    answered: int,
+    status: int,
+    reason: str,
+) -> None:
+    limits = [
+        (name, 1_000_000 if name.endswith("_message_length") else value) for name, value in SERVER_OPTIONS
+    ]
+    monkeypatch.setattr("services.common.rpc.server.SERVER_OPTIONS", limits)
+    monkeypatch.setattr("tests.support.edge.ANSWER", "x" * answered)
+    path = "/v1/chat:stream" if streamed else "/v1/chat"
+    async with (
+        running_backend() as small,
+        running_edge(tmp_path, backend=small, json_body_limit_bytes=2**23) as port,
+        httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=10) as client,
+    ):
+        small.go_on.set()
+        response = await client.post(f"http://127.0.0.1:{port}{path}", json={"model": "x" * sent})
+    if streamed and answered > 1:
+        assert "data: " in response.text, "the stream had begun"
+        return
+    error = error_of(response)
+    assert (response.status_code, error["reason"]) == (status, reason)
+    assert error["details"]["recovery"]
+    assert "larger than" in error["message"]
 
 
 @pytest.mark.parametrize("path", ["/api/nothing", "/api/keys/a/b", "/metrics", "/", "/v1/router/nothing"])

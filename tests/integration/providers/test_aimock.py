@@ -104,6 +104,16 @@ async def check_errors(client: ProviderService, provider: str) -> None:
         assert (caught.value.reason, caught.value.retry_after_s) == ("PROVIDER_RATE_LIMITED", 3)
 
 
+@pytest.mark.matrix(row=1, adapter="openai")
+@pytest.mark.matrix(row=1, adapter="anthropic")
+@pytest.mark.matrix(row=2, adapter="openai")
+@pytest.mark.matrix(row=2, adapter="anthropic")
+@pytest.mark.matrix(row=5, adapter="openai")
+@pytest.mark.matrix(row=5, adapter="anthropic")
+@pytest.mark.matrix(row=6, adapter="openai")
+@pytest.mark.matrix(row=6, adapter="anthropic")
+@pytest.mark.matrix(row=21, adapter="openai")
+@pytest.mark.matrix(row=21, adapter="anthropic")
 async def test_both_adapters(tmp_path: Path) -> None:
     async with running_aimock(FIXTURES, tmp_path) as url:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as sdk:

@@ -198,10 +198,16 @@ async def test_strict_refuses_before_anything_is_sent(server: FaultServer, clien
 
 
 @cell(42)
+@cell(42, adapter="titan")
 @pytest.mark.parametrize("token", ["", "temporary-token/+="])
 @pytest.mark.parametrize(
     "model",
-    [CLAUDE, "m.plain", "arn:aws:bedrock:eu-west-1:123456789012:inference-profile/eu.anthropic.claude-x"],
+    [
+        CLAUDE,
+        TITAN,
+        "m.plain",
+        "arn:aws:bedrock:eu-west-1:123456789012:inference-profile/eu.anthropic.claude-x",
+    ],
 )
 async def test_signatures_equal_botocores(server: FaultServer, model: str, token: str) -> None:
     configured = {
@@ -213,7 +219,7 @@ async def test_signatures_equal_botocores(server: FaultServer, model: str, token
     }
     if token:
         configured["session_token"] = token
-    server.script = answer(wire_bedrock.ANSWER)
+    server.script = answer(wire_bedrock.TITAN_ANSWER if TITAN in model else wire_bedrock.ANSWER)
     async with running_providers(bedrock=ProviderSettings.model_validate(configured)) as client:
         await chat(client, typed(model))
         server.script = answer({"modelSummaries": []})
@@ -403,7 +409,7 @@ async def test_titan_takes_text_only(server: FaultServer, client: ProviderServic
     assert server.requests == []
 
 
-@cell(51)
+@cell(51, adapter="titan")
 async def test_embeddings(server: FaultServer, client: ProviderService) -> None:
     texts = [f"text {index}" for index in range(20)]
 
@@ -427,7 +433,7 @@ async def test_embeddings(server: FaultServer, client: ProviderService) -> None:
         assert list(response.embeddings[0].values) == [7.0, 0.5]
 
 
-@cell(51)
+@cell(51, adapter="titan")
 @pytest.mark.parametrize(
     ("model", "fields", "reason"),
     [
@@ -446,7 +452,7 @@ async def test_embeddings_that_cannot_be_had(
     assert server.requests == []
 
 
-@cell(51)
+@cell(51, adapter="titan")
 async def test_one_failed_vector_fails_all(server: FaultServer, client: ProviderService) -> None:
     server.script = answer({"message": "slow"}, 429, {"x-amzn-ErrorType": "ThrottlingException"})
     request = pb.EmbedRequest(provider="bedrock", model=TITAN_EMBED, inputs=["a"] * 50)

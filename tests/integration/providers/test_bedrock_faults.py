@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -173,8 +174,14 @@ async def test_the_vendors_client_reads_the_same_error(server: FaultServer) -> N
         assert caught.value.response["Error"]["Code"] == "ModelNotReadyException"
     broken = event_stream.exception("throttlingException", {"message": "slow"})
     server.script = event_stream.event_stream(event_stream.frames(*HALF) + broken)
+
+    def read() -> list[Any]:
+        with closing(sdk.converse_stream(**asked)["stream"]) as events:
+            return list(events)
+
     with pytest.raises(EventStreamError, match="throttlingException"):
-        await asyncio.to_thread(lambda: list(sdk.converse_stream(**asked)["stream"]))
+        await asyncio.to_thread(read)
+    sdk.close()
     assert server.injected["status_429"] == 2
 
 

@@ -53,6 +53,8 @@ def typed(provider: str, **fields: object) -> pb.Attempt:
     return pb.Attempt(provider=provider, model="real-model", chat=chat_input, **fields)
 
 
+@pytest.mark.matrix(row=1, adapter="openai")
+@pytest.mark.matrix(row=2, adapter="openai")
 async def test_the_openai_client_accepts_the_fake(server: FaultServer) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as sdk:
         server.script = answer(wire.OPENAI_ANSWER)
@@ -67,6 +69,8 @@ async def test_the_openai_client_accepts_the_fake(server: FaultServer) -> None:
         assert "".join([c.choices[0].delta.content or "" async for c in chunks if c.choices]) == TEXT
 
 
+@pytest.mark.matrix(row=1, adapter="anthropic")
+@pytest.mark.matrix(row=2, adapter="anthropic")
 async def test_the_anthropic_client_accepts_the_fake(server: FaultServer) -> None:
     async with anthropic.AsyncAnthropic(base_url=server.url, api_key="k", max_retries=0) as sdk:
         server.script = answer(wire.ANTHROPIC_ANSWER)

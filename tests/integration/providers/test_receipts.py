@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, get_type_hints
 
 import pytest
@@ -11,7 +12,7 @@ import pytest_asyncio
 from anthropic.types.message_create_params import MessageCreateParamsStreaming
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omnihub.common.v1.chat_pb2 import ChatInput, Message, WireFormat
+from omnihub.common.v1.chat_pb2 import ChatInput, Message, ParameterReceipt, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
 from openai.types.chat.completion_create_params import (
     CompletionCreateParamsNonStreaming,
@@ -20,7 +21,7 @@ from openai.types.chat.completion_create_params import (
 
 from services.common.rpc import RpcError
 from services.providers.settings import ProviderSettings
-from tests.support import wire
+from tests.support import gemini_wire, ollama_wire, wire, wire_bedrock
 from tests.support.fault_server import FaultServer, Recorded, Step, answer, running_fault_server
 from tests.support.providers import chat, running_providers
 from tests.support.providers import settings as configured
@@ -31,7 +32,10 @@ OPENAI_FIELDS = sorted(
     {*get_type_hints(CompletionCreateParamsNonStreaming), *get_type_hints(CompletionCreateParamsStreaming)}
 )
 ANTHROPIC_FIELDS = sorted(get_type_hints(MessageCreateParamsStreaming))
-ADAPTERS = ("openai", "anthropic", "local")
+ADAPTERS = ("openai", "anthropic", "local", "gemini", "bedrock", "ollama")
+# Their bodies are of another shape altogether: where a value went, the receipt itself says.
+NESTED = ("gemini", "bedrock", "ollama")
+_PLACE = re.compile(r"[A-Za-z_]+(\.[A-Za-z_]+)+")
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
 # A value for each field whose type is checked; the others are passed on unread.
@@ -92,7 +96,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def respond(request: Recorded) -> list[Step]:
-    return answer(wire.ANTHROPIC_ANSWER if request.path.endswith("/messages") else wire.OPENAI_ANSWER)
+    if request.path.endswith("/messages"):
+        return answer(wire.ANTHROPIC_ANSWER)
+    if "generateContent" in request.path:
+        return answer(gemini_wire.ANSWER)
+    if request.path.endswith("/converse"):
+        return answer(wire_bedrock.ANSWER)
+    return answer(ollama_wire.ANSWER if request.path.endswith("/api/chat") else wire.OPENAI_ANSWER)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -107,14 +117,14 @@ async def server() -> AsyncIterator[FaultServer]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(server: FaultServer) -> AsyncIterator[Any]:
     providers: dict[str, ProviderSettings] = {
-        name: configured(name, server.url) for name in ("openai", "anthropic")
+        name: configured(name, server.url) for name in ADAPTERS if name != "local"
     }
     async with running_providers(**providers) as running:
         yield running
 
 
 def attempt(adapter: str, form: WireFormat.ValueType, body: dict[str, Any], **more: Any) -> pb.Attempt:
-    model = "echo" if adapter == "local" else "upstream-model"
+    model = {"local": "echo", "bedrock": "anthropic.claude-x", "gemini": "gemini-3-pro"}.get(adapter, "m-1")
     raw_body = json.dumps(body).encode()
     return pb.Attempt(provider=adapter, model=model, raw_body=raw_body, wire_format=form, **more)
 
@@ -133,6 +143,31 @@ def check(body: dict[str, Any], receipt: dict[str, str], sent: dict[str, Any] | 
             assert {name, GOES_ON_AS.get(name)} & {*sent, "stream", "parallel_tool_calls"}, name
         elif parts == ["dropped"]:
             assert name not in sent, name
+
+
+def check_nested(body: dict[str, Any], entries: Sequence[ParameterReceipt], sent: dict[str, Any]) -> None:
+    """Each field has an entry, and what an entry calls by its place stands there."""
+    told = {entry.name.partition("[")[0].partition(".")[0] for entry in entries}
+    assert set(body) <= told, f"nobody says what became of {sorted(set(body) - told)}"
+    for entry in entries:
+        if entry.name != "model" and entry.outcome == "translated" and (place := _PLACE.match(entry.detail)):
+            value: Any = sent
+            for step in place.group().split("."):
+                assert step in value, (entry.name, entry.detail, sent)
+                value = value[step]
+        if entry.outcome == "forwarded":
+            assert entry.name in _names_in(sent), (entry.name, sent)
+        elif entry.outcome == "dropped" and entry.name in body:
+            assert entry.name not in sent, entry.name
+
+
+def _names_in(value: Any) -> set[str]:
+    """Return the names of all fields, at any depth."""
+    if isinstance(value, list):
+        return set().union(*map(_names_in, value))
+    if not isinstance(value, dict):
+        return set()
+    return {*value, *set().union(*map(_names_in, value.values()))}
 
 
 def other_in(body: dict[str, Any], name: str) -> bool:
@@ -165,6 +200,9 @@ async def test_every_field_is_accounted_for(
 ) -> None:
     form, body = asked
     response = await chat(client, attempt(adapter, form, body))
+    if adapter in NESTED:
+        check_nested(body, response.receipt, server.requests[-1].json())
+        return
     receipt = {entry.name: entry.outcome for entry in response.receipt}
     sent = None if adapter == "local" else server.requests[-1].json()
     check(body, receipt, sent)
@@ -212,7 +250,7 @@ async def test_typed_callers_get_a_receipt_too(client: Any, adapter: str) -> Non
         priority="cheap",
         extension_json={"odd": "1", "empty": "null"},
     )
-    model = "echo" if adapter == "local" else "m"
+    model = {"local": "echo", "bedrock": "anthropic.claude-x"}.get(adapter, "m")
     response = await chat(client, pb.Attempt(provider=adapter, model=model, chat=chat_input))
     told = {entry.name for entry in response.receipt}
     assert {"messages", "temperature", "top_k", "seed", "stop", "max_tokens", "user", "odd", "empty"} <= told

@@ -61,6 +61,8 @@ async def failed(client: ProviderService, asked: pb.Attempt, streamed: bool) -> 
     return caught.value
 
 
+@pytest.mark.matrix(row=1, adapter="openai_responses")
+@pytest.mark.matrix(row=2, adapter="openai_responses")
 async def test_the_openai_client_accepts_the_fake(server: FaultServer) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as sdk:
         server.script = answer(wire.openai_response())

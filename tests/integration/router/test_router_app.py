@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.common.v1.change_pb2 import Change
 from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.router_service_api import RouterService
 
@@ -20,7 +22,7 @@ from services.common.rpc import Connector, Registry, RpcError
 from services.common.service import Infrastructure
 from services.router import app
 from services.router.settings import RouterSettings, RouteSettings
-from tests.support.fakes import FakeBilling, FakeProviders
+from tests.support.fakes import Fake, FakeBilling, FakeBudgets, FakeProviders
 from tests.support.router import IDENTITY, a_call, an_answer, bounded, chat_request
 
 COST = 20_000
@@ -37,14 +39,17 @@ class Peers:
 async def running(peers: Peers, database_url: str, folder: Path) -> AsyncIterator[Any]:
     registry = Registry()
     registry.add(BillingService, peers.billing)
+    registry.add(BudgetService, FakeBudgets())
     registry.add(ProviderService, peers.providers)
+    registry.add(StoredResponseService, Fake())
     connector = Connector(registry, {})
     infrastructure = Infrastructure(
         connector=connector, data_dir=folder, database_url=database_url, instance_id=new_id("proc")
     )
     settings = RouterSettings(settle_interval_s=60)
     service = app.build(settings, infrastructure, routes={"m": RouteSettings(route=["a/x"])}, vendors={})
-    registry.add(RouterService, service.interfaces[0][1])
+    for interface, implementation in service.interfaces:
+        registry.add(interface, implementation)
     try:
         await service.start()
         await service.check()

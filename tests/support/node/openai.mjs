@@ -35,13 +35,18 @@ async function responses(body) {
   const { stream: _, ...wanted } = body;
   const stream = client.responses.stream(wanted);
   const types = [];
+  const sequence = [];
   let text = "";
+  // What the client itself has put together.
+  let snapshot = "";
+  stream.on("response.output_text.delta", (event) => (snapshot = event.snapshot));
   for await (const event of stream) {
     types.push(event.type);
+    sequence.push(event.sequence_number);
     if (event.type === "response.output_text.delta") text += event.delta;
   }
   const final = await stream.finalResponse();
-  return { ...response(final), text, types, cost: final.omnihub?.cost };
+  return { ...response(final), text, snapshot, types, sequence, cost: final.omnihub?.cost };
 }
 
 function response(answer) {

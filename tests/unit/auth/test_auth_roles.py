@@ -17,8 +17,8 @@ PLATFORM = Identity(scopes=frozenset({"platform", "admin"}))
 
 
 def test_scopes_follow_from_the_role_and_none_gives_platform() -> None:
-    assert scopes_of_role("owner") == scopes_of_role("admin") == {"chat", "usage", "keys", "admin"}
-    assert scopes_of_role("member") == {"chat", "usage", "keys"}
+    assert scopes_of_role("owner") == scopes_of_role("admin") == {"chat", "usage", "keys", "admin", "cache"}
+    assert scopes_of_role("member") == {"chat", "usage", "keys", "cache"}
     assert scopes_of_role("viewer") == {"usage"}
     assert not scopes_of_role("invented")
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omnihub.billing.v1.usage_pb2 import Charge
 
+from services.billing.domain.accounts import wallet_of
 from services.billing.domain.errors import InvalidFieldError, refusal
 from services.billing.domain.ledger import (
     LARGEST_AMOUNT,
@@ -17,7 +18,6 @@ from services.billing.domain.ledger import (
     is_late,
     settle,
     slice_of,
-    wallet_of,
 )
 from tests.support.billing import charge
 

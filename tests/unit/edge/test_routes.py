@@ -9,11 +9,23 @@ import pytest
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pool, message_factory
 from omnihub.agents.v1alpha1 import agent_service_pb2
-from omnihub.auth.v1 import auth_service_pb2
-from omnihub.billing.v1 import billing_service_pb2
+from omnihub.auth.v1 import auth_service_pb2, workspace_service_pb2
+from omnihub.billing.v1 import (
+    billing_service_pb2,
+    budget_service_pb2,
+    ledger_service_pb2,
+    price_service_pb2,
+    report_service_pb2,
+)
 from omnihub.common.v1 import options_pb2
 from omnihub.provider.v1 import plugin_service_pb2, provider_service_pb2
-from omnihub.router.v1 import router_service_pb2
+from omnihub.router.v1 import (
+    provider_health_service_pb2,
+    registry_service_pb2,
+    response_service_pb2,
+    router_service_pb2,
+    routing_policy_service_pb2,
+)
 from omnihub.workflow.v1 import consent_service_pb2, file_service_pb2, job_service_pb2, webhook_service_pb2
 from omnihub.workflow.v1alpha1 import workflow_service_pb2
 
@@ -27,14 +39,23 @@ MODULES = (
     agent_service_pb2,
     auth_service_pb2,
     billing_service_pb2,
+    budget_service_pb2,
+    ledger_service_pb2,
     plugin_service_pb2,
+    price_service_pb2,
     provider_service_pb2,
+    report_service_pb2,
+    registry_service_pb2,
     router_service_pb2,
     consent_service_pb2,
     file_service_pb2,
+    response_service_pb2,
+    routing_policy_service_pb2,
+    provider_health_service_pb2,
     job_service_pb2,
     webhook_service_pb2,
     workflow_service_pb2,
+    workspace_service_pb2,
 )
 METHODS = [
     method

@@ -220,7 +220,7 @@ def test_caching() -> None:
 @pytest.mark.parametrize(
     ("choice", "called", "expected", "outcome"),
     [
-        ("auto", False, {"auto": {}}, "forwarded"),
+        ("auto", False, {"auto": {}}, "translated"),
         ("required", False, {"any": {}}, "translated"),
         ({"type": "function", "function": {"name": "look"}}, False, {"tool": {"name": "look"}}, "translated"),
         ("none", False, None, "translated"),

@@ -62,7 +62,6 @@ def test_full_request(adapter: str) -> None:
     assert {name for name, outcome in receipt.items() if outcome == "dropped"} == {
         "parallel_tool_calls",
         "user",
-        "logprobs",
         "n",
         "metadata",
     }

@@ -14,15 +14,8 @@ from omnihub.common.v1.chat_pb2 import ChatInput, MediaPart, Message, Part, Tool
 
 from services.credits.rating import bound
 from services.router.domain.catalogue import Catalogue, Provider, Target
-from services.router.domain.errors import (
-    ModelNotAllowedError,
-    ModelNotFoundError,
-    NoCandidateError,
-    PriceUnknownError,
-    RoutingError,
-)
+from services.router.domain.errors import ModelNotAllowedError, ModelNotFoundError
 from services.router.domain.estimate import LARGEST, input_bound
-from services.router.domain.policy import Plan, eligible, plan
 from services.router.settings import RouteSettings
 
 FEATURES = frozenset({"chat", "stream"})
@@ -34,28 +27,6 @@ def catalogue(**routes: list[str]) -> Catalogue:
     providers.append(Provider("rules", "local", FEATURES | {"embed"}, True))
     named = {name.replace("_", "-"): RouteSettings(route=route) for name, route in routes.items()}
     return Catalogue.build(named, providers)
-
-
-def choose(
-    models: Catalogue,
-    chat: ChatInput,
-    prices: dict[str, int | None],
-    latency: dict[str, int] | None = None,
-    allowed: tuple[str, ...] = (),
-    feature: str = "chat",
-) -> Plan:
-    return plan(
-        chat,
-        eligible(chat, models, allowed),
-        models,
-        feature,
-        lambda target, _: prices.get(target.name),
-        lambda target: (latency or {}).get(target.name, 0),
-    )
-
-
-def names(chosen: Plan) -> list[str]:
-    return [candidate.target.name for candidate in chosen.chain]
 
 
 def test_names() -> None:
@@ -99,88 +70,6 @@ def test_allowed_models(name: str, allowed: tuple[str, ...], may: bool) -> None:
     else:
         with pytest.raises(ModelNotAllowedError):
             known.find(name, allowed)
-
-
-def test_a_route_keeps_its_order() -> None:
-    chosen = choose(catalogue(m=["b/y", "a/x"]), ChatInput(model="m"), {"a/x": 1, "b/y": 9})
-    assert names(chosen) == ["b/y", "a/x"]
-
-
-@pytest.mark.parametrize(
-    ("wishes", "best"),
-    [
-        ({}, "a/x"),
-        ({"priority": "cheap"}, "c/z"),
-        ({"priority": "best"}, "a/x"),
-        ({"latency_pref": "fast"}, "b/y"),
-        ({"mode": "flash"}, "b/y"),
-        ({"mode": "think"}, "a/x"),
-        ({"mode": "think", "priority": "cheap"}, "c/z"),
-    ],
-)
-def test_auto(wishes: dict[str, str], best: str) -> None:
-    known = catalogue(one=["a/x"], two=["b/y"], three=["c/z"])
-    prices = {"a/x": 600, "b/y": 1000, "c/z": 10}
-    latency = {"a/x": 800, "b/y": 10, "c/z": 1000}
-    assert names(choose(known, ChatInput(**wishes), prices, latency))[0] == best
-
-
-def test_auto_uses_rules_only_when_there_is_nothing_else() -> None:
-    known = catalogue(local=["rules/echo"], one=["a/x"])
-    assert names(choose(known, ChatInput(model="auto"), {"rules/echo": 0, "a/x": 5})) == ["a/x"]
-    assert names(choose(catalogue(local=["rules/echo"]), ChatInput(), {"rules/echo": 0})) == ["rules/echo"]
-
-
-def test_a_model_may_be_called_auto() -> None:
-    known = catalogue(auto=["b/y"], one=["a/x"])
-    assert names(choose(known, ChatInput(), {"a/x": 1, "b/y": 1})) == ["b/y"]
-
-
-@pytest.mark.parametrize(
-    ("chat", "allowed", "feature", "error", "text"),
-    [
-        (ChatInput(model="m"), (), "chat", PriceUnknownError, "set `price`"),
-        (ChatInput(model="n"), (), "chat", NoCandidateError, "provider gone is not configured"),
-        (ChatInput(model="o", max_cost=0.000000001), (), "chat", NoCandidateError, "max_cost"),
-        (ChatInput(model="o"), (), "embed", NoCandidateError, "does not offer embed"),
-        (ChatInput(), ("nothing",), "chat", NoCandidateError, "may use"),
-    ],
-)
-def test_nothing_left(
-    chat: ChatInput, allowed: tuple[str, ...], feature: str, error: type[RoutingError], text: str
-) -> None:
-    known = catalogue(m=["a/x"], n=["gone/x"], o=["b/y"])
-    with pytest.raises(error, match=text):
-        choose(known, chat, {"b/y": 9}, allowed=allowed, feature=feature)
-
-
-amounts = st.one_of(st.none(), st.integers(0, 10**12))
-
-
-@given(
-    prices=st.fixed_dictionaries({f"{name}/x": amounts for name in (*NAMES, "gone")}),
-    limits=st.tuples(st.integers(1, 10**12), st.integers(0, 10**12)),
-    priority=st.sampled_from(["", "cheap", "balanced", "best"]),
-)
-def test_who_is_chosen_satisfies_the_filters(
-    prices: dict[str, int | None], limits: tuple[int, int], priority: str
-) -> None:
-    known = catalogue(**{f"m{name}": [f"{name}/x"] for name in (*NAMES, "gone")})
-    low, more = limits
-
-    def chosen(limit: int) -> set[str]:
-        chat = ChatInput(max_cost=limit / 1e9, priority=priority)
-        try:
-            found = choose(known, chat, prices)
-        except (NoCandidateError, PriceUnknownError):
-            return set()
-        for candidate in found.chain:
-            assert candidate.estimate_nano is not None
-            assert candidate.estimate_nano <= limit
-            assert candidate.target.provider != "gone"
-        return set(names(found))
-
-    assert chosen(low) <= chosen(low + more)
 
 
 texts = st.lists(st.text(max_size=300), min_size=1, max_size=5)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from omnihub.billing.v1 import billing_service_pb2 as billing
 
 from services.common.rpc import RpcError
 from services.router.leases import Leases
@@ -242,3 +244,25 @@ async def test_a_caller_who_leaves_while_credits_are_reserved_strands_nothing(av
         await world.leases.close()
     assert world.billing.leases == world.billing.holds == {}
     assert world.billing.available == available
+
+
+async def test_a_hold_lives_as_long_as_its_request() -> None:
+    world = World(available=300)
+    asked: list[tuple[str, int]] = []
+
+    async def extend_hold(request: Any, call: Any) -> Any:
+        asked.append((request.hold_id, request.ttl_s))
+        return billing.ExtendHoldResponse()
+
+    world.billing.extend_hold = extend_hold  # type: ignore[method-assign]
+    reservation = await world.leases.reserve(ORG, 100, 720)
+    assert reservation.hold_ttl_s == 720
+    await world.leases.maintain()
+    assert not asked
+    reservation.hold_expires_at -= 400
+    await world.leases.maintain()
+    assert asked == [(reservation.hold_id, 720)]
+    reservation.hold_expires_at -= 400
+    world.leases.spend(reservation, 50)
+    await world.leases.maintain()
+    assert len(asked) == 1

@@ -103,7 +103,7 @@ async def test_stream(raw: bool) -> None:
     assert messages[0].start.model_used == "a/x"
     assert messages[0].start.wire_format == (OPENAI if raw else 0)
     assert messages[-1].end.outcome.cost == format_nano(COST)
-    assert list(messages[-1].end.raw_tail) == [b"{}"]
+    assert list(messages[-1].end.raw_tail.documents) == [b"{}"]
     assert [charge.amount_nano_credits for charge in router.journal.charges] == [COST]
     assert router.journal.decisions[0].streamed
     assert is_clean(router)
@@ -569,7 +569,11 @@ async def test_no_credits_is_told_before_any_provider_is_asked() -> None:
         await router.chat()
     assert caught.value.reason == "INSUFFICIENT_CREDITS"
     assert router.providers.asked == []
-    assert router.journal.records == []
+    await router.settle()
+    (decision,) = router.journal.decisions
+    assert (decision.state, decision.reason) == ("refused", "INSUFFICIENT_CREDITS")
+    assert caught.value.metadata["decision_id"] == decision.decision_id
+    assert router.journal.charges == []
 
 
 async def test_second_request_asks_billing_for_nothing() -> None:

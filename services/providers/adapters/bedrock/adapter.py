@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -21,9 +22,11 @@ from services.formats import bedrock_converse, titan_text
 from services.formats.answers import Answer, StreamReader
 from services.formats.documents import from_decode_error
 from services.formats.errors import FormatError
+from services.providers.adapter import conversation_of
 from services.providers.adapters.bedrock.credentials import NoCredentialError, Signer, key_source
 from services.providers.adapters.bedrock.errors import ERRORS, is_about_the_clock, read_refusal
 from services.providers.adapters.bedrock.event_stream import EventStreamParser
+from services.providers.counting import counted, only
 from services.providers.domain.classification import ErrorFacts
 from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import Failures, UnsupportedError
@@ -37,6 +40,9 @@ _FEATURES = ("chat", "stream", "embed", "tools", "vision", "audio", "documents",
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:/_-]*")
 _TITAN = re.compile(r"(^|[./])amazon\.titan-text")
 _TITAN_EMBED = re.compile(r"(^|[./])amazon\.titan-embed-text")
+# Of a body of Converse, what CountTokens takes.
+_COUNTED = ("messages", "system", "toolConfig", "additionalModelRequestFields")
+_UNABLE = ("support counting tokens", "not supported", "isn't supported")
 # Vectors are asked for one by one; so many at a time.
 _EMBED_AT_A_TIME = 8
 
@@ -182,6 +188,13 @@ class _Converse(_Service):
     def stream_reader(self) -> StreamReader:
         return bedrock_converse.StreamReader()
 
+    async def count_tokens(self, attempt: pb.Attempt) -> pb.CountTokensResponse:
+        """Let the vendor count, without charge; what does not make the input longer is no part of it."""
+        written, _ = self.write_request(conversation_of(attempt), attempt, stream=False)
+        body = {"input": {"converse": only(written, *_COUNTED)}}
+        url = self.model_url(attempt.model, "count-tokens")
+        return await counted(self, attempt, url, body, "inputTokens", _UNABLE)
+
 
 class _Titan(_Service):
     operation, stream_operation = "invoke", "invoke-with-response-stream"
@@ -196,6 +209,13 @@ class _Titan(_Service):
 
     def stream_reader(self) -> StreamReader:
         return titan_text.StreamReader()
+
+    async def count_tokens(self, attempt: pb.Attempt) -> pb.CountTokensResponse:
+        """Let the vendor count the body as it would be sent."""
+        written, _ = self.write_request(conversation_of(attempt), attempt, stream=False)
+        body = {"input": {"invokeModel": {"body": b64encode(written).decode()}}}
+        url = self.model_url(attempt.model, "count-tokens")
+        return await counted(self, attempt, url, body, "inputTokens", _UNABLE)
 
 
 class BedrockAdapter:
@@ -217,7 +237,7 @@ class BedrockAdapter:
         listing = settings.base_url.replace("://bedrock-runtime", "://bedrock", 1)
         self._listing = _Converse(name, settings.model_copy(update={"base_url": listing}), upstream, signer)
 
-    def _of(self, model: str) -> _Service:
+    def _of(self, model: str) -> _Converse | _Titan:
         return self._titan if _TITAN.search(model) else self._converse
 
     async def chat(self, attempt: pb.Attempt) -> pb.ChatResponse:
@@ -227,6 +247,10 @@ class BedrockAdapter:
     def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Answer as it comes; the last message is `end`."""
         return self._of(attempt.model).stream_chat(attempt)
+
+    async def count_tokens(self, attempt: pb.Attempt) -> pb.CountTokensResponse:
+        """Return the input tokens of an attempt; estimated for models that the service does not count for."""
+        return await self._of(attempt.model).count_tokens(attempt)
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Return vectors in the order of the inputs."""

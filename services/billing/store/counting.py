@@ -1,0 +1,189 @@
+"""Charges into the counters of limits, in the transaction that books them, and the alerts this raises."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from omnihub.billing.v1.usage_pb2 import Charge
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.billing.domain.limit import Limit, crossed, subjects_of, units_of
+from services.billing.store.budget_tables import budget_alert, budget_limit, budget_slice
+from services.billing.store.limits import BudgetRecords, Key, limit_of
+from services.common.ids import new_id
+from services.common.telemetry import meter
+from services.credits.windows import window_start
+
+_alerts = meter.create_counter("omnihub.budget.alerts", unit="{alert}")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A threshold that was passed."""
+
+    id: str
+    limit: Limit
+    window_start: int
+    percent: int
+    spent: int
+    at: int
+
+
+class Booking(BudgetRecords):
+    """Charges into counters, in the transaction that books them."""
+
+    async def book(self, connection: AsyncConnection, charges: Sequence[Charge], now: int) -> list[Alert]:
+        """Count charges that have just been stored as usage events. Return the alerts that raises."""
+        await self._booking(connection)
+        limits = await self._limits_of(connection, charges)
+        if not limits:
+            return []
+        slices = await self._lock_slices(
+            connection, (each for charge in charges for each in charge.slice_ids)
+        )
+        used: dict[Key, int] = {}
+        by_key: dict[Key, Limit] = {}
+        freed: dict[Key, int] = {}
+        spent: dict[str, tuple[int, int]] = {}
+        for charge in charges:
+            at = charge.at.ToMicroseconds() if charge.HasField("at") else now
+            tokens = charge.usage.input_total + charge.usage.output_total
+            drawn = {slices[each].limit_id: slices[each] for each in charge.slice_ids if each in slices}
+            for limit in limits.get(charge.organisation_id, ()):
+                units = units_of(limit.measure, charge.amount_nano_credits, tokens)
+                if limit.subject not in subjects_of(charge) or at < limit.since or not units:
+                    continue
+                key = limit.id, window_start(limit.window, at)
+                used[key], by_key[key] = used.get(key, 0) + units, limit
+                row = drawn.get(limit.id)
+                if row is not None and row.state == "open":
+                    before, granted = spent.get(row.id, (row.spent, row.granted))
+                    # More than was set aside: then that much was set aside, after the fact.
+                    spent[row.id] = before + units, max(granted, before + units)
+                    own = row.limit_id, row.window_start
+                    freed[own] = freed.get(own, 0) + min(units, granted - before)
+        return await self._write(connection, by_key, used, freed, spent, now)
+
+    async def _limits_of(
+        self, connection: AsyncConnection, charges: Sequence[Charge]
+    ) -> dict[str, list[Limit]]:
+        """Return the limits that may apply to charges, by organisation."""
+        organisations = {charge.organisation_id for charge in charges}
+        subjects = {scope_id for charge in charges for _, scope_id in subjects_of(charge)}
+        query = sa.select(budget_limit).where(
+            budget_limit.c.organisation_id.in_(organisations), budget_limit.c.scope_id.in_(subjects)
+        )
+        found = await self._plan_limits(connection, organisations)
+        for row in await connection.execute(query):
+            found[row.organisation_id].append(limit_of(row))
+        return {organisation_id: limits for organisation_id, limits in found.items() if limits}
+
+    async def _write(
+        self,
+        connection: AsyncConnection,
+        by_key: Mapping[Key, Limit],
+        used: Mapping[Key, int],
+        freed: Mapping[Key, int],
+        spent: Mapping[str, tuple[int, int]],
+        now: int,
+    ) -> list[Alert]:
+        if spent:
+            statement = sa.update(budget_slice).where(budget_slice.c.id == sa.bindparam("slice"))
+            await connection.execute(
+                statement.values(spent=sa.bindparam("used"), granted=sa.bindparam("total")),
+                [
+                    {"slice": slice_id, "used": used_up, "total": total}
+                    for slice_id, (used_up, total) in sorted(spent.items())
+                ],
+            )
+        if not by_key:
+            return []
+        counters, made = await self._counters(connection, by_key)
+        changes = {
+            key: (0 if key in made else used.get(key, 0), -freed.get(key, 0)) for key in {*used, *freed}
+        }
+        await self._add(connection, changes)
+        alerts = []
+        for key, limit in by_key.items():
+            after = counters[key].spent + (0 if key in made else used[key])
+            for percent in crossed(limit, after - used[key], after):
+                alerts.append(Alert(new_id("alert"), limit, key[1], percent, after, now))
+        return await self._raise(connection, alerts)
+
+    async def _raise(self, connection: AsyncConnection, alerts: Sequence[Alert]) -> list[Alert]:
+        """Store alerts, and return those that are new in their window."""
+        if not alerts:
+            return []
+        insert = self._insert(budget_alert).on_conflict_do_nothing().returning(budget_alert.c.id)
+        new = set((await connection.scalars(insert, [_alert_row(alert) for alert in alerts])).all())
+        return [alert for alert in alerts if alert.id in new]
+
+    async def alerts(self, organisation_id: str, before: str, count: int) -> list[Alert]:
+        """Return up to `count` alerts before the id `before`, newest first."""
+        query = sa.select(budget_alert).where(budget_alert.c.organisation_id == organisation_id)
+        if before:
+            query = query.where(budget_alert.c.id < before)
+        async with self.database.reading() as connection:
+            rows = await connection.execute(query.order_by(budget_alert.c.id.desc()).limit(count))
+            return [
+                Alert(row.id, _limit_of_alert(row), row.window_start, row.percent, row.spent, row.at)
+                for row in rows
+            ]
+
+
+def announce(alerts: Iterable[Alert]) -> None:
+    """Say in log and metrics what `book` has raised. Call it once the transaction is committed."""
+    for alert in alerts:
+        limit = alert.limit
+        _alerts.add(1, {"omnihub.scope": limit.scope, "omnihub.measure": limit.measure})
+        _logger.warning(
+            "budget_alert %s %s %s %s",
+            limit.organisation_id,
+            limit.id,
+            alert.percent,
+            alert.spent,
+            extra={
+                "organisation_id": limit.organisation_id,
+                "limit_id": limit.id,
+                "scope": limit.scope,
+                "scope_id": limit.scope_id,
+                "percent": alert.percent,
+            },
+        )
+
+
+def _alert_row(alert: Alert) -> dict[str, Any]:
+    limit = alert.limit
+    return {
+        "id": alert.id,
+        "limit_id": limit.id,
+        "window_start": alert.window_start,
+        "percent": alert.percent,
+        "organisation_id": limit.organisation_id,
+        "scope": limit.scope,
+        "scope_id": limit.scope_id,
+        "measure": limit.measure,
+        "period": limit.window,
+        "amount": limit.amount,
+        "hard": limit.hard,
+        "spent": alert.spent,
+        "at": alert.at,
+    }
+
+
+def _limit_of_alert(row: Any) -> Limit:
+    return Limit(
+        id=row.limit_id,
+        organisation_id=row.organisation_id,
+        scope=row.scope,
+        scope_id=row.scope_id,
+        measure=row.measure,
+        window=row.period,
+        amount=row.amount,
+        hard=row.hard,
+    )

@@ -1,0 +1,89 @@
+"""Sums of usage by the hour, written in the transaction that books the events: exact, and always up to date.
+
+A row is the sum over one hour, one organisation and one value of a dimension. Rows without an
+organisation are sums over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.billing.store.tables import usage_event, usage_rollup
+
+HOUR = 3_600_000_000
+# What fits an index of every engine. Longer names are summed under their beginning.
+LONGEST_VALUE = 300
+EVERYONE = ""
+SUMS = tuple(column.name for column in usage_rollup.c if not column.primary_key and column.name != "requests")
+# Column of the event, by dimension.
+DIMENSIONS = {
+    "model": usage_event.c.model,
+    "provider": usage_event.c.provider,
+    "key": usage_event.c.key_id,
+    "user": usage_event.c.user_id,
+    "workspace": usage_event.c.workspace_id,
+    "agent": usage_event.c.agent_id,
+    "task": usage_event.c.task,
+    "modality": usage_event.c.modality,
+    "project": usage_event.c.project_id,
+    "run": usage_event.c.run_id,
+}
+TOTAL = ""
+PLATFORM_DIMENSIONS = (TOTAL, "model", "provider")
+
+
+async def roll_up(connection: AsyncConnection, insert: Any, events: Iterable[Mapping[str, Any]]) -> None:
+    """Add events, each of them new, to the sums. The last locks of a transaction, in order of their keys."""
+    sums: dict[tuple[str, str, int, str], list[int]] = {}
+    for event in events:
+        numbers = [1, *(event[name] for name in SUMS)]
+        for key in _keys(event):
+            known = sums.get(key)
+            sums[key] = numbers if known is None else [a + b for a, b in zip(known, numbers, strict=True)]
+    if not sums:
+        return
+    names = ("organisation_id", "dimension", "hour", "value", "requests", *SUMS)
+    rows = [dict(zip(names, (*key, *sums[key]), strict=True)) for key in sorted(sums)]
+    statement = insert(usage_rollup)
+    added = {name: usage_rollup.c[name] + statement.excluded[name] for name in ("requests", *SUMS)}
+    await connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=[column.name for column in usage_rollup.primary_key], set_=added
+        ),
+        rows,
+    )
+
+
+def _keys(event: Mapping[str, Any]) -> Iterable[tuple[str, str, int, str]]:
+    hour = event["at"] // HOUR
+    organisation_id = event["organisation_id"]
+    yield organisation_id, TOTAL, hour, ""
+    yield EVERYONE, TOTAL, hour, ""
+    for dimension, column in DIMENSIONS.items():
+        value = event[column.name][:LONGEST_VALUE]
+        yield organisation_id, dimension, hour, value
+        if dimension in PLATFORM_DIMENSIONS:
+            yield EVERYONE, dimension, hour, value
+
+
+def whole_hours(start: int | None, end: int | None) -> tuple[int | None, int | None, bool]:
+    """Return the first whole hour of a period, the one after its last, and whether there is any."""
+    first = None if start is None else -(-start // HOUR)
+    after = None if end is None else end // HOUR
+    return first, after, first is None or after is None or first < after
+
+
+def edges(start: int | None, end: int | None) -> Sequence[tuple[int | None, int | None]]:
+    """Return the parts of a period that are no whole hours, as periods."""
+    first, after, any_whole = whole_hours(start, end)
+    if not any_whole:
+        return [(start, end)]
+    parts: list[tuple[int | None, int | None]] = []
+    if start is not None and first is not None and start < first * HOUR:
+        parts.append((start, first * HOUR))
+    if end is not None and after is not None and after * HOUR < end:
+        parts.append((after * HOUR, end))
+    return parts

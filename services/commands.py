@@ -1,0 +1,182 @@
+"""Commands that ask a running platform: they speak to its public port, as any other caller."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from services.settings import Settings
+
+TIMEOUT_S = 300
+CHUNK = 1 << 16
+# Exit statuses: it worked, what was compared differs, it could not be done.
+DONE, DIFFERENT, FAILED = 0, 1, 2
+
+
+class CommandError(Exception):
+    """It could not be done; the message says why."""
+
+
+class Platform:
+    """The public port, and a key for it."""
+
+    def __init__(self, settings: Settings, options: argparse.Namespace) -> None:
+        scheme = "https" if settings.edge.certificate_file else "http"
+        self._url = (options.url or f"{scheme}://127.0.0.1:{settings.port}").rstrip("/")
+        self._key = _key(settings, options.key_file)
+
+    def open(self, path: str, body: Mapping[str, Any] | None = None) -> BinaryIO:
+        """Send a request and return the answer's body. Raises CommandError."""
+        headers = {"authorization": f"Bearer {self._key}"}
+        content = None
+        if body is not None:
+            headers["content-type"] = "application/json"
+            content = json.dumps(body).encode()
+        request = urllib.request.Request(self._url + path, content, headers)
+        try:
+            return urllib.request.urlopen(request, timeout=TIMEOUT_S)  # type: ignore[no-any-return]
+        except urllib.error.HTTPError as error:
+            raise CommandError(_message(error)) from None
+        except (OSError, ValueError) as error:
+            raise CommandError(f"{self._url} cannot be reached: {error}; is it running? See --url") from None
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Return the JSON that answers a JSON body. Raises CommandError."""
+        with self.open(path, body) as answer:
+            return json.load(answer)
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        told = json.load(error)["error"]
+        return f"{told['reason']}: {told['message']}"
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {error.code}"
+
+
+def _key(settings: Settings, file: str) -> str:
+    if not file and settings.bootstrap_api_key is not None:
+        return settings.bootstrap_api_key.get_secret_value()
+    path = Path(file) if file else settings.data_dir / "bootstrap-key"
+    try:
+        return sys.stdin.readline().strip() if file == "-" else path.read_text().strip()
+    except OSError as error:
+        raise CommandError(
+            f"no key: {path}: {error.strerror}; name a file with an API key with --key-file"
+        ) from None
+
+
+def add_commands(commands: Any, billing: Any) -> None:
+    """Add `usage export`, and to the actions of `billing` those called rerate and reconcile."""
+    usage = commands.add_parser("usage", help="usage of an organisation").add_subparsers(
+        required=True, metavar="action"
+    )
+    export = usage.add_parser("export", help="write usage events as CSV or JSON lines")
+    export.add_argument("--format", choices=["csv", "jsonl"], default="csv")
+    export.add_argument("--organisation", default="", help="another one than the key's own")
+    export.add_argument("--output", default="-", help="file to write; default: standard output")
+    _add(export, _export, period=True)
+    rerate = billing.add_parser("rerate", help="rate stored usage again; status 1 when a number differs")
+    rerate.add_argument("--organisation", default="", help="only this one")
+    _add(rerate, _rerate, period=True)
+    reconcile = billing.add_parser(
+        "reconcile", help="compare a provider's usage export with our cost; status 1 when they differ"
+    )
+    reconcile.add_argument("file", help="CSV file")
+    reconcile.add_argument("--provider", required=True, help="the configured provider whose bill it is")
+    reconcile.add_argument("--shape", default="", help="openai, anthropic, openrouter or generic")
+    _add(reconcile, _reconcile, period=False)
+
+
+def _add(
+    parser: argparse.ArgumentParser, work: Callable[[Platform, argparse.Namespace], int], *, period: bool
+) -> None:
+    if period:
+        parser.add_argument("--from", dest="start", default="", help="date or RFC 3339 time")
+        parser.add_argument("--to", dest="end", default="", help="exclusive; default: now")
+    parser.add_argument("--url", default="", help="the public address; default: this machine's")
+    parser.add_argument("--key-file", default="", help="file with an API key; `-`: standard input")
+
+    def run(settings: Settings, options: argparse.Namespace) -> int:
+        try:
+            return work(Platform(settings, options), options)
+        except CommandError as error:
+            sys.stderr.write(f"{error}\n")
+            return FAILED
+
+    parser.set_defaults(run=run)
+
+
+def _export(platform: Platform, options: argparse.Namespace) -> int:
+    query = urllib.parse.urlencode(
+        {
+            "format": options.format,
+            "from": options.start,
+            "to": options.end,
+            "organisation_id": options.organisation,
+        }
+    )
+    with platform.open(f"/api/usage/export?{query}") as answer:
+        if options.output == "-":
+            _copy(answer, sys.stdout.buffer)
+            return DONE
+        try:
+            with Path(options.output).open("wb") as file:
+                _copy(answer, file)
+        except OSError as error:
+            raise CommandError(f"{options.output}: {error.strerror}") from None
+    return DONE
+
+
+def _copy(answer: BinaryIO, output: BinaryIO) -> None:
+    try:
+        while chunk := answer.read(CHUNK):
+            output.write(chunk)
+    except (OSError, http.client.HTTPException) as error:
+        raise CommandError(f"the export was cut: {error!r}; what is written is not complete") from None
+
+
+def _rerate(platform: Platform, options: argparse.Namespace) -> int:
+    checked = reproduced = 0
+    body = {"from": options.start, "to": options.end, "organisationId": options.organisation}
+    while True:
+        page = platform.post("/api/admin/reratings", body)
+        checked += page["checked"]
+        reproduced += page["reproduced"]
+        for found in page["differences"]:
+            sys.stdout.write(
+                f"{found['eventId']} {found['model']}: stored {found['ours']}; "
+                f"again {found['theirs'] or '-'}: {found['reason']}\n"
+            )
+        if not page["nextPageToken"]:
+            break
+        body["pageToken"] = page["nextPageToken"]
+    sys.stdout.write(f"{checked} events rated again, {reproduced} reproduced\n")
+    return DONE if checked == reproduced else DIFFERENT
+
+
+def _reconcile(platform: Platform, options: argparse.Namespace) -> int:
+    try:
+        document = Path(options.file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{options.file} cannot be read as text: {error}") from None
+    body = {"provider": options.provider, "shape": options.shape, "document": document}
+    answer = platform.post("/api/admin/reconciliations", body)
+    for found in answer["differences"]:
+        sys.stdout.write(
+            f"{found['day']} {found['model']}: provider {found['theirs'] or '-'}, "
+            f"ours {found['ours'] or '-'}: {found['reason']}\n"
+        )
+    sys.stdout.write(
+        f"{answer['compared']} models and days compared, {answer['agreed']} agree; "
+        f"provider {answer['theirs']}, ours {answer['ours']}\n"
+    )
+    return DIFFERENT if answer["differences"] else DONE

@@ -1,0 +1,205 @@
+"""Answers as they are written: the events of one admitted request, metered, and ended for its record."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+
+from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
+from omnihub.provider.v1 import provider_service_pb2 as provider
+from omnihub.router.v1 import router_service_pb2 as pb
+from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
+
+from services.common.rpc import RpcError
+from services.common.rpc.errors import to_rpc_error
+from services.router.admission import Admission
+from services.router.domain.replay import disassemble
+from services.router.domain.transcript import Transcript
+from services.router.endings import Endings
+from services.router.execution import Execution
+from services.router.keeping import Keeping
+from services.router.request import Request
+from services.router.rescue import VOID
+
+_ARMS = {PartStart: "part_start", PartDelta: "part_delta", PartStop: "part_stop"}
+# A reservation must hold for writing with short tokens too.
+METERED_BYTES_PER_TOKEN = 2
+
+
+class Streaming:
+    """Runs streams."""
+
+    def __init__(
+        self, admission: Admission, execution: Execution, endings: Endings, keeping: Keeping
+    ) -> None:
+        self._admission = admission
+        self._keeping = keeping
+        self._execution = execution
+        self._endings = endings
+
+    async def run(
+        self, admit: Callable[[], Awaitable[Request]]
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Yield the events of a request, `end` or `error` last; after `error` it raises. Records it.
+
+        One generator for all of it: each event pays for every further one it passes through.
+        """
+        admitted = await admit()
+        transcript = Transcript()
+        meter = _Meter(admitted, self._admission, transcript)
+        try:
+            if admitted.look.answer is not None:
+                async for message in self._again(admitted, admitted.look.answer):
+                    yield message
+                return
+            recording = self._admission.cache.recording(admitted)
+            async with aclosing(self._execution.stream(admitted, transcript)) as events:
+                async for event in events:
+                    if recording is not None:
+                        recording.add(event)
+                    if event.HasField("end"):
+                        admitted.complete(event.end.usage, event.end.finish, transcript.attempt_bytes)
+                        await self._keeping.conclude(admitted)
+                        if recording is not None:
+                            self._admission.cache.keep_stream(admitted, recording, event.end)
+                        yield _ended(admitted, event.end.raw_tail)
+                        return
+                    if event.HasField("start"):
+                        meter.begin()
+                        if event.start.wire_format:
+                            await self._note_id(admitted, event.start.response_id)
+                        yield _started(event.start, admitted, transcript)
+                    else:
+                        yield _translated(event)
+                        if meter.due():
+                            await meter.reserve()
+        except (asyncio.CancelledError, GeneratorExit):
+            self._endings.leave(admitted, transcript)
+            raise
+        except Exception as error:
+            if admitted.first_token_at is None:
+                self._endings.fail(admitted, error)
+            else:
+                await self._endings.break_off(admitted, error, transcript)
+                yield _error(admitted, error)
+            raise
+
+    async def _note_id(self, request: Request, response_id: str) -> None:
+        """Take in the provider's own id; an answer in the background is recorded as soon as it has one."""
+        request.response_id = response_id
+        if request.asked.background and response_id:
+            await self._keeping.pend(request)
+
+    async def _again(
+        self, request: Request, answer: CachedAnswer
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Yield a kept answer as a stream: in its own frames, if they are as this caller wants them."""
+        request.answer_again()
+        await self._admission.conclude(request)
+        raw = bool(answer.frames) and answer.include_usage == request.asked.options.include_usage
+        start = _start(request, answer.response_id, answer.model)
+        if raw:
+            start.wire_format = answer.wire_format
+        yield pb.StreamChatResponse(start=start)
+        if raw:
+            message = pb.StreamChatResponse()
+            message.raw_frame.data = answer.frames
+            yield message
+        else:
+            for event in disassemble(answer.message):
+                message = pb.StreamChatResponse()
+                getattr(message, _ARMS[type(event)]).CopyFrom(event)
+                yield message
+        yield _ended(request, answer.raw_tail if raw else ())
+
+
+class _Meter:
+    """Reserves more credits before a stream has used up what is reserved."""
+
+    def __init__(self, request: Request, admission: Admission, transcript: Transcript) -> None:
+        self._request = request
+        self._admission = admission
+        self._transcript = transcript
+        self._step = 0
+        self._limit_tokens: float = math.inf
+
+    def begin(self) -> None:
+        """A model begins to speak: beside what has been produced, a full step is reserved for it."""
+        request = self._request
+        if request.asked.max_tokens or request.candidate is None:
+            # With a limit of the caller's own the reservation covers all that can come.
+            return
+        self._step = step = self._admission.output_cap(request.candidate.model)
+        produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
+        self._limit_tokens = produced + step * request.asked.choices
+
+    def due(self) -> bool:
+        """Tell whether more has to be reserved. Cheap: asked after each event."""
+        produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
+        return produced > self._limit_tokens - self._step // 4
+
+    async def reserve(self) -> None:
+        """Reserve for what comes next. Raises RpcError OUT_OF_BUDGET."""
+        if not await self._admission.extend(self._request, self._step):
+            raise RpcError("OUT_OF_BUDGET", "the credits for this request are used up; the answer ends here")
+        self._limit_tokens += self._step
+
+
+def _ended(request: Request, raw_tail: Sequence[bytes]) -> pb.StreamChatResponse:
+    message = pb.StreamEnd(outcome=request.outcome())
+    if raw_tail:
+        message.raw_tail.documents.extend(raw_tail)
+    return pb.StreamChatResponse(end=message)
+
+
+def _translated(event: provider.StreamChatResponse) -> pb.StreamChatResponse:
+    if event.HasField("raw_frame"):
+        return pb.StreamChatResponse(raw_frame=event.raw_frame)
+    if event.HasField("part_delta"):
+        return pb.StreamChatResponse(part_delta=event.part_delta)
+    if event.HasField("part_start"):
+        return pb.StreamChatResponse(part_start=event.part_start)
+    return pb.StreamChatResponse(part_stop=event.part_stop)
+
+
+def _start(request: Request, response_id: str, model: str) -> pb.StreamStart:
+    start = pb.StreamStart(
+        request_id=request.call.request_id,
+        decision_id=request.decision_id,
+        model_used=request.target.name,
+        provider=request.target.provider,
+        response_id=response_id,
+        model=model,
+        cache=request.look.state,
+        rate_limits=request.rate_limits,
+    )
+    start.started_at.FromMilliseconds(int(request.started_at * 1000))
+    return start
+
+
+def _started(event: provider.StreamStart, request: Request, transcript: Transcript) -> pb.StreamChatResponse:
+    """Return what the caller is told when a model begins to speak: the first, or one after a break."""
+    request.take_receipt(event.receipt)
+    reason = request.broken.reason
+    if reason and request.speaker is not None and request.speaker.rescue != VOID:
+        rescue = pb.StreamRescue(
+            model_used=request.target.name,
+            provider=request.target.provider,
+            reason=reason,
+            parts=transcript.position.parts,
+        )
+        return pb.StreamChatResponse(rescue=rescue)
+    start = _start(request, event.response_id, event.model)
+    start.wire_format = event.wire_format
+    if reason:
+        return pb.StreamChatResponse(restart=pb.StreamRestart(start=start, reason=reason))
+    return pb.StreamChatResponse(start=start)
+
+
+def _error(request: Request, error: Exception) -> pb.StreamChatResponse:
+    failure = to_rpc_error(error)
+    return pb.StreamChatResponse(
+        error=pb.StreamError(reason=failure.reason, message=failure.message, outcome=request.outcome())
+    )

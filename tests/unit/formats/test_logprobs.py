@@ -1,0 +1,98 @@
+"""How likely tokens were: between OpenAI's chat format and Gemini's, whole and streamed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from google.genai import types
+from omnihub.common.v1.chat_pb2 import Finish, Usage
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from services.formats import gemini, openai_chat
+
+FINISH, USAGE = Finish(reason="stop", raw="stop"), Usage(input_total=1, output_total=2)
+RESULT = {
+    "chosenCandidates": [
+        {"token": "Grü", "tokenId": 1, "logProbability": -0.5},
+        {"token": "ße", "tokenId": 2, "logProbability": -0.25},
+    ],
+    "topCandidates": [
+        {"candidates": [{"token": "Grü", "logProbability": -0.5}, {"token": "Hi", "logProbability": -2.0}]},
+    ],
+}
+
+
+def candidate(**more: Any) -> dict[str, Any]:
+    content = {"role": "model", "parts": [{"text": "Grüße"}]}
+    return {"candidates": [{"content": content, "logprobsResult": RESULT, **more}]}
+
+
+def test_gemini_answers_have_them_in_chat_completions() -> None:
+    types.GenerateContentResponse.model_validate(candidate(finishReason="STOP"))
+    read = gemini.read_response(json.dumps(candidate(finishReason="STOP")).encode(), "call")
+    body = openai_chat.write_response(read.message, FINISH, USAGE, "c", "m", 1)
+    choice = ChatCompletion.model_validate_json(body).choices[0]
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    first, second = choice.logprobs.content
+    assert (first.token, first.logprob, first.bytes) == ("Grü", -0.5, list("Grü".encode()))
+    assert [(top.token, top.logprob) for top in first.top_logprobs] == [("Grü", -0.5), ("Hi", -2.0)]
+    assert (second.token, second.top_logprobs) == ("ße", [])
+
+
+def test_gemini_streams_have_them_in_chunks() -> None:
+    reader = gemini.StreamReader("call")
+    writer = openai_chat.StreamWriter("m", "c", 1, True)
+    first, *rest = reader.read(b"", msgspec.json.encode(candidate()))
+    data = writer.part_start(first) + b"".join(map(writer.part_delta, rest))  # type: ignore[arg-type]
+    chunks = [ChatCompletionChunk.model_validate_json(line[6:]) for line in data.split(b"\n") if line]
+    tokens = [
+        token.token
+        for chunk in chunks
+        for token in (chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else None) or ()
+    ]
+    assert tokens == ["Grü", "ße"]
+
+
+def test_openai_answers_have_them_typed_and_keep_every_byte() -> None:
+    entry = {"token": "Hi", "logprob": -0.1, "bytes": [72, 105], "top_logprobs": []}
+    logprobs = {"content": [entry], "refusal": None}
+    message = {"role": "assistant", "content": "Hi", "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "stop"}
+    document = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    read = openai_chat.read_response(json.dumps(document).encode())
+    [part] = read.message.parts
+    assert [(token.token, token.logprob) for token in part.text.logprobs] == [("Hi", -0.1)]
+    again = json.loads(openai_chat.write_response(read.message, FINISH, USAGE, "c", "m", 1))
+    assert again["choices"] == [choice]
+    reader = openai_chat.StreamReader()
+    delta = {"index": 0, "delta": {"content": "Hi"}, "logprobs": logprobs}
+    events = reader.read(b"", json.dumps({"choices": [delta]}).encode())
+    assert events[-1].logprobs.tokens[0].token == "Hi"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("asked", "config", "outcome"),
+    [
+        ({"logprobs": True, "top_logprobs": 3}, {"responseLogprobs": True, "logprobs": 3}, "translated"),
+        ({"logprobs": False}, {"responseLogprobs": False}, "translated"),
+        ({"logprobs": {"odd": 1}}, {}, "dropped"),
+    ],
+)
+def test_they_are_asked_for(asked: dict[str, Any], config: dict[str, Any], outcome: str) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **asked}
+    chat = openai_chat.read_request(json.dumps(body).encode())
+    written, receipt = gemini.write_request(chat, "gemini-x", own=False)
+    sent = json.loads(written).get("generationConfig", {})
+    assert sent == config
+    types.GenerationConfig.model_validate(sent)
+    assert {entry.outcome for entry in receipt if entry.name in asked} == {outcome}
+
+
+@pytest.mark.parametrize("raw", [b"1", b"null", b'{"content": 5}', b'{"chosenCandidates": [1]}', b'"x"'])
+def test_what_is_malformed_is_left_out(raw: bytes) -> None:
+    assert gemini.logprobs.read_logprobs(msgspec.Raw(raw)) == []
+    assert openai_chat.logprobs.read_logprobs(msgspec.Raw(raw)) == []
