@@ -74,6 +74,8 @@ class ProviderSettings(Section):
     """Of ComfyUI: its models, by name."""
     webhook_keys_url: str = ""
     """Of fal: where the keys that sign its notifications are; empty for the known address."""
+    webhook_secrets: list[Secret] = []
+    """Of ElevenLabs: what its notifications are signed with; two while one replaces the other."""
     wait_s: int = Field(default=5, ge=0, le=60)
     """Of Replicate: seconds to wait for a result within the call that asks for it; 0 for not at all."""
     timeouts: TimeoutSettings = TimeoutSettings()

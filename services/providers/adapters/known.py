@@ -77,6 +77,7 @@ KNOWN: Mapping[str, Known] = {
     "vllm": Known("openai", "http://127.0.0.1:8000/v1", prefill="continue_final_message"),
     "llamacpp": Known("openai", "http://127.0.0.1:8080/v1", prefill="last_message"),
     BEDROCK: Known(BEDROCK, "https://bedrock-runtime.{region}.amazonaws.com", "aws"),
+    "elevenlabs": Known("elevenlabs", "https://api.elevenlabs.io", "elevenlabs", "ELEVENLABS_API_KEY"),
     "fal": Known("fal", "https://queue.fal.run", "fal", "FAL_KEY"),
     "replicate": Known("replicate", "https://api.replicate.com/v1", "replicate", "REPLICATE_API_TOKEN"),
     "comfyui": Known("comfyui", "http://127.0.0.1:8188"),
