@@ -21,6 +21,7 @@ from services.providers.media.audio import CutError, wave_facts
 from services.providers.media.parameters import Word, write
 from services.providers.settings import ProviderSettings
 
+MODEL = "default"
 SPEECH_PROGRAM = "espeak-ng"
 SPEECH_LIMIT_S = 60.0
 NORMAL_WORDS_PER_MINUTE = 175
@@ -55,6 +56,7 @@ class LocalMediaAdapter:
             idempotent=True,
             streams_speech="speech" in kinds,
             synthetic=True,
+            models=dict.fromkeys(kinds, (MODEL,)),
         )
 
     async def submit(self, attempt: pb.MediaAttempt) -> pb.SubmitMediaResponse:

@@ -218,7 +218,11 @@ class Worker:
             kept.synthetic = target.synthetic
             result.outputs.append(kept)
         rated = await self._router.rate_media(
-            router.RateMediaRequest(price=target.price, usage=progress.usage),
+            router.RateMediaRequest(
+                price=target.price,
+                usage=progress.usage,
+                estimate_nano_credits=target.estimate_nano_credits,
+            ),
             Call.internal(POLL_LIMIT_S),
         )
         result.amount_nano_credits = rated.amount_nano_credits
