@@ -185,7 +185,13 @@ class HttpMediaAdapter:
         return read_error(body)
 
     def failed(
-        self, model: str, message: str, code: str = "", *, retryable: bool | None = None, unbilled: bool = False
+        self,
+        model: str,
+        message: str,
+        code: str = "",
+        *,
+        retryable: bool | None = None,
+        unbilled: bool = False,
     ) -> pb.MediaProgress:
         """Return the progress of a generation that the provider says has failed."""
         rejection = self.errors.classify(0, ErrorFacts(message=message, code=code, found=True))
@@ -225,8 +231,6 @@ class HttpMediaAdapter:
         if parsed.host and parsed.origin() == self.base.origin() and parsed.path.startswith(self.base.path):
             return pb.ProviderOutput(fetch_reference=str(parsed.relative()), facts=facts)
         return pb.ProviderOutput(url=address, facts=facts)
-
-
 
 
 def texts(value: object) -> str:
