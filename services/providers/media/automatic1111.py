@@ -23,8 +23,8 @@ from services.providers.media.http_adapter import PHRASES, HttpMediaAdapter, num
 from services.providers.media.parameters import Word, Written, bytes_of, fields_of, plain, write
 from services.providers.settings import ProviderSettings
 
+# The model that the server has loaded.
 DEFAULT = "default"
-# The newer of the two names; the server's own samplers and checkpoints are chosen by its settings.
 _ERRORS = ErrorTable(
     codes={"OutOfMemoryError": "PROVIDER_OVERLOADED", "NansException": "PROVIDER_FAILED"},
     phrases=(("not found", "MODEL_NOT_FOUND"), *PHRASES),
@@ -44,7 +44,7 @@ _WORDS: Mapping[str, Word] = {
 
 
 class Automatic1111Adapter(HttpMediaAdapter):
-    """Speaks to one server. It works on one request at a time; the others wait here, where their time is ours.
+    """Speaks to one server. It works on one request at a time; the others wait here.
 
     The effect key is the id of the task, so that any replica can ask how far it is, or stop it.
     """
