@@ -27,7 +27,7 @@ class WorkflowSettings(Section):
     """A graph of ComfyUI that serves as a model."""
 
     file: Path
-    """The graph as exported in API format; its inputs hold placeholders such as `{{prompt}}`, `{{steps=20}}`."""
+    """The graph as exported in API format; inputs hold placeholders: `{{prompt}}`, `{{steps=20}}`."""
     kind: Literal["image", "image_edit", "upscale", "video"] = "image"
     """What it makes."""
 

@@ -37,7 +37,7 @@ class Written:
         made = {word: plain(value)} if isinstance(word, str) else word(value)
         _merge(self.values, made)
         words = " and ".join(made)
-        same = words == name
+        same = words in ("", name)
         self.receipt.append(
             ParameterReceipt(
                 name=name, outcome="forwarded" if same else "translated", detail="" if same else f"as {words}"
