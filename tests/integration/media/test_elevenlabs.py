@@ -253,8 +253,8 @@ async def test_what_refusals_mean(
     retryable: bool,
 ) -> None:
     server.script = answer(document, status)
+    once = {"max_retries": 0}
     with pytest.raises(ApiError) as judged:
-        once = {"max_retries": 0}
         await vendor.speech_to_text.convert(model_id="scribe_v1", file=b"x", request_options=once)
     assert judged.value.status_code == status
     with pytest.raises(RpcError) as caught:
