@@ -80,7 +80,10 @@ class FakeAutomatic1111(FakeVendor):
         await self._work("")
         with Image.open(io.BytesIO(base64.b64decode(document["image"]))) as given:
             factor = document["upscaling_resize"]
-            answer = {"html_info": "", "image": picture(int(given.width * factor), int(given.height * factor))}
+            answer = {
+                "html_info": "",
+                "image": picture(int(given.width * factor), int(given.height * factor)),
+            }
         return web.json_response(answer)
 
     async def _work(self, task: str) -> None:

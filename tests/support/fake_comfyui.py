@@ -163,7 +163,11 @@ BROKEN = {"1": {"class_type": "Unknown", "inputs": {"text": "{{prompt}}"}}}
 def graphs(folder: Any) -> dict[str, dict[str, str]]:
     """Write the graphs into a folder and return the setting that names them."""
     written = {}
-    for name, graph, kind in (("sdxl", GRAPH, "image"), ("edit", EDIT, "image_edit"), ("broken", BROKEN, "image")):
+    for name, graph, kind in (
+        ("sdxl", GRAPH, "image"),
+        ("edit", EDIT, "image_edit"),
+        ("broken", BROKEN, "image"),
+    ):
         (folder / f"{name}.json").write_text(json.dumps(graph))
         written[name] = {"file": str(folder / f"{name}.json"), "kind": kind}
     return written

@@ -78,9 +78,7 @@ class FakeVendor:
                 self.injected[f"{operation}_{fault.status}"] += 1
                 text = fault.document if isinstance(fault.document, str) else json.dumps(fault.document)
                 kind = "text/html" if isinstance(fault.document, str) else "application/json"
-                return web.Response(
-                    status=fault.status, text=text, headers=fault.headers, content_type=kind
-                )
+                return web.Response(status=fault.status, text=text, headers=fault.headers, content_type=kind)
             response = await handler(request)
             if isinstance(fault, CutAfter):
                 self.injected[f"{operation}_cut"] += 1

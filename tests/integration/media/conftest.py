@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from tests.integration.jobs.conftest import engine as engine
 from tests.support import fake_automatic1111, fake_comfyui, fake_fal, fake_replicate
-from tests.support.fake_vendor import running
+from tests.support.fake_vendor import FakeVendor, running
 from tests.support.media import Maker, running_media
 
 LIMITS = {"connect_s": 2, "total_s": 20, "idle_s": 5}
@@ -86,3 +87,16 @@ async def on_a1111(a1111: fake_automatic1111.FakeAutomatic1111) -> AsyncIterator
     }
     async with running_media(a1111=settings) as client:
         yield Maker(client, "a1111", "dreamshaper")
+
+
+@pytest.fixture
+def vendors(
+    replicate, on_replicate, fal, on_fal, comfy, on_comfy, a1111, on_a1111
+) -> dict[str, tuple[FakeVendor, Maker]]:
+    """Every vendor with its adapter, for what they share."""
+    return {
+        "replicate": (replicate, on_replicate),
+        "fal": (fal, on_fal),
+        "comfy": (comfy, on_comfy),
+        "a1111": (a1111, on_a1111),
+    }

@@ -17,7 +17,9 @@ PICTURE = MediaFile(data=base64.b64decode(picture()), mime="image/png")
 
 @pytest.mark.matrix(row=43, adapter="automatic1111")
 async def test_a_picture_is_made_within_the_call_by_our_own_fake(a1111, on_a1111):
-    given = MediaInput(image=ImageInput(prompt="a boat", count=2, width=24, height=16, seed=7, steps=9, guidance=6.5))
+    given = MediaInput(
+        image=ImageInput(prompt="a boat", count=2, width=24, height=16, seed=7, steps=9, guidance=6.5)
+    )
     made = await on_a1111.submit(given)
     sent = a1111.last("txt2img").document
     assert sent == {
@@ -110,7 +112,9 @@ async def test_edits_and_upscaling(a1111, on_a1111):
     assert (await on_a1111.submit(edit)).progress.usage.images == 1
     sent = a1111.last("img2img").document
     assert (sent["init_images"], sent["mask"]) == ([picture()], picture())
-    larger = await on_a1111.submit(MediaInput(upscale=UpscaleInput(file=PICTURE, factor=4)), model="ESRGAN_4x")
+    larger = await on_a1111.submit(
+        MediaInput(upscale=UpscaleInput(file=PICTURE, factor=4)), model="ESRGAN_4x"
+    )
     assert a1111.last("upscale").document == {
         "image": picture(),
         "upscaling_resize": 4,
@@ -127,9 +131,17 @@ async def test_edits_and_upscaling(a1111, on_a1111):
     ("status", "document", "reason"),
     [
         (401, {"detail": "Incorrect username or password"}, "PROVIDER_CREDENTIAL_REFUSED"),
-        (404, {"error": "HTTPException", "detail": "Sampler not found", "body": "", "errors": ""}, "MODEL_NOT_FOUND"),
+        (
+            404,
+            {"error": "HTTPException", "detail": "Sampler not found", "body": "", "errors": ""},
+            "MODEL_NOT_FOUND",
+        ),
         (422, {"detail": [{"loc": ["body", "steps"], "msg": "not an integer"}]}, "PROVIDER_REJECTED"),
-        (500, {"error": "OutOfMemoryError", "detail": "", "errors": "CUDA out of memory"}, "PROVIDER_OVERLOADED"),
+        (
+            500,
+            {"error": "OutOfMemoryError", "detail": "", "errors": "CUDA out of memory"},
+            "PROVIDER_OVERLOADED",
+        ),
         (500, {"error": "RuntimeError", "detail": "", "errors": f"oops {LOGIN}"}, "PROVIDER_FAILED"),
         (502, "<html>proxy</html>", "PROVIDER_FAILED"),
     ],

@@ -110,7 +110,11 @@ async def test_a_graph_that_is_none_stops_the_start(tmp_path, text, message):
     file = tmp_path / "graph.json"
     if text is not None:
         file.write_text(text)
-    settings = {"adapter": "comfyui", "base_url": "http://127.0.0.1:9", "workflows": {"m": {"file": str(file)}}}
+    settings = {
+        "adapter": "comfyui",
+        "base_url": "http://127.0.0.1:9",
+        "workflows": {"m": {"file": str(file)}},
+    }
     with pytest.raises(StartupError, match=message):
         async with running_media(comfy=settings):
             pass
@@ -254,7 +258,12 @@ async def test_a_path_that_leads_out_is_refused(comfy, on_comfy, file):
 
 @pytest.mark.matrix(row=48, adapter="comfyui")
 async def test_references_lead_to_the_server_alone(comfy, on_comfy):
-    for reference in ("//127.0.0.1:9/view", "http://127.0.0.1:9/view", "@127.0.0.1:9/", "/view?filename=gone"):
+    for reference in (
+        "//127.0.0.1:9/view",
+        "http://127.0.0.1:9/view",
+        "@127.0.0.1:9/",
+        "/view?filename=gone",
+    ):
         with pytest.raises(RpcError):
             await on_comfy.fetch(reference)
     comfy.faults["view"].append(Refuse(302, {}, {"location": "http://127.0.0.1:9/x"}))

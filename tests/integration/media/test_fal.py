@@ -94,7 +94,9 @@ async def test_a_workflow_has_a_namespace(fal, on_fal):
     assert fal.last("status").path.startswith("/workflows/owner/mine/requests/")
 
 
-@pytest.mark.parametrize("model", ["flux", "a/../b", "fal-ai//x", "workflows/a", "a/b?x", "a/b#x", "a/%2e%2e"])
+@pytest.mark.parametrize(
+    "model", ["flux", "a/../b", "fal-ai//x", "workflows/a", "a/b?x", "a/b#x", "a/%2e%2e"]
+)
 async def test_what_is_no_application_is_refused_before_anything_is_sent(fal, on_fal, model):
     with pytest.raises(RpcError) as caught:
         await on_fal.submit(model=model)
@@ -141,7 +143,10 @@ async def test_other_kinds_are_written_in_their_words(fal, on_fal):
     data = "data:image/png;base64,cG5n"
     for given, written in (
         (MediaInput(upscale=UpscaleInput(file=clip, factor=2)), {"video_url": clip.url, "upscale_factor": 2}),
-        (MediaInput(image_edit=ImageEditInput(images=[PICTURE], mask=PICTURE)), {"image_url": data, "mask_url": data}),
+        (
+            MediaInput(image_edit=ImageEditInput(images=[PICTURE], mask=PICTURE)),
+            {"image_url": data, "mask_url": data},
+        ),
         (MediaInput(image_edit=ImageEditInput(images=[PICTURE] * 2)), {"image_urls": [data, data]}),
         (
             MediaInput(transcription=TranscriptionInput(audio=clip, timestamps=["word"])),

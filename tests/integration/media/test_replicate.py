@@ -151,11 +151,17 @@ async def test_an_extension_that_is_no_object_is_refused(replicate, on_replicate
 
 
 async def test_other_kinds_are_written_in_their_words(replicate, on_replicate):
-    picture, clip = MediaFile(data=b"i", mime="image/png"), MediaFile(url="https://x.example/v", mime="video/mp4")
+    picture, clip = (
+        MediaFile(data=b"i", mime="image/png"),
+        MediaFile(url="https://x.example/v", mime="video/mp4"),
+    )
     for given, written in (
         (MediaInput(upscale=UpscaleInput(file=clip, factor=4)), {"video": clip.url, "scale": 4}),
         (MediaInput(image_edit=ImageEditInput(images=[picture, picture])), ["image_edit"]),
-        (MediaInput(transcription=TranscriptionInput(audio=clip, diarise=True)), {"audio": clip.url, "diarize": True}),
+        (
+            MediaInput(transcription=TranscriptionInput(audio=clip, diarise=True)),
+            {"audio": clip.url, "diarize": True},
+        ),
     ):
         await on_replicate.submit(given)
         sent = replicate.last("create").document["input"]
@@ -169,7 +175,10 @@ async def test_other_kinds_are_written_in_their_words(replicate, on_replicate):
     ("output", "kinds"),
     [
         ("https://replicate.delivery/a.mp4", [("url", "video/mp4")]),
-        (["https://replicate.delivery/a.webp", "https://replicate.delivery/b"], [("url", "image/webp"), ("url", "")]),
+        (
+            ["https://replicate.delivery/a.webp", "https://replicate.delivery/b"],
+            [("url", "image/webp"), ("url", "")],
+        ),
         ({"mask": "https://replicate.delivery/m.png", "score": 3}, [("url", "image/png")]),
         ("data:image/png;base64,cG5n", [("data", "image/png")]),
         ("a poem", [("text", "")]),
@@ -207,16 +216,38 @@ async def test_only_files_at_the_vendors_own_host_are_fetched_with_the_key(repli
     ("status", "document", "headers", "reason"),
     [
         (401, {"title": "Unauthenticated", "detail": f"bad {KEY}"}, {}, "PROVIDER_CREDENTIAL_REFUSED"),
-        (402, {"title": "Insufficient credit", "detail": "You have insufficient credit"}, {}, "PROVIDER_BILLING"),
-        (404, {"title": "Not found", "detail": "The requested resource could not be found."}, {}, "MODEL_NOT_FOUND"),
-        (422, {"title": "Input validation failed", "detail": "- input: prompt is required"}, {}, "PROVIDER_REJECTED"),
-        (429, {"detail": "Request was throttled.", "status": 429}, {"retry-after": "7"}, "PROVIDER_RATE_LIMITED"),
+        (
+            402,
+            {"title": "Insufficient credit", "detail": "You have insufficient credit"},
+            {},
+            "PROVIDER_BILLING",
+        ),
+        (
+            404,
+            {"title": "Not found", "detail": "The requested resource could not be found."},
+            {},
+            "MODEL_NOT_FOUND",
+        ),
+        (
+            422,
+            {"title": "Input validation failed", "detail": "- input: prompt is required"},
+            {},
+            "PROVIDER_REJECTED",
+        ),
+        (
+            429,
+            {"detail": "Request was throttled.", "status": 429},
+            {"retry-after": "7"},
+            "PROVIDER_RATE_LIMITED",
+        ),
         (500, "<html>oops</html>", {}, "PROVIDER_FAILED"),
         (503, {"detail": "unavailable"}, {}, "PROVIDER_OVERLOADED"),
         (302, {}, {"location": "https://elsewhere.example/"}, "PROVIDER_FAILED"),
     ],
 )
-async def test_refusals_are_classed_and_hold_no_key(replicate, on_replicate, status, document, headers, reason):
+async def test_refusals_are_classed_and_hold_no_key(
+    replicate, on_replicate, status, document, headers, reason
+):
     replicate.faults["create"].append(Refuse(status, document, headers))
     with pytest.raises(RpcError) as caught:
         await on_replicate.submit()
