@@ -1,4 +1,4 @@
-"""A server that answers as Automatic1111's API does by its source. No independent client exists to judge it."""
+"""A server that answers as Automatic1111 does by its source. No independent client exists to judge it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -36,7 +37,7 @@ class FakeAutomatic1111(FakeVendor):
         self.completed: list[str] = []
         self.at_once = 0
         self.most_at_once = 0
-        self.begun = asyncio.Condition()
+        self.changed = asyncio.Condition()
         self.fraction = 0.25
         self.interrupts = 0
         self.answer: dict[str, Any] = {}
@@ -90,22 +91,26 @@ class FakeAutomatic1111(FakeVendor):
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         self.waiting.append(task)
+        await self._tell()
         try:
             async with self.lock:
                 self.waiting.remove(task)
                 self.current = task
-                async with self.begun:
-                    self.begun.notify_all()
+                await self._tell()
                 await self.gate.wait()
                 self.current = ""
                 self.completed.append(task)
         finally:
             self.at_once -= 1
 
-    async def until_begun(self, task: str) -> None:
-        """Wait until a task is worked on."""
-        async with asyncio.timeout(20), self.begun:
-            await self.begun.wait_for(lambda: self.current == task)
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a task has come, or begun, so that the condition holds."""
+        async with asyncio.timeout(20), self.changed:
+            await self.changed.wait_for(condition)
+
+    async def _tell(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
 
     async def interrupt(self, request: web.Request) -> web.Response:
         self.interrupts += 1

@@ -1,4 +1,4 @@
-"""What the fakes of media vendors share: a real HTTP server that records what it is asked and fails as told."""
+"""What the fakes of media vendors share: a real HTTP server that records requests and fails as told."""
 
 from __future__ import annotations
 

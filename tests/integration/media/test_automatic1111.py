@@ -50,7 +50,7 @@ async def test_a_picture_is_made_within_the_call_by_our_own_fake(a1111, on_a1111
 async def test_two_jobs_are_made_one_after_the_other_by_our_own_fake(a1111, on_a1111):
     a1111.gate.clear()
     first = asyncio.create_task(on_a1111.submit(effect_key="eff_a"))
-    await a1111.until_begun("eff_a")
+    await a1111.until(lambda: a1111.current == "eff_a")
     second = asyncio.create_task(on_a1111.submit(effect_key="eff_b"))
     progress = await on_a1111.poll("eff_a")
     assert (progress.state, progress.fraction) == ("running", 0.25)
@@ -68,9 +68,7 @@ async def test_two_jobs_are_made_one_after_the_other_by_our_own_fake(a1111, on_a
 async def test_a_task_of_somebody_else_is_waited_for_and_shown_as_queued(a1111, on_a1111):
     await a1111.lock.acquire()
     mine = asyncio.create_task(on_a1111.submit())
-    async with asyncio.timeout(20):
-        while not a1111.waiting:
-            await asyncio.sleep(0)
+    await a1111.until(lambda: a1111.waiting == ["eff_1"])
     assert (await on_a1111.poll("eff_1")).state == "queued"
     assert await on_a1111.cancel("eff_1") == "unknown"
     a1111.lock.release()
@@ -200,7 +198,7 @@ async def test_who_takes_too_long_is_interrupted_and_only_ours(a1111, on_a1111):
 async def test_a_running_task_is_interrupted_and_one_that_ended_is_not(a1111, on_a1111):
     a1111.gate.clear()
     mine = asyncio.create_task(on_a1111.submit())
-    await a1111.until_begun("eff_1")
+    await a1111.until(lambda: a1111.current == "eff_1")
     assert await on_a1111.cancel("eff_1") == "requested"
     assert a1111.interrupts == 1
     # What an interrupted server had made so far comes as the answer.
