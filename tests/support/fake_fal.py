@@ -54,7 +54,9 @@ class FakeFal(FakeVendor):
     def _refusal(self, request: web.Request) -> web.Response | None:
         if request.headers.get("Authorization") == f"Key {KEY}":
             return None
-        return web.json_response({"detail": "Cannot access application. Authentication is required."}, status=401)
+        return web.json_response(
+            {"detail": "Cannot access application. Authentication is required."}, status=401
+        )
 
     async def submit(self, request: web.Request) -> web.Response:
         refusal = self._refusal(request)

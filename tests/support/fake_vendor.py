@@ -1,4 +1,4 @@
-"""What the fakes of media vendors share: a real HTTP server that records what it is asked and fails as told."""
+"""What the fakes of media vendors share: a real HTTP server that records requests and fails as told."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ class FakeVendor:
                 self.injected[f"{operation}_{fault.status}"] += 1
                 text = fault.document if isinstance(fault.document, str) else json.dumps(fault.document)
                 kind = "text/html" if isinstance(fault.document, str) else "application/json"
-                return web.Response(
-                    status=fault.status, text=text, headers=fault.headers, content_type=kind
-                )
+                return web.Response(status=fault.status, text=text, headers=fault.headers, content_type=kind)
             response = await handler(request)
             if isinstance(fault, CutAfter):
                 self.injected[f"{operation}_cut"] += 1

@@ -11,6 +11,7 @@ from services.providers.settings import ProviderSettings
 LOCAL = "local"
 PLUGIN = "plugin"
 _HTTP_ONLY = (
+    *("workflows", "webhook_keys_url"),
     *("base_url", "api_key", "region", "access_key_id", "secret_access_key", "session_token"),
     *("headers", "output_limit_parameter", "prefill", "responses"),
 )
@@ -173,6 +174,9 @@ def _check_kind(name: str, settings: ProviderSettings, adapter: str) -> None:
         if settings.ca_file is not None and not settings.tls:
             raise ValueError(f"providers.{name}.ca_file: set `tls = true` as well")
         return
+    for setting, only in (("workflows", "comfyui"), ("webhook_keys_url", "fal")):
+        if getattr(settings, setting) and adapter != only:
+            raise ValueError(f'providers.{name}.{setting}: only `adapter = "{only}"` has it')
     for setting in _PLUGIN_ONLY:
         if getattr(settings, setting):
             raise ValueError(f'providers.{name}.{setting}: only plugins have it; set `adapter = "plugin"`')

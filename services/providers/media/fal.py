@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from omnihub.common.v1.media_pb2 import Lora, MediaOutput, MediaUsage
 from omnihub.provider.v1 import media_provider_service_pb2 as pb
@@ -18,22 +13,18 @@ from yarl import URL
 
 from services.formats.errors import invalid
 from services.providers.domain.classification import ErrorFacts, ErrorTable, read_error
-from services.providers.domain.failure import Failures, ForgedWebhookError, ProviderError
+from services.providers.domain.failure import Failures, ProviderError
 from services.providers.http import Upstream
 from services.providers.media.adapter import Abilities
+from services.providers.media.fal_signatures import REQUEST_ID, check_signature, public_key
 from services.providers.media.http_adapter import PHRASES, Answer, HttpMediaAdapter, number, texts, whole
 from services.providers.media.parameters import Word, plain, write
 from services.providers.media.signing_keys import SigningKeys
 from services.providers.settings import ProviderSettings
 
 KEYS_URL = "https://rest.fal.ai/.well-known/jwks.json"
-# Seconds that a notification may be old, or ahead of our clock.
-TOLERANCE_S = 300
 _MOST_KEYS = 20
 _NAMESPACES = ("workflows", "comfy")
-_REQUEST_ID, _USER, _TIME, _SIGNATURE = (
-    f"x-fal-webhook-{name}" for name in ("request-id", "user-id", "timestamp", "signature")
-)
 _ERRORS = ErrorTable(
     codes={
         "request_timeout": "PROVIDER_TIMEOUT",
@@ -274,7 +265,7 @@ class FalAdapter(HttpMediaAdapter):
 
     async def read_webhook(self, headers: Mapping[str, str], body: bytes) -> pb.ReadWebhookResponse:
         """Return what a notification says, once its signature and age have been checked."""
-        await self._check_signature(headers, body)
+        await check_signature(self.name, self.keys, headers, body)
         try:
             document = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -282,7 +273,7 @@ class FalAdapter(HttpMediaAdapter):
         if not isinstance(document, dict) or not texts(document.get("request_id")):
             raise invalid("body", "expected an object with request_id")
         return pb.ReadWebhookResponse(
-            event_id=headers[_REQUEST_ID],
+            event_id=headers[REQUEST_ID],
             provider_job_id=document["request_id"],
             progress=self._notified(document),
         )
@@ -299,24 +290,6 @@ class FalAdapter(HttpMediaAdapter):
             return pb.MediaProgress(state="running")
         return self._result(payload, "")
 
-    async def _check_signature(self, headers: Mapping[str, str], body: bytes) -> None:
-        request_id, user, sent, signature = (
-            headers.get(name, "") for name in (_REQUEST_ID, _USER, _TIME, _SIGNATURE)
-        )
-        if not (request_id and sent and signature):
-            raise ForgedWebhookError(self.name, "its signature is missing")
-        if not sent.isdecimal() or len(sent) > 12 or abs(time.time() - int(sent)) > TOLERANCE_S:
-            raise ForgedWebhookError(self.name, f"it was not sent within {TOLERANCE_S} s of now")
-        message = "\n".join((request_id, user, sent, hashlib.sha256(body).hexdigest())).encode()
-        try:
-            signed = bytes.fromhex(signature)
-        except ValueError:
-            raise ForgedWebhookError(self.name, "its signature is not hexadecimal") from None
-        if _signed_by(await self.keys.current(), signed, message):
-            return
-        if not _signed_by(await self.keys.renewed(), signed, message):
-            raise ForgedWebhookError(self.name, "its signature fits no key")
-
     async def _fetch_keys(self) -> list[Ed25519PublicKey]:
         """Return the vendor's public keys. They are asked for without our credential."""
         failures = self.failures("")
@@ -325,7 +298,7 @@ class FalAdapter(HttpMediaAdapter):
         exchange = await self.upstream.send(url, headers, None, self.question(), failures, stream=False)
         document = (await self.read(exchange, failures, 2**16)).object(failures)
         listed = document.get("keys")
-        found = [_public_key(each) for each in listed[:_MOST_KEYS]] if isinstance(listed, list) else []
+        found = [public_key(each) for each in listed[:_MOST_KEYS]] if isinstance(listed, list) else []
         keys = [key for key in found if key is not None]
         if not keys:
             raise failures.of("PROVIDER_PROTOCOL", "publishes no key that signs notifications")
@@ -400,24 +373,3 @@ def _usage(outputs: Sequence[pb.ProviderOutput]) -> MediaUsage:
         megapixels=sum(facts.width * facts.height for facts in pictures) / 1e6,
         seconds=sum(each.facts.duration_s for each in outputs),
     )
-
-
-def _public_key(row: object) -> Ed25519PublicKey | None:
-    """Return the key of a row of a JWKS; None for one of another kind."""
-    if not isinstance(row, dict) or row.get("crv", "Ed25519") != "Ed25519":
-        return None
-    text = texts(row.get("x"))
-    try:
-        return Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    except (ValueError, binascii.Error):
-        return None
-
-
-def _signed_by(keys: Sequence[Ed25519PublicKey], signature: bytes, message: bytes) -> bool:
-    for key in keys:
-        try:
-            key.verify(signature, message)
-        except InvalidSignature:
-            continue
-        return True
-    return False

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from tests.integration.jobs.conftest import engine as engine
-from tests.support import fake_fal, fake_replicate
-from tests.support.fake_vendor import running
+from tests.support import fake_automatic1111, fake_comfyui, fake_fal, fake_replicate
+from tests.support.fake_vendor import FakeVendor, running
 from tests.support.media import Maker, running_media
 
 LIMITS = {"connect_s": 2, "total_s": 20, "idle_s": 5}
@@ -49,3 +51,52 @@ async def on_fal(fal: fake_fal.FakeFal) -> AsyncIterator[Maker]:
     }
     async with running_media(fal=settings) as client:
         yield Maker(client, "fal", "fal-ai/flux/schnell")
+
+
+@pytest_asyncio.fixture
+async def comfy() -> AsyncIterator[fake_comfyui.FakeComfy]:
+    async with running(fake_comfyui.FakeComfy()) as vendor:
+        yield vendor
+
+
+@pytest_asyncio.fixture
+async def on_comfy(comfy: fake_comfyui.FakeComfy, tmp_path: Path) -> AsyncIterator[Maker]:
+    settings = {
+        "adapter": "comfyui",
+        "base_url": comfy.url,
+        "workflows": fake_comfyui.graphs(tmp_path),
+        "timeouts": LIMITS,
+    }
+    async with running_media(comfy=settings) as client:
+        yield Maker(client, "comfy", "sdxl")
+
+
+@pytest_asyncio.fixture
+async def a1111() -> AsyncIterator[fake_automatic1111.FakeAutomatic1111]:
+    async with running(fake_automatic1111.FakeAutomatic1111()) as vendor:
+        yield vendor
+
+
+@pytest_asyncio.fixture
+async def on_a1111(a1111: fake_automatic1111.FakeAutomatic1111) -> AsyncIterator[Maker]:
+    settings = {
+        "adapter": "automatic1111",
+        "base_url": a1111.url,
+        "api_key": fake_automatic1111.LOGIN,
+        "timeouts": LIMITS,
+    }
+    async with running_media(a1111=settings) as client:
+        yield Maker(client, "a1111", "dreamshaper")
+
+
+@pytest.fixture
+def vendors(
+    replicate, on_replicate, fal, on_fal, comfy, on_comfy, a1111, on_a1111
+) -> dict[str, tuple[FakeVendor, Maker]]:
+    """Every vendor with its adapter, for what they share."""
+    return {
+        "replicate": (replicate, on_replicate),
+        "fal": (fal, on_fal),
+        "comfy": (comfy, on_comfy),
+        "a1111": (a1111, on_a1111),
+    }

@@ -1,4 +1,4 @@
-"""fal, against a fake that the official client accepts (over HTTP: its address is changed, TLS is not judged)."""
+"""fal, against a fake that the official client accepts (its address is changed: TLS is not judged)."""
 
 from __future__ import annotations
 
