@@ -301,7 +301,10 @@ def _is_it(row: Mapping[str, Any], path: str, version: str, wanted: Mapping[str,
 
 def _cursor(following: object) -> dict[str, str]:
     """Return the query of the next page: only its cursor is taken, never its address."""
-    cursor = URL(following).query.get("cursor", "") if isinstance(following, str) else ""
+    try:
+        cursor = URL(texts(following)).query.get("cursor", "")
+    except ValueError:
+        return {}
     return {"cursor": cursor} if cursor else {}
 
 
