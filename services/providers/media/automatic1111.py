@@ -19,7 +19,7 @@ from services.providers.domain.classification import ErrorFacts, ErrorTable, rea
 from services.providers.domain.failure import Failures, ProviderError
 from services.providers.http import Upstream
 from services.providers.media.adapter import Abilities
-from services.providers.media.http_adapter import PHRASES, HttpMediaAdapter, number, texts
+from services.providers.media.http_adapter import PHRASES, HttpMediaAdapter, number, place, rows, texts
 from services.providers.media.parameters import Word, Written, bytes_of, fields_of, plain, write
 from services.providers.settings import ProviderSettings
 
@@ -183,15 +183,9 @@ class Automatic1111Adapter(HttpMediaAdapter):
         if not isinstance(document, dict):
             return ErrorFacts()
         detail, errors = document.get("detail"), texts(document.get("errors"))
-        rows = [row for row in detail if isinstance(row, dict)] if isinstance(detail, list) else []
-        messages = "; ".join(f"{_where(row)}: {texts(row.get('msg'))}" for row in rows)
+        messages = "; ".join(f"{place(row.get('loc'))}: {texts(row.get('msg'))}" for row in rows(detail))
         code = texts(document.get("error"))
         return ErrorFacts(messages or texts(detail) or errors or code, code=code, found=True)
-
-
-def _where(row: Mapping[str, Any]) -> str:
-    location = row.get("loc")
-    return ".".join(map(str, location)) if isinstance(location, list) else ""
 
 
 def _loras(value: Sequence[Lora]) -> str:

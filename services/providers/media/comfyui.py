@@ -22,7 +22,7 @@ from services.providers.media.adapter import Abilities
 from services.providers.media.comfy_graph import JOB, SEED, Graph, GraphError
 from services.providers.media.comfy_progress import ComfyProgress
 from services.providers.media.fetching import FetchingMediaAdapter
-from services.providers.media.http_adapter import PHRASES, texts
+from services.providers.media.http_adapter import PHRASES, number, rows, texts
 from services.providers.media.parameters import Written, bytes_of, extension_of, fields_of
 from services.providers.receipts import refuse_drops
 from services.providers.settings import ProviderSettings
@@ -188,7 +188,7 @@ class ComfyAdapter(FetchingMediaAdapter):
         failures = self.failures(model)
         queue = (await self.inquire("/queue", failures)).object(failures)
         running, pending = queue.get("queue_running"), queue.get("queue_pending")
-        return _rows(running), sorted(_rows(pending), key=lambda row: row[0])
+        return _rows(running), sorted(_rows(pending), key=lambda row: number(row[0]))
 
     async def _waiting(self, prompt_id: str, model: str) -> pb.MediaProgress | None:
         running, pending = await self._queue(model)
@@ -208,8 +208,8 @@ class ComfyAdapter(FetchingMediaAdapter):
         status = status if isinstance(status, dict) else {}
         messages = {
             row[0]: row[1]
-            for row in status.get("messages") or []
-            if isinstance(row, list) and len(row) == 2 and isinstance(row[1], dict)
+            for row in _rows(status.get("messages"))
+            if isinstance(row[0], str) and isinstance(row[1], dict)
         }
         if "execution_interrupted" in messages:
             return pb.MediaProgress(state="cancelled", unbilled=True)
@@ -313,8 +313,7 @@ def _files(outputs: object) -> list[dict[str, Any]]:
     found = []
     for node in nodes:
         for name in _SAVED if isinstance(node, dict) else ():
-            listed = node.get(name)
-            found += [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+            found += rows(node.get(name))
     return found[:100]
 
 

@@ -17,7 +17,16 @@ from services.providers.domain.failure import Failures, ProviderError
 from services.providers.http import Upstream
 from services.providers.media.adapter import Abilities
 from services.providers.media.fal_signatures import REQUEST_ID, check_signature, public_key
-from services.providers.media.http_adapter import PHRASES, Answer, HttpMediaAdapter, number, texts, whole
+from services.providers.media.http_adapter import (
+    PHRASES,
+    Answer,
+    HttpMediaAdapter,
+    number,
+    place,
+    rows,
+    texts,
+    whole,
+)
 from services.providers.media.parameters import Word, plain, write
 from services.providers.media.signing_keys import SigningKeys
 from services.providers.settings import ProviderSettings
@@ -319,14 +328,12 @@ def _with_details(facts: ErrorFacts, document: object, kind: str = "") -> ErrorF
     if not isinstance(document, dict):
         return ErrorFacts(message=facts.message, kind=kind or facts.kind, found=facts.found)
     detail = document.get("detail")
-    rows = [row for row in detail if isinstance(row, dict)] if isinstance(detail, list) else []
-    messages = "; ".join(
-        f"{'.'.join(map(str, row.get('loc') or []))}: {texts(row.get('msg'))}".strip(": ") for row in rows
-    )
+    wrong = rows(detail)
+    messages = "; ".join(f"{place(row.get('loc'))}: {texts(row.get('msg'))}".strip(": ") for row in wrong)
     return ErrorFacts(
         message=messages or texts(detail) or facts.message,
-        kind=next((texts(row.get("type")) for row in rows), "") or texts(document.get("error_type")) or kind,
-        param=next((str(row["loc"][-1]) for row in rows if row.get("loc")), ""),
+        kind=next((texts(row.get("type")) for row in wrong), "") or texts(document.get("error_type")) or kind,
+        param=next((place(row.get("loc")).rpartition(".")[2] for row in wrong), ""),
         found=facts.found or "detail" in document,
     )
 
@@ -346,10 +353,8 @@ def _waiting(status: Mapping[str, Any], state: str) -> pb.MediaProgress:
     progress = pb.MediaProgress(state=state)
     if isinstance(status.get("queue_position"), int):
         progress.queue_position = whole(status["queue_position"])
-    logs = status.get("logs")
-    if isinstance(logs, list):
-        lines = [texts(each.get("message")) for each in logs if isinstance(each, dict)]
-        progress.logs.extend(line[:1000] for line in lines[-100:] if line)
+    lines = [texts(each.get("message")) for each in rows(status.get("logs"))]
+    progress.logs.extend(line[:1000] for line in lines[-100:] if line)
     return progress
 
 

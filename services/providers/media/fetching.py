@@ -19,7 +19,10 @@ class FetchingMediaAdapter(HttpMediaAdapter):
         """Yield an output in pieces. Only addresses below the base are asked; redirects are refused."""
         failures = self.failures("")
         # Made anew from parts: whatever the reference is, the host is ours.
-        parsed = URL(str(self.base.origin()) + "/" + reference.lstrip("/"))
+        try:
+            parsed = URL(str(self.base.origin()) + "/" + reference.lstrip("/"))
+        except ValueError:
+            raise failures.of("NOT_FOUND", "has no such output") from None
         if parsed.origin() != self.base.origin() or not parsed.path.startswith(self.base.path):
             raise failures.of("NOT_FOUND", "has no such output")
         own = self.settings.timeouts

@@ -115,15 +115,17 @@ class HttpMediaAdapter:
         failures = self.failures(attempt.model)
         body = msgspec.json.encode(document)
         try:
-            return await self.ask(
+            answer = await self.ask(
                 "POST", self.url(path, query), failures, self.limits(attempt), body, headers or {}
             )
+            answer.object(failures)
         except ProviderError as error:
             if error.sent and error.metadata.get("http_status", "") in _DOUBTFUL:
                 error.metadata["accepted"] = "unknown"
                 # Who can look for it first may ask again; nobody else may.
                 error.metadata["retryable"] = "true" if self.abilities.finds else "false"
             raise
+        return answer
 
     async def inquire(
         self, path: str, failures: Failures, method: str = "GET", query: Mapping[str, str] | None = None
@@ -231,6 +233,16 @@ class HttpMediaAdapter:
         if parsed.host and parsed.origin() == self.base.origin() and parsed.path.startswith(self.base.path):
             return pb.ProviderOutput(fetch_reference=str(parsed.relative()), facts=facts)
         return pb.ProviderOutput(url=address, facts=facts)
+
+
+def rows(value: object) -> list[dict[str, Any]]:
+    """Return the objects of a list, or nothing."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def place(value: object) -> str:
+    """Return the path of a field as validators give it: a list of names and numbers."""
+    return ".".join(map(str, value)) if isinstance(value, list) else ""
 
 
 def texts(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.media_pb2 import MediaInput, MediaOutput, MediaUsage
 from omnihub.provider.v1 import media_provider_service_pb2 as pb
-from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook, WebhookVerificationError
 from yarl import URL
 
 from services.formats.errors import invalid
@@ -19,7 +19,7 @@ from services.providers.domain.failure import ForgedWebhookError, ProviderError
 from services.providers.http import Upstream
 from services.providers.media.adapter import Abilities
 from services.providers.media.fetching import FetchingMediaAdapter
-from services.providers.media.http_adapter import PHRASES, number, texts, whole
+from services.providers.media.http_adapter import PHRASES, number, rows, texts, whole
 from services.providers.media.parameters import Word, plain, write
 from services.providers.media.signing_keys import SigningKeys
 from services.providers.settings import ProviderSettings
@@ -171,14 +171,13 @@ class ReplicateAdapter(FetchingMediaAdapter):
         query: dict[str, str] = {}
         for _ in range(_PAGES):
             page = (await self.inquire("/predictions", failures, query=query)).object(failures)
-            results = page.get("results")
-            rows = [row for row in results if isinstance(row, dict)] if isinstance(results, list) else []
-            for row in rows:
+            listed = rows(page.get("results"))
+            for row in listed:
                 created = _seconds(row.get("created_at"))
                 if created >= request.since - _CLOCKS_S and _is_it(row, path, version, wanted):
                     found.append((created, texts(row.get("id"))))
             query = _cursor(page.get("next"))
-            if not query or not rows or _seconds(rows[-1].get("created_at")) < request.since - _CLOCKS_S:
+            if not query or not listed or _seconds(listed[-1].get("created_at")) < request.since - _CLOCKS_S:
                 break
         return next((name for _, name in sorted(found) if name and name not in request.known), "")
 
@@ -255,7 +254,7 @@ class ReplicateAdapter(FetchingMediaAdapter):
         key = texts(answer.object(failures).get("key"))
         try:
             return [Webhook(key)]
-        except (ValueError, RuntimeError):
+        except (ValueError, EmptyWebhookSecretError):
             raise failures.of("PROVIDER_PROTOCOL", "gave no secret that signs notifications") from None
 
     def read_refusal(self, headers: Mapping[str, str], body: bytes) -> ErrorFacts:
@@ -302,7 +301,10 @@ def _is_it(row: Mapping[str, Any], path: str, version: str, wanted: Mapping[str,
 
 def _cursor(following: object) -> dict[str, str]:
     """Return the query of the next page: only its cursor is taken, never its address."""
-    cursor = URL(following).query.get("cursor", "") if isinstance(following, str) else ""
+    try:
+        cursor = URL(texts(following)).query.get("cursor", "")
+    except ValueError:
+        return {}
     return {"cursor": cursor} if cursor else {}
 
 

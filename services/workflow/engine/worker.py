@@ -24,6 +24,8 @@ LEASE_S = 60.0
 RENEW_EVERY_S = 15.0
 ASK_LIMIT_S = 600.0
 POLL_LIMIT_S = 60.0
+# How far a provider's clock may be from ours, when its jobs are looked through.
+CLOCKS_US = 300 * SECOND
 FIRST_POLL_S = 1.0
 LONGEST_POLL_S = 30.0
 # What a provider made and this platform does not take.
@@ -126,7 +128,7 @@ class Worker:
             effect_key=claim.attempt.effect_key,
             since=claim.job.created_at / SECOND,
             attempt=self._attempt_message(claim, target),
-            known=await self._store.provider_jobs_since(claim.job.created_at),
+            known=await self._store.provider_jobs_since(claim.job.created_at - CLOCKS_US),
         )
         found = await self._router.find_media(
             router.FindMediaRequest(request=request), Call.internal(POLL_LIMIT_S)

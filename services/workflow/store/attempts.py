@@ -258,9 +258,10 @@ class Attempts(Records):
             return (await connection.scalar(query.limit(1))) is not None
 
     async def provider_jobs_since(self, since: int) -> list[str]:
-        """Return the providers' ids of what attempts have begun since then."""
+        """Return the providers' ids of what attempts have in work now, or have had since then."""
         query = sa.select(attempt.c.provider_job_id).where(
-            attempt.c.dispatched_at >= since, attempt.c.provider_job_id != ""
+            attempt.c.provider_job_id != "",
+            sa.or_(attempt.c.ended_at == 0, attempt.c.ended_at >= since),
         )
         async with self.database.reading() as connection:
             return list((await connection.scalars(query)).all())

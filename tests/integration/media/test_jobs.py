@@ -103,6 +103,22 @@ async def test_a_create_without_an_answer_is_adopted_and_not_repeated(engine, ve
     assert (fake.count(operation), len(engine.billing.charges)) == (1, 1)
 
 
+async def test_what_another_job_began_with_the_same_words_is_not_adopted(engine, replicate, on_replicate):
+    served(on_replicate, engine, finds=True)
+    first = await begin(engine, idempotency_key="first")
+    await engine.work_off()
+    replicate.faults["create"].append(CutAfter())
+    second = await begin(engine, idempotency_key="second")
+    await engine.work_off()
+    assert replicate.injected == {"create_cut": 1}
+    engine.later_s = 10.0
+    await engine.work_off()
+    for job, prediction in zip((first, second), replicate.predictions, strict=True):
+        ((_, owner),) = await engine.attempts.by_provider_job(prediction)
+        assert owner.id == job.job_id
+    assert replicate.count("create") == 2
+
+
 @pytest.mark.matrix(row=46, adapter="fal")
 @pytest.mark.matrix(row=46, adapter="automatic1111")
 @pytest.mark.parametrize(("vendor", "operation"), [("fal", "submit"), ("a1111", "txt2img")])
