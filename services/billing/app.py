@@ -26,6 +26,7 @@ from services.billing.domain.reconciliation import Tolerance
 from services.billing.domain.usage import microseconds
 from services.billing.ledger_server import LedgerServer
 from services.billing.margins import Margins
+from services.billing.media_prices import MediaPriceList, read_entries
 from services.billing.organisations import Organisations
 from services.billing.price_list import GenaiPriceList
 from services.billing.price_server import PriceServer
@@ -67,7 +68,7 @@ def build(
         configured=configured_book(configured_prices),
         overrides=configured_book(settings.prices),
         free_providers=frozenset(settings.free_providers),
-        listed=GenaiPriceList(now),
+        listed=MediaPriceList(read_entries(), GenaiPriceList(now)),
     )
     configured_plans = {name: plan.model_dump() for name, plan in settings.plans.items()}
     plans = read_book(tomllib.loads(PLANS.read_text()), configured_plans, settings.default_plan)

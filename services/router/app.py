@@ -42,6 +42,7 @@ from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
 from services.router.media.server import MediaRouterServer
+from services.router.media.speech import Speech
 from services.router.planner import Planner
 from services.router.policies import Policies
 from services.router.policy_store import PolicyStore
@@ -163,12 +164,15 @@ class RouterApp:
             self._responses,
         )
         self.response_server = ResponseServer(self._responses)
+        makers = infrastructure.connector.connect(MediaProviderService, "providers")
+        self._speech = Speech(makers, self._leases, self._journal, health)
         self.media = MediaRouterServer(
-            infrastructure.connector.connect(MediaProviderService, "providers"),
+            makers,
             billing,
             lambda: self._admission.catalogue,
             lambda provider: vendors.get(provider, ""),
             health,
+            self._speech,
         )
 
     async def start(self) -> None:
@@ -202,6 +206,7 @@ class RouterApp:
         await self._sharing.stop()
         if self._answers is not None:
             await self._answers.stop()
+        await self._speech.drain()
         try:
             await self._settlement.stop()
             await self._leases.close()

@@ -33,6 +33,8 @@ TAKE_IN_S = 600.0
 ASK_LIMIT_S = 600.0
 PUT_BACK_S = 5.0
 POLL_LIMIT_S = 60.0
+# How far a provider's clock may be from ours, when its jobs are looked through.
+CLOCKS_US = 300 * SECOND
 FIRST_POLL_S = 1.0
 LONGEST_POLL_S = 30.0
 # What a provider made and this platform does not take.
@@ -148,6 +150,8 @@ class Worker:
             model=target.model,
             effect_key=claim.attempt.effect_key,
             since=claim.job.created_at / SECOND,
+            attempt=self._attempt_message(claim, target),
+            known=await self._store.provider_jobs_since(claim.job.created_at - CLOCKS_US),
         )
         found = await self._router.find_media(
             router.FindMediaRequest(request=request), Call.internal(POLL_LIMIT_S)
@@ -261,7 +265,11 @@ class Worker:
             kept.synthetic = target.synthetic
             result.outputs.append(kept)
         rated = await self._router.rate_media(
-            router.RateMediaRequest(price=target.price, usage=progress.usage),
+            router.RateMediaRequest(
+                price=target.price,
+                usage=progress.usage,
+                estimate_nano_credits=target.estimate_nano_credits,
+            ),
             Call.internal(POLL_LIMIT_S),
         )
         result.amount_nano_credits = rated.amount_nano_credits
@@ -275,6 +283,9 @@ class Worker:
         failure = failure_of(error)
         count = len(targets_of(claim.job))
         pause = pause_of(failure, claim.attempt.target_index, count, claim.attempt.id)
+        target = target_of(claim)
+        if failure.maybe_accepted and not (target.finds or target.idempotent):
+            await self._store.flag_maybe_double(claim.job.id)
         if pause is None or claim.job.parallel:
             await self._store_failure(claim.attempt, claim.job, claim.fence, failure)
             return

@@ -349,6 +349,15 @@ class Attempts(Records):
         async with self.database.reading() as connection:
             return set((await connection.scalars(query)).all())
 
+    async def provider_jobs_since(self, since: int) -> list[str]:
+        """Return the providers' ids of what attempts have in work now, or have had since then."""
+        query = sa.select(attempt.c.provider_job_id).where(
+            attempt.c.provider_job_id != "",
+            sa.or_(attempt.c.ended_at == 0, attempt.c.ended_at >= since),
+        )
+        async with self.database.reading() as connection:
+            return list((await connection.scalars(query)).all())
+
     async def flag_maybe_double(self, job_id: str) -> None:
         """Note that a provider may have been asked, and paid, twice."""
         async with self.database.transaction() as connection:

@@ -1,0 +1,110 @@
+"""Streamed speech with real providers, router, journal and billing: what it cost is in the books, once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.common.v1.media_pb2 import SpeechInput
+from omnihub.provider.v1.media_provider_service_api import MediaProviderService
+from omnihub.provider.v1.provider_service_api import ProviderService
+from omnihub.router.v1 import media_router_service_pb2 as pb
+from omnihub.router.v1.media_router_service_api import MediaRouterService
+
+from services.common.rpc import Connector, Registry, RpcError
+from services.common.service import Infrastructure
+from services.providers import app as providers
+from services.providers.settings import ProviderSettings
+from services.router import app as router
+from services.router.settings import RouterSettings, RouteSettings
+from tests.support.billing import (
+    ORGANISATION,
+    Directory,
+    assert_books_balance,
+    call_of,
+    open_store,
+    running_billing,
+    wallet,
+)
+from tests.support.fault_server import Disconnect, Endless, FaultServer, Head, Send, running_fault_server
+
+TEXT = "x" * 1000
+# At 0.10 for 1,000 characters, and 100 credits.
+COST, CREDITS = 100_000_000, 100_000_000_000
+
+
+@asynccontextmanager
+async def speaking(server: FaultServer, folder: Path, database_url: str) -> AsyncIterator[Any]:
+    """Run providers, router and billing; yield a client of the router. Settled at the end."""
+    registry = Registry()
+    infrastructure = Infrastructure(connector=Connector(registry, {}), data_dir=folder, instance_id="test")
+    settings = {
+        "eleven": ProviderSettings(adapter="elevenlabs", base_url=server.url, vendor="elevenlabs"),
+        "wall": ProviderSettings(adapter="openai", base_url=server.url),
+    }
+    routes = {"voice": RouteSettings(route=["wall/tts-unpriced", "eleven/eleven_v3"])}
+    vendors = {"eleven": "elevenlabs", "wall": "wall"}
+    async with AsyncExitStack() as stack:
+        directory = Directory(ORGANISATION, bootstrap=ORGANISATION)
+        billing = await stack.enter_async_context(running_billing(database_url, folder, directory))
+        registry.add(BillingService, billing)
+        makers = providers.build(settings, infrastructure)
+        for interface, implementation in makers.interfaces:
+            registry.add(interface, implementation)
+        assert {ProviderService, MediaProviderService} <= {each for each, _ in makers.interfaces}
+        await makers.start()
+        stack.push_async_callback(makers.stop)
+        service = router.build(RouterSettings(), infrastructure, routes=routes, vendors=vendors)
+        for interface, implementation in service.interfaces:
+            registry.add(interface, implementation)
+        await service.start()
+        stack.push_async_callback(service.stop)
+        yield infrastructure.connector.connect(MediaRouterService, "router")
+
+
+def asked(client: Any) -> Any:
+    request = pb.StreamSpeechRequest(model="voice", speech=SpeechInput(text=TEXT, voice="v1"))
+    return client.stream_speech(request, call_of())
+
+
+@pytest.mark.matrix(row=50, adapter="elevenlabs")
+async def test_speech_is_paid_once(tmp_path: Path, database_url: str) -> None:
+    async with running_fault_server() as server:
+        server.script = [Head(content_type="audio/mpeg"), Send(b"so"), Send(b"und")]
+        async with speaking(server, tmp_path, database_url) as client:
+            *_, last = [message async for message in asked(client)]
+            assert (last.end.cost, last.end.model_used) == ("0.1", "eleven/eleven_v3")
+    async with open_store(database_url) as store:
+        assert await wallet(store) == (CREDITS - COST, 0, 0)
+        await assert_books_balance(store)
+
+
+async def test_cut_speech_costs_nothing(tmp_path: Path, database_url: str) -> None:
+    async with running_fault_server() as server:
+        server.script = [Head(content_type="audio/mpeg"), Send(b"so"), Disconnect()]
+        async with speaking(server, tmp_path, database_url) as client:
+            with pytest.raises(RpcError) as caught:
+                [message async for message in asked(client)]
+            assert caught.value.reason == "STREAM_TRUNCATED"
+            assert server.injected["disconnect"] == 1
+    async with open_store(database_url) as store:
+        assert await wallet(store) == (CREDITS, 0, 0)
+
+
+@pytest.mark.matrix(row=40, adapter="elevenlabs")
+async def test_who_leaves_pays_and_the_provider_is_left(tmp_path: Path, database_url: str) -> None:
+    async with running_fault_server() as server:
+        server.script = [Head(content_type="audio/mpeg"), Endless(b"sound", 0.01)]
+        async with speaking(server, tmp_path, database_url) as client:
+            stream = asked(client)
+            async for message in stream:
+                if message.audio:
+                    break
+            await stream.aclose()
+            await server.hung_up.wait()
+    async with open_store(database_url) as store:
+        assert await wallet(store) == (CREDITS - COST, 0, 0)
