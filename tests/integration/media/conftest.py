@@ -97,6 +97,6 @@ def vendors(
     return {
         "replicate": (replicate, on_replicate),
         "fal": (fal, on_fal),
-        "comfy": (comfy, on_comfy),
-        "a1111": (a1111, on_a1111),
+        "comfyui": (comfy, on_comfy),
+        "automatic1111": (a1111, on_a1111),
     }

@@ -14,8 +14,11 @@ from tests.integration.jobs.conftest import CALLER
 from tests.integration.jobs.test_engine import begin, seen
 from tests.support.fake_vendor import CutAfter
 from tests.support.fault_server import Head, Send, running_fault_server
+from tests.support.matrix import cells
 
 LATER_US = 60_000_000
+# What a vendor's fake calls the request that begins a generation.
+BEGIN = {"replicate": "create", "fal": "submit", "comfyui": "prompt", "automatic1111": "txt2img"}
 
 
 async def take_in(engine, read) -> None:
@@ -34,9 +37,7 @@ def served(maker, engine, **abilities) -> None:
     maker.serve(engine.router, cancels=True, webhooks=True, **abilities)
 
 
-@pytest.mark.matrix(row=45, adapter="replicate")
-@pytest.mark.matrix(row=45, adapter="fal")
-@pytest.mark.parametrize("vendor", ["replicate", "fal"])
+@pytest.mark.parametrize("vendor", cells(45, "replicate", "fal"))
 async def test_notifications_and_polls_at_once_settle_a_job_once(engine, vendors, vendor):
     fake, maker = vendors[vendor]
     served(maker, engine)
@@ -80,11 +81,9 @@ async def test_a_message_that_comes_twice_makes_one_picture(engine, a1111, on_a1
     assert (a1111.count("txt2img"), len(engine.billing.charges)) == (1, 1)
 
 
-@pytest.mark.matrix(row=46, adapter="replicate")
-@pytest.mark.matrix(row=46, adapter="comfyui")
-@pytest.mark.parametrize(("vendor", "operation"), [("replicate", "create"), ("comfy", "prompt")])
-async def test_a_create_without_an_answer_is_adopted_and_not_repeated(engine, vendors, vendor, operation):
-    fake, maker = vendors[vendor]
+@pytest.mark.parametrize("vendor", cells(46, "replicate", "comfyui"))
+async def test_a_create_without_an_answer_is_adopted_and_not_repeated(engine, vendors, vendor):
+    (fake, maker), operation = vendors[vendor], BEGIN[vendor]
     served(maker, engine, finds=True)
     fake.faults[operation].append(CutAfter())
     job = await begin(engine)
@@ -93,7 +92,7 @@ async def test_a_create_without_an_answer_is_adopted_and_not_repeated(engine, ve
     assert (await seen(engine, job.job_id)).state == "queued"
     engine.later_s = 10.0
     await engine.work_off()
-    if vendor == "comfy":
+    if vendor == "comfyui":
         await fake.finish(fake.pending[0][1])
     for _ in range(3):
         await poll(engine)
@@ -119,12 +118,10 @@ async def test_what_another_job_began_with_the_same_words_is_not_adopted(engine,
     assert replicate.count("create") == 2
 
 
-@pytest.mark.matrix(row=46, adapter="fal")
-@pytest.mark.matrix(row=46, adapter="automatic1111")
-@pytest.mark.parametrize(("vendor", "operation"), [("fal", "submit"), ("a1111", "txt2img")])
-async def test_a_submit_that_cannot_be_looked_for_is_not_repeated(engine, vendors, vendor, operation):
-    fake, maker = vendors[vendor]
-    maker.serve(engine.router, immediate=vendor == "a1111")
+@pytest.mark.parametrize("vendor", cells(46, "fal", "automatic1111"))
+async def test_a_submit_that_cannot_be_looked_for_is_not_repeated(engine, vendors, vendor):
+    (fake, maker), operation = vendors[vendor], BEGIN[vendor]
+    maker.serve(engine.router, immediate=vendor == "automatic1111")
     fake.faults[operation].append(CutAfter())
     job = await begin(engine)
     await engine.work_off()
@@ -167,9 +164,7 @@ async def test_what_is_cancelled_in_time_costs_nothing(engine, fal, on_fal):
     assert engine.billing.released
 
 
-@pytest.mark.matrix(row=48, adapter="replicate")
-@pytest.mark.matrix(row=48, adapter="fal")
-@pytest.mark.parametrize("vendor", ["replicate", "fal"])
+@pytest.mark.parametrize("vendor", cells(48, "replicate", "fal"))
 async def test_hostile_results_are_refused_and_see_no_key(engine, vendors, vendor):
     fake, maker = vendors[vendor]
     served(maker, engine)

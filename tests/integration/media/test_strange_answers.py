@@ -39,8 +39,8 @@ STRANGE = [
 OPERATIONS = {
     "replicate": ("create", "get", "listing", "cancel", "webhook_secret"),
     "fal": ("submit", "status", "response", "cancel", "jwks"),
-    "comfy": ("prompt", "get_queue", "get_history_of", "get_history"),
-    "a1111": ("txt2img", "progress"),
+    "comfyui": ("prompt", "get_queue", "get_history_of", "get_history"),
+    "automatic1111": ("txt2img", "progress"),
 }
 STATES = {"queued", "running", "succeeded", "failed", "cancelled"}
 ERRORS = ("PROVIDER_", "NOT_FOUND", "NOT_IMPLEMENTED", "INVALID_", "MODEL_NOT_FOUND", "CONTENT_FILTERED")
@@ -108,8 +108,8 @@ async def test_a_begin_whose_answer_is_no_object_is_in_doubt(vendors):
     for name, operation in (
         ("replicate", "create"),
         ("fal", "submit"),
-        ("comfy", "prompt"),
-        ("a1111", "txt2img"),
+        ("comfyui", "prompt"),
+        ("automatic1111", "txt2img"),
     ):
         fake, maker = vendors[name]
         for document in ([], {}, "<html>"):
@@ -118,7 +118,7 @@ async def test_a_begin_whose_answer_is_no_object_is_in_doubt(vendors):
                 await maker.submit()
             assert fake.injected.pop(f"{operation}_200") == 1
             assert caught.value.reason == "PROVIDER_PROTOCOL"
-            if document != {} or name != "a1111":
+            if document != {} or name != "automatic1111":
                 assert caught.value.metadata["accepted"] == "unknown", (name, document)
 
 
