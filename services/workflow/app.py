@@ -10,6 +10,7 @@ import obstore.store
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.common.v1.media_pb2 import MediaInput
 from omnihub.router.v1.media_router_service_api import MediaRouterService
+from omnihub.workflow.v1.file_content_service_api import FileContentService
 from omnihub.workflow.v1.job_service_api import JobService
 from omnihub.workflow.v1alpha1.workflow_service_api import WorkflowService
 
@@ -27,6 +28,7 @@ from services.workflow.engine.crash import CrashPoints
 from services.workflow.engine.dispatcher import Dispatcher
 from services.workflow.engine.settler import Settler
 from services.workflow.engine.worker import Worker
+from services.workflow.files.server import FileContentServer
 from services.workflow.files.links import Links
 from services.workflow.files.outputs import Outputs
 from services.workflow.files.store import FileStore
@@ -105,7 +107,11 @@ def build(settings: WorkflowSettings, infrastructure: Infrastructure, *, public_
     server = JobServer(jobs, admission, links.to, queue.wake, now)
     return Service(
         name="workflow",
-        interfaces=[(WorkflowService, WorkflowServer()), (JobService, server)],
+        interfaces=[
+            (WorkflowService, WorkflowServer()),
+            (JobService, server),
+            (FileContentService, FileContentServer(files)),
+        ],
         start=start,
         stop=stop,
         check=database.ping,
