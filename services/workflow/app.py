@@ -28,9 +28,9 @@ from services.workflow.engine.crash import CrashPoints
 from services.workflow.engine.dispatcher import Dispatcher
 from services.workflow.engine.settler import Settler
 from services.workflow.engine.worker import Worker
-from services.workflow.files.server import FileContentServer
 from services.workflow.files.links import Links
 from services.workflow.files.outputs import Outputs
+from services.workflow.files.server import FileContentServer
 from services.workflow.files.store import FileStore
 from services.workflow.server import JobServer, WorkflowServer
 from services.workflow.settings import WorkflowSettings

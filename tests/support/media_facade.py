@@ -37,7 +37,10 @@ KEY, OTHER_KEY = "omni_sk_test", "omni_sk_other"
 BODY_LIMIT, FILE_LIMIT = 400_000, 100_000
 COST = "0.007"
 TEXT = "A boat sails."
-SEGMENTS = [{"id": 0, "start": 0.0, "end": 1.25, "text": " A boat"}, {"id": 1, "start": 1.25, "end": 3661.5, "text": " sails."}]
+SEGMENTS = [
+    {"id": 0, "start": 0.0, "end": 1.25, "text": " A boat"},
+    {"id": 1, "start": 1.25, "end": 3661.5, "text": " sails."},
+]
 VIDEO = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 64
 
 
@@ -51,6 +54,7 @@ class MediaMaker(CountingRouter, Fake):
         self.calls: list[Call] = []
         self.entered = asyncio.Event()
         self.refusal: RpcError | None = None
+        self.begun: dict[str, provider.MediaAttempt] = {}
 
     async def plan_media(self, request: router.PlanMediaRequest, call: Call) -> router.PlanMediaResponse:
         self.plans.append(request)
@@ -59,15 +63,24 @@ class MediaMaker(CountingRouter, Fake):
             raise self.refusal
         return await super().plan_media(request, call)
 
-    async def submit_media(self, request: router.SubmitMediaRequest, call: Call) -> router.SubmitMediaResponse:
+    async def submit_media(
+        self, request: router.SubmitMediaRequest, call: Call
+    ) -> router.SubmitMediaResponse:
         attempt = request.attempt
         self.attempts.append(attempt)
         self.entered.set()
         answer = await super().submit_media(request, call)
+        self.begun[answer.response.provider_job_id] = attempt
         if answer.response.HasField("progress") and answer.response.progress.state == "succeeded":
             answer.response.progress.CopyFrom(_made(attempt))
         for name in msgspec.json.decode(attempt.input.extension_json or "{}"):
             answer.response.receipt.append(ParameterReceipt(name=name, outcome="dropped", detail="not known"))
+        return answer
+
+    async def poll_media(self, request: router.PollMediaRequest, call: Call) -> router.PollMediaResponse:
+        answer = await super().poll_media(request, call)
+        if answer.progress.state == "succeeded":
+            answer.progress.CopyFrom(_made(self.begun[request.request.provider_job_id]))
         return answer
 
 
@@ -106,7 +119,9 @@ def _made(attempt: provider.MediaAttempt) -> provider.MediaProgress:
         case "transcription":
             details = {"language": "english", "duration": 3.5, "segments": SEGMENTS}
             wanted = given.transcription.format
-            facts = MediaOutput(details_json="" if wanted == "json" else msgspec.json.encode(details).decode())
+            facts = MediaOutput(
+                details_json="" if wanted == "json" else msgspec.json.encode(details).decode()
+            )
             progress.outputs.append(provider.ProviderOutput(text=TEXT, facts=facts))
             progress.usage.CopyFrom(MediaUsage(seconds=3.5))
         case "video":

@@ -21,11 +21,15 @@ async def test_an_image_and_what_it_cost(client: openai.AsyncOpenAI, facade: Med
     answer = raw.parse()
     pictures = [base64.b64decode(each.b64_json) for each in answer.data]
     assert pictures == [a_picture(32, 16)] * 2
-    assert answer.size == "32x16" and answer.output_format == "png" and answer.quality == "high"
+    assert answer.size == "32x16"
+    assert answer.output_format == "png"
+    assert answer.quality == "high"
     assert answer.data[0].revised_prompt == "a red boat"
     assert raw.headers["x-omnihub-cost"] == COST
-    assert raw.headers["x-omnihub-model"] == "fake0/m" and raw.headers["x-omnihub-provider"] == "fake0"
-    assert raw.headers["x-omnihub-job-id"].startswith("job_") and raw.headers["x-omnihub-request-id"]
+    assert raw.headers["x-omnihub-model"] == "fake0/m"
+    assert raw.headers["x-omnihub-provider"] == "fake0"
+    assert raw.headers["x-omnihub-job-id"].startswith("job_")
+    assert raw.headers["x-omnihub-request-id"]
     assert json.loads(raw.headers["x-omnihub-receipt"])[0]["name"] == "lens"
     asked = facade.maker.attempts[0].input
     assert (asked.image.prompt, asked.image.quality) == ("a boat", "high")
@@ -52,7 +56,12 @@ async def test_an_edit_with_several_pictures_and_a_mask(
 ) -> None:
     sources = [("one.png", a_picture()), ("two.png", a_picture(color="blue"))]
     answer = await client.images.edit(
-        model="fake0/m", image=sources, mask=("mask.png", a_picture()), prompt="blue", n=1, input_fidelity="high"
+        model="fake0/m",
+        image=sources,
+        mask=("mask.png", a_picture()),
+        prompt="blue",
+        n=1,
+        input_fidelity="high",
     )
     assert base64.b64decode(answer.data[0].b64_json) == a_picture()
     asked = facade.maker.attempts[0].input
@@ -100,7 +109,8 @@ async def test_bad_input_costs_nothing(
     assert answer.status_code == 400
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert words in error["message"]
-    assert not facade.maker.plans and not facade.till.holds
+    assert not facade.maker.plans
+    assert not facade.till.holds
 
 
 async def test_what_a_provider_refuses_is_named_as_the_caller_wrote_it(
@@ -112,7 +122,8 @@ async def test_what_a_provider_refuses_is_named_as_the_caller_wrote_it(
     assert refused.value.param == "n"
     assert refused.value.body["message"] == "n: expected at most 4"
     assert refused.value.response.headers["x-omnihub-job-id"]
-    assert not facade.till.charges and facade.till.released
+    assert not facade.till.charges
+    assert facade.till.released
 
 
 async def test_a_model_that_is_not_there(client: openai.AsyncOpenAI, facade: MediaFacade) -> None:
@@ -142,7 +153,8 @@ async def test_one_key_makes_one_picture(client: openai.AsyncOpenAI, facade: Med
         for _ in range(2)
     ]
     assert len({answer.headers["x-omnihub-job-id"] for answer in answers}) == 1
-    assert len(facade.maker.attempts) == 1 and len(facade.till.charges) == 1
+    assert len(facade.maker.attempts) == 1
+    assert len(facade.till.charges) == 1
     with pytest.raises(openai.APIStatusError) as refused:
         await client.images.generate(model="m", prompt="another", extra_headers=headers)
     assert refused.value.status_code == 409
@@ -150,9 +162,7 @@ async def test_one_key_makes_one_picture(client: openai.AsyncOpenAI, facade: Med
         await client.images.generate(model="m", prompt="x", extra_headers={"Idempotency-Key": "k" * 129})
 
 
-async def test_a_caller_who_leaves_takes_the_job_along(
-    http: httpx.AsyncClient, facade: MediaFacade
-) -> None:
+async def test_a_caller_who_leaves_takes_the_job_along(http: httpx.AsyncClient, facade: MediaFacade) -> None:
     facade.maker.immediate, facade.maker.polls = False, 1000
     body = {"model": "m", "prompt": "a boat"}
     asking = asyncio.create_task(http.post("/v1/images/generations", json=body))
@@ -184,9 +194,21 @@ async def test_a_caller_who_leaves_with_a_key_finds_the_picture(
     [
         ("multipart/form-data", b"", "boundary"),
         ("multipart/form-data; boundary=b", b"no form at all", "form"),
-        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data; name=\"image\"\r\n\r\nx", "last boundary"),
-        ("multipart/form-data; boundary=b", b"--b\r\nContent-Type: text/plain\r\n\r\nx\r\n--b--\r\n", "no name"),
-        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data; name=p\r\n\r\nx\r\n" * 200 + b"--b--\r\n", "128 parts"),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx',
+            "last boundary",
+        ),
+        (
+            "multipart/form-data; boundary=b",
+            b"--b\r\nContent-Type: text/plain\r\n\r\nx\r\n--b--\r\n",
+            "no name",
+        ),
+        (
+            "multipart/form-data; boundary=b",
+            b"--b\r\nContent-Disposition: form-data; name=p\r\n\r\nx\r\n" * 200 + b"--b--\r\n",
+            "128 parts",
+        ),
         ("application/json", b"{", "JSON"),
         ("application/json", b"[" * 100_000, "nested"),
         ("application/json", b"[1]", "object"),
@@ -206,12 +228,15 @@ async def test_too_large_a_file_too_many_and_none(
 ) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
         await client.images.edit(model="m", image=bytes(FILE_LIMIT + 1), prompt="x")
-    assert refused.value.status_code == 413 and refused.value.param == "image"
+    assert refused.value.status_code == 413
+    assert refused.value.param == "image"
     with pytest.raises(openai.APIStatusError) as refused:
         await client.images.edit(model="m", image=[bytes(FILE_LIMIT)] * 5, prompt="x")
     assert refused.value.status_code == 413
     for files in ([], [("image", ("a.png", a_picture()))] * 17):
-        answer = await http.post("/v1/images/edits", data={"prompt": "x"}, files=files or [("n", (None, "1"))])
+        answer = await http.post(
+            "/v1/images/edits", data={"prompt": "x"}, files=files or [("n", (None, "1"))]
+        )
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "image", answer.text
     answer = await http.post(
         "/v1/images/edits", data={"prompt": "x"}, files=[("image", a_picture()), ("virus", a_picture())]
