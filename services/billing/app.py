@@ -14,6 +14,7 @@ from services.billing.background import Repeating
 from services.billing.domain.grant import Grant, welcome_grant
 from services.billing.domain.price_book import PriceBook
 from services.billing.domain.usage import microseconds
+from services.billing.media_prices import MediaPriceList, read_entries
 from services.billing.organisations import Organisations
 from services.billing.price_list import GenaiPriceList
 from services.billing.prices import Prices, configured_book
@@ -47,7 +48,7 @@ def build(
         configured=configured_book(configured_prices),
         overrides=configured_book(settings.prices),
         free_providers=frozenset(settings.free_providers),
-        listed=GenaiPriceList(now),
+        listed=MediaPriceList(read_entries(), GenaiPriceList(now)),
     )
     prices = Prices(book, database, feed)
     bootstrap, free = int(bootstrap_credits * NANO), int(settings.free_credits * NANO)

@@ -20,6 +20,8 @@ CHARACTERS_PER_SECOND = 5
 AUDIO_BYTES_PER_SECOND = 1000
 LONGEST_AUDIO_S = 4 * 3600.0
 CHARACTERS_PER_TOKEN = 2
+# Of sound that is listened to; what is written down is less.
+TOKENS_PER_SECOND = 20
 
 
 def rate_media(usage: MediaUsage, price: Price) -> int:
@@ -38,6 +40,19 @@ def rate_media(usage: MediaUsage, price: Price) -> int:
     tokens.CopyFrom(price)
     tokens.request_pico = 0
     return pico_to_nano(pico) + (rate(usage.tokens, tokens) if usage.HasField("tokens") else 0)
+
+
+def rate_made(usage: MediaUsage, price: Price, estimate: int) -> tuple[int, str]:
+    """Return the cost of what was made, and where it is from: provider, price or estimate.
+
+    When the usage says nothing that the price counts, the estimate is paid: only what is free costs nothing.
+    """
+    amount = rate_media(usage, price)
+    if usage.provider_cost:
+        return amount, "provider"
+    if not amount and price.source != "free":
+        return estimate, "estimate"
+    return amount, "estimate" if usage.estimated else "price"
 
 
 def covers_media(price: Price) -> bool:
@@ -80,7 +95,9 @@ def _most(given: MediaInput) -> MediaUsage:
             )
         case "transcription":
             seconds = len(given.transcription.audio.data) / AUDIO_BYTES_PER_SECOND or LONGEST_AUDIO_S
-            return MediaUsage(seconds=min(seconds, LONGEST_AUDIO_S))
+            seconds = min(seconds, LONGEST_AUDIO_S)
+            heard = round(seconds * TOKENS_PER_SECOND)
+            return MediaUsage(seconds=seconds, tokens=Usage(input_total=heard, output_total=heard))
         case "embedding_batch":
             size = sum(map(len, given.embedding_batch.inputs))
             return MediaUsage(tokens=Usage(input_total=size // CHARACTERS_PER_TOKEN + 1))

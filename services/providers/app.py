@@ -36,9 +36,9 @@ def build(settings: Mapping[str, ProviderSettings], infrastructure: Infrastructu
     adapters: dict[str, Adapter] = {}
     makers: dict[str, MediaAdapter] = {}
     for name, given in {LOCAL: ProviderSettings(), **settings}.items():
-        completed = complete(name, given)
-        make = MEDIA_ADAPTERS.get(completed.adapter)
         try:
+            completed = complete(name, given)
+            make = MEDIA_ADAPTERS.get(completed.adapter)
             if make is not None:
                 makers[name] = make(name, completed, upstream)
             if completed.adapter in ADAPTERS or make is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -37,6 +37,7 @@ class Upstream:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._client_timeouts: dict[float, aiohttp.ClientTimeout] = {}
+        self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Open the session."""
@@ -50,6 +51,9 @@ class Upstream:
 
     async def stop(self) -> None:
         """Close all connections."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -67,11 +71,15 @@ class Upstream:
         timeouts: Timeouts,
         failures: Failures,
         stream: bool,
+        method: str = "",
     ) -> Exchange:
-        """Send a request (GET without a body) and return the exchange once the headers are here."""
+        """Send a request and return the exchange once the headers are here.
+
+        Without a method it is GET when there is no body, else POST.
+        """
         if self._session is None:
             raise failures.of("UNAVAILABLE", "the providers service has not been started or is stopping")
-        method = "GET" if body is None else "POST"
+        method = method or ("GET" if body is None else "POST")
         data = io.BytesIO(body) if body is not None and len(body) > _ONE_PIECE else body
         started = asyncio.get_running_loop().time()
         # A whole answer may take its time before the first header.
@@ -87,12 +95,31 @@ class Upstream:
                     timeout=self._client_timeout(timeouts.connect_s),
                 )
         except aiohttp.ConnectionTimeoutError:
-            raise failures.of("PROVIDER_TIMEOUT", f"no connection within {timeouts.connect_s:g} s") from None
+            message = f"no connection within {timeouts.connect_s:g} s"
+            raise failures.of("PROVIDER_TIMEOUT", message, sent=False) from None
         except TimeoutError:
             raise failures.of("PROVIDER_TIMEOUT", f"no answer within {wait_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _broken(error, failures) from None
         return Exchange(response, timeouts, failures, started)
+
+    async def open_socket(
+        self, url: URL, headers: Mapping[str, str], connect_s: float, failures: Failures
+    ) -> aiohttp.ClientWebSocketResponse:
+        """Return an open WebSocket whose messages are at most FRAME_LIMIT bytes. Raises PROVIDER_FAILED."""
+        if self._session is None:
+            raise failures.of("UNAVAILABLE", "the providers service has not been started or is stopping")
+        try:
+            async with asyncio.timeout(connect_s):
+                return await self._session.ws_connect(url, headers=headers, max_msg_size=FRAME_LIMIT)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise failures.of("PROVIDER_FAILED", f"no WebSocket: {type(error).__name__}") from None
+
+    def run(self, work: Coroutine[None, None, None]) -> None:
+        """Let `work` run until it ends or the session is closed."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _client_timeout(self, connect_s: float) -> aiohttp.ClientTimeout:
         timeout = self._client_timeouts.get(connect_s)
@@ -104,12 +131,12 @@ class Upstream:
 
 def _broken(error: Exception, failures: Failures, phase: Phase = BEFORE) -> ProviderError:
     if isinstance(error, aiohttp.ClientConnectorError):
-        return failures.of("PROVIDER_FAILED", f"cannot connect: {error.strerror or error}", phase)
+        return failures.of("PROVIDER_FAILED", f"cannot connect: {error.strerror or error}", phase, sent=False)
     # The latter is a connection that was kept for reuse and turns out to be closed.
     if isinstance(error, (aiohttp.ServerDisconnectedError, ConnectionError, aiohttp.ClientOSError)):
         return failures.of("PROVIDER_FAILED", "closed the connection without an answer", phase)
     if isinstance(error, aiohttp.InvalidURL):
-        return failures.of("PROVIDER_FAILED", "its base_url is not a valid address", phase)
+        return failures.of("PROVIDER_FAILED", "its base_url is not a valid address", phase, sent=False)
     return failures.of("PROVIDER_PROTOCOL", f"broke HTTP: {type(error).__name__}", phase)
 
 

@@ -23,6 +23,15 @@ class TimeoutSettings(Section):
     """Seconds for the whole answer."""
 
 
+class WorkflowSettings(Section):
+    """A graph of ComfyUI that serves as a model."""
+
+    file: Path
+    """The graph as exported in API format; inputs hold placeholders: `{{prompt}}`, `{{steps=20}}`."""
+    kind: Literal["image", "image_edit", "upscale", "video"] = "image"
+    """What it makes."""
+
+
 class ProviderSettings(Section):
     """One provider. For the names the suite knows, a key is enough."""
 
@@ -61,5 +70,13 @@ class ProviderSettings(Section):
     prefill: Literal["", "no", "last_message", "continue_final_message"] = ""
     """How an OpenAI-shaped server goes on with an answer: it continues a last message of the assistant, wants
     vLLM's parameter for that, or cannot. Empty for what is known of the provider."""
+    workflows: dict[str, WorkflowSettings] = {}
+    """Of ComfyUI: its models, by name."""
+    webhook_keys_url: str = ""
+    """Of fal: where the keys that sign its notifications are; empty for the known address."""
+    webhook_secrets: list[Secret] = []
+    """Of ElevenLabs: what its notifications are signed with; two while one replaces the other."""
+    wait_s: int = Field(default=5, ge=0, le=60)
+    """Of Replicate: seconds to wait for a result within the call that asks for it; 0 for not at all."""
     timeouts: TimeoutSettings = TimeoutSettings()
     """Limits of an attempt."""

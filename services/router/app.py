@@ -26,6 +26,7 @@ from services.router.journal import Journal
 from services.router.latency import Latencies
 from services.router.leases import Leases
 from services.router.media.server import MediaRouterServer
+from services.router.media.speech import Speech
 from services.router.prices import Prices
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
@@ -82,12 +83,15 @@ class RouterApp:
         self.server = RouterServer(
             self._admission, execution, self._store, Counting(self._admission, self._providers)
         )
+        makers = infrastructure.connector.connect(MediaProviderService, "providers")
+        self._speech = Speech(makers, self._leases, self._journal, health)
         self.media = MediaRouterServer(
-            infrastructure.connector.connect(MediaProviderService, "providers"),
+            makers,
             billing,
             lambda: self._admission.catalogue,
             lambda provider: vendors.get(provider, ""),
             health,
+            self._speech,
         )
 
     async def start(self) -> None:
@@ -106,6 +110,7 @@ class RouterApp:
             self._refresh.cancel()
             await asyncio.gather(self._refresh, return_exceptions=True)
         await self._admission.drain()
+        await self._speech.drain()
         try:
             await self._settlement.stop()
             await self._leases.close()

@@ -11,6 +11,7 @@ from services.providers.settings import ProviderSettings
 LOCAL = "local"
 PLUGIN = "plugin"
 _HTTP_ONLY = (
+    *("workflows", "webhook_keys_url"),
     *("base_url", "api_key", "region", "access_key_id", "secret_access_key", "session_token"),
     *("headers", "output_limit_parameter", "prefill", "responses"),
 )
@@ -77,6 +78,11 @@ KNOWN: Mapping[str, Known] = {
     "vllm": Known("openai", "http://127.0.0.1:8000/v1", prefill="continue_final_message"),
     "llamacpp": Known("openai", "http://127.0.0.1:8080/v1", prefill="last_message"),
     BEDROCK: Known(BEDROCK, "https://bedrock-runtime.{region}.amazonaws.com", "aws"),
+    "elevenlabs": Known("elevenlabs", "https://api.elevenlabs.io", "elevenlabs", "ELEVENLABS_API_KEY"),
+    "fal": Known("fal", "https://queue.fal.run", "fal", "FAL_KEY"),
+    "replicate": Known("replicate", "https://api.replicate.com/v1", "replicate", "REPLICATE_API_TOKEN"),
+    "comfyui": Known("comfyui", "http://127.0.0.1:8188"),
+    "automatic1111": Known("automatic1111", "http://127.0.0.1:7860"),
     LOCAL: Known(LOCAL),
 }
 # Our setting, and the vendor's variables for it.
@@ -168,6 +174,9 @@ def _check_kind(name: str, settings: ProviderSettings, adapter: str) -> None:
         if settings.ca_file is not None and not settings.tls:
             raise ValueError(f"providers.{name}.ca_file: set `tls = true` as well")
         return
+    for setting, only in (("workflows", "comfyui"), ("webhook_keys_url", "fal")):
+        if getattr(settings, setting) and adapter != only:
+            raise ValueError(f'providers.{name}.{setting}: only `adapter = "{only}"` has it')
     for setting in _PLUGIN_ONLY:
         if getattr(settings, setting):
             raise ValueError(f'providers.{name}.{setting}: only plugins have it; set `adapter = "plugin"`')

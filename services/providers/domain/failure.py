@@ -14,6 +14,7 @@ _TEXT_LIMIT = 500
 # Asking the same provider again may help. A silent one is not asked again.
 _RETRYABLE = frozenset(
     {
+        "PROVIDER_CONCURRENCY",
         "PROVIDER_FAILED",
         "PROVIDER_OVERLOADED",
         "PROVIDER_PROTOCOL",
@@ -76,6 +77,8 @@ class ProviderError(Exception):
         self.metadata = metadata
         self.retry_after_s = retry_after_s
         self.violations = violations
+        self.sent = True
+        """The request may have reached the provider."""
 
 
 class UnknownProviderError(Exception):
@@ -96,6 +99,16 @@ class UnsupportedError(Exception):
         super().__init__(message)
         self.metadata = {"provider": provider}
         self.violations = (_Violation(field, message),) if field else ()
+
+
+class ForgedWebhookError(Exception):
+    """A notification is not what a provider sent, or too old."""
+
+    reason = "INVALID_CREDENTIAL"
+
+    def __init__(self, provider: str, message: str) -> None:
+        super().__init__(f"not a notification of {provider}: {message}")
+        self.metadata = {"provider": provider}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +148,7 @@ class Failures:
         code: str = "",
         param: str = "",
         retry_after_s: float | None = None,
+        sent: bool = True,
     ) -> ProviderError:
         """Return the error for `reason`."""
         metadata = {
@@ -150,7 +164,9 @@ class Failures:
         ):
             if value:
                 metadata[name] = value
-        return ProviderError(reason, f"{self.provider}: {self.clean(message)}", metadata, retry_after_s)
+        error = ProviderError(reason, f"{self.provider}: {self.clean(message)}", metadata, retry_after_s)
+        error.sent = sent
+        return error
 
     def rejected(self, rejection: Rejection, phase: Phase = BEFORE) -> ProviderError:
         """Return the error for what the provider itself said."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from omnihub.provider.v1 import media_provider_service_pb2 as pb
@@ -25,6 +25,8 @@ class Abilities:
     concurrency: int = 0
     """Jobs at the same time; 0 for no limit."""
     synthetic: bool = False
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By kind, patterns of the models that make it, such as `gpt-image-*`; none: any model may."""
 
 
 class MediaAdapter(Protocol):
@@ -98,4 +100,8 @@ class HasVoices(Protocol):
 
     async def voices(self) -> list[pb.Voice]:
         """Return the voices."""
+        ...
+
+    async def delete_voice(self, voice: str) -> None:
+        """Forget a cloned voice; nothing happens when there is none. Raises UnsupportedError for others."""
         ...

@@ -7,9 +7,8 @@ import hashlib
 import io
 import random
 import shutil
-import wave
+from collections.abc import AsyncGenerator, Sequence
 
-from omnihub.common.v1.chat_pb2 import ParameterReceipt
 from omnihub.common.v1.media_pb2 import ImageInput, MediaOutput, MediaUsage, SpeechInput, UpscaleInput
 from omnihub.provider.v1 import media_provider_service_pb2 as pb
 from PIL import Image, ImageDraw, UnidentifiedImageError
@@ -18,16 +17,28 @@ from services.formats.errors import invalid
 from services.providers.domain.failure import Failures, UnsupportedError
 from services.providers.http import Upstream
 from services.providers.media.adapter import Abilities
+from services.providers.media.audio import CutError, wave_facts
+from services.providers.media.parameters import Word, write
 from services.providers.settings import ProviderSettings
 
+MODEL = "default"
 SPEECH_PROGRAM = "espeak-ng"
 SPEECH_LIMIT_S = 60.0
 NORMAL_WORDS_PER_MINUTE = 175
 LARGEST_SIDE = 4096
 MOST_IMAGES = 10
+PIECE = 2**16
+# Of a listing: how it is pronounced, language, age and gender, name, file, other languages.
+_NAME_COLUMN = 3
 NOTICE = "OmniHub local: procedural, not a model"
 # Pillow refuses larger pictures by itself; a bomb is not even opened.
 MOST_PIXELS = 64_000_000
+# What rules have a use for.
+_TAKEN = {
+    "image": ("prompt", "count", "width", "height", "seed", "format"),
+    "upscale": ("file", "factor"),
+    "speech": ("text", "voice", "format", "speed", "language"),
+}
 _FORMATS = {"": "PNG", "png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
@@ -40,30 +51,61 @@ class LocalMediaAdapter:
         self._name = name
         kinds = {"image", "upscale"} | ({"speech"} if shutil.which(SPEECH_PROGRAM) else set())
         self.abilities = Abilities(
-            kinds=frozenset(kinds), immediate=frozenset(kinds), idempotent=True, synthetic=True
+            kinds=frozenset(kinds),
+            immediate=frozenset(kinds),
+            idempotent=True,
+            streams_speech="speech" in kinds,
+            synthetic=True,
+            models=dict.fromkeys(kinds, (MODEL,)),
         )
 
     async def submit(self, attempt: pb.MediaAttempt) -> pb.SubmitMediaResponse:
         """Make it now."""
         given = attempt.input
-        receipt: list[ParameterReceipt] = []
-        if given.extension_json:
-            receipt.append(_dropped("extension_json"))
-        match given.WhichOneof("kind"):
+        kind = given.WhichOneof("kind") or ""
+        if kind not in self.abilities.kinds:
+            raise UnsupportedError(self._name, f"{self._name} does not make {kind}", "input")
+        words: dict[str, Word] = {name: name for name in _TAKEN[kind]}
+        receipt = write(attempt, words, extends=False).receipt
+        match kind:
             case "image":
-                receipt += _unused(given.image, "negative_prompt", "steps", "guidance", "style", "quality")
                 progress = await asyncio.to_thread(_images, given.image)
             case "upscale":
                 progress = await asyncio.to_thread(_upscaled, given.upscale)
-            case "speech":
-                receipt += _unused(given.speech, "instructions", "timestamps", "sample_rate")
+            case _:
                 progress = await self._speech(given.speech)
-            case kind:
-                raise UnsupportedError(self._name, f"{self._name} does not make {kind}", "input")
-        if attempt.strict and receipt:
-            names = ", ".join(entry.name for entry in receipt)
-            raise UnsupportedError(self._name, f"{self._name} cannot use {names}", receipt[0].name)
         return pb.SubmitMediaResponse(progress=progress, receipt=receipt)
+
+    async def stream_speech(self, attempt: pb.MediaAttempt) -> AsyncGenerator[pb.StreamSpeechResponse, None]:
+        """Speak, then hand out what was said: rules are quicker than a network."""
+        made = await self.submit(attempt)
+        output = made.progress.outputs[0]
+        facts = output.facts
+        yield pb.StreamSpeechResponse(
+            start=pb.SpeechStart(mime=facts.mime, sample_rate=facts.sample_rate, receipt=made.receipt)
+        )
+        for start in range(0, len(output.data), PIECE):
+            yield pb.StreamSpeechResponse(audio=output.data[start : start + PIECE])
+        yield pb.StreamSpeechResponse(end=pb.SpeechEnd(usage=made.progress.usage))
+
+    async def voices(self) -> list[pb.Voice]:
+        """Return the languages that are spoken here; none where nothing speaks."""
+        if "speech" not in self.abilities.kinds:
+            return []
+        listed, problem, code = await _run([SPEECH_PROGRAM, "--voices"], b"")
+        if code:
+            message = f"its voices cannot be listed: {problem[:200]}"
+            raise Failures(self._name, "").of("PROVIDER_FAILED", message)
+        rows = [line.split() for line in listed.decode(errors="replace").splitlines()[1:]]
+        return [
+            pb.Voice(voice=row[1], display_name=row[3].replace("_", " "), languages=[row[1]])
+            for row in rows
+            if len(row) > _NAME_COLUMN
+        ]
+
+    async def delete_voice(self, voice: str) -> None:
+        """Refuse: none is cloned here."""
+        raise UnsupportedError(self._name, f"{self._name} has no cloned voices", "voice")
 
     async def _speech(self, given: SpeechInput) -> pb.MediaProgress:
         if not given.text:
@@ -76,30 +118,41 @@ class LocalMediaAdapter:
         words_per_minute = round(NORMAL_WORDS_PER_MINUTE * (given.speed or 1))
         # The text goes through standard input: it can never be read as an option.
         command = [SPEECH_PROGRAM, "--stdin", "--stdout", "-v", voice, "-s", str(words_per_minute)]
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
         try:
-            async with asyncio.timeout(SPEECH_LIMIT_S):
-                audio, problem = await process.communicate(given.text.encode())
+            audio, problem, code = await _run(command, given.text.encode())
         except TimeoutError:
             raise Failures(self._name, voice).of("PROVIDER_TIMEOUT", "took too long to speak") from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-        if process.returncode:
-            raise invalid(
-                "input.speech.voice", f"{voice!r}: {problem.decode(errors='replace').strip()[:200]}"
-            )
-        rate, seconds = _wave_facts(audio)
+        if code:
+            raise invalid("input.speech.voice", f"{voice!r}: {problem[:200]}")
+        try:
+            rate, seconds = wave_facts(audio) or (0, 0.0)
+        except CutError:
+            rate = 0
+        if not rate:
+            raise Failures(self._name, voice).of("PROVIDER_PROTOCOL", "the speech program wrote no sound")
         facts = MediaOutput(mime="audio/wav", sample_rate=rate, duration_s=seconds)
         usage = MediaUsage(characters=len(given.text), seconds=seconds)
         return pb.MediaProgress(
             state="succeeded", outputs=[pb.ProviderOutput(data=audio, facts=facts)], usage=usage
         )
+
+
+async def _run(command: Sequence[str], given: bytes) -> tuple[bytes, str, int]:
+    """Run a program: return what it wrote, what it complained of, its exit code. Raises TimeoutError."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(SPEECH_LIMIT_S):
+            written, problem = await process.communicate(given)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return written, problem.decode(errors="replace").strip(), process.returncode or 0
 
 
 def _images(given: ImageInput) -> pb.MediaProgress:
@@ -168,19 +221,3 @@ def _upscaled(given: UpscaleInput) -> pb.MediaProgress:
     output = pb.ProviderOutput(data=_encoded(larger, kind), facts=facts)
     usage = MediaUsage(images=1, megapixels=width * height / 1e6)
     return pb.MediaProgress(state="succeeded", outputs=[output], usage=usage)
-
-
-def _wave_facts(audio: bytes) -> tuple[int, float]:
-    """Return sample rate and seconds; a stream's header may not know its length, so it is counted."""
-    with wave.open(io.BytesIO(audio)) as reader:
-        rate = reader.getframerate()
-        size = reader.getnchannels() * reader.getsampwidth()
-    return rate, max(0, len(audio) - 44) / (rate * size)
-
-
-def _unused(given: ImageInput | SpeechInput, *names: str) -> list[ParameterReceipt]:
-    return [_dropped(name) for name in names if getattr(given, name)]
-
-
-def _dropped(name: str) -> ParameterReceipt:
-    return ParameterReceipt(name=name, outcome="dropped", detail="rules have no use for it")

@@ -90,6 +90,11 @@ class MediaProviderServer:
         adapter = self._able(request.provider, HasVoices, "list voices")
         return pb.ListVoicesResponse(voices=await adapter.voices())
 
+    async def delete_voice(self, request: pb.DeleteVoiceRequest, call: Call) -> pb.DeleteVoiceResponse:
+        adapter = self._able(request.provider, HasVoices, "delete voices")
+        await adapter.delete_voice(request.voice)
+        return pb.DeleteVoiceResponse()
+
 
 def _capabilities(name: str, adapter: MediaAdapter) -> pb.MediaCapabilities:
     abilities = adapter.abilities
@@ -105,4 +110,7 @@ def _capabilities(name: str, adapter: MediaAdapter) -> pb.MediaCapabilities:
         streams_speech=abilities.streams_speech,
         concurrency=abilities.concurrency,
         synthetic=abilities.synthetic,
+        models=[
+            pb.KindModels(kind=kind, patterns=patterns) for kind, patterns in sorted(abilities.models.items())
+        ],
     )

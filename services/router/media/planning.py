@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from omnihub.billing.v1.price_pb2 import Price
 from omnihub.provider.v1.media_provider_service_pb2 import MediaCapabilities
@@ -11,7 +12,7 @@ from omnihub.router.v1 import media_router_service_pb2 as pb
 
 from services.credits.media_rating import bound_media, covers_media
 from services.credits.money import parse_nano
-from services.router.domain.catalogue import AUTO, Catalogue, Model, Target
+from services.router.domain.catalogue import AUTO, Catalogue, Model, Provider, Target, may_use
 from services.router.domain.errors import NoCandidateError, PriceUnknownError
 from services.router.settings import RouteSettings
 
@@ -32,10 +33,21 @@ def candidates(
     """Return what may be asked, best first. Raises ModelNotFoundError, ModelNotAllowedError."""
     allowed = tuple(request.allowed_models)
     if request.model and request.model != AUTO:
-        models: Iterable[Model] = [catalogue.find(request.model, allowed)]
+        models: Iterable[Model] = [_named(request.model, catalogue, makers, allowed)]
     else:
         models = [*catalogue.usable(allowed), *_of_this_machine(makers, allowed)]
     return [Candidate(target, model) for model in models for target in model.targets]
+
+
+def _named(
+    name: str, catalogue: Catalogue, makers: Mapping[str, MediaCapabilities], allowed: tuple[str, ...]
+) -> Model:
+    """Find a model by name, also at a provider that makes nothing but media."""
+    others = {
+        provider: Provider(provider, maker.adapter, frozenset(), maker.synthetic)
+        for provider, maker in makers.items()
+    }
+    return replace(catalogue, providers={**others, **catalogue.providers}).find(name, allowed)
 
 
 def _of_this_machine(makers: Mapping[str, MediaCapabilities], allowed: tuple[str, ...]) -> list[Model]:
@@ -43,7 +55,7 @@ def _of_this_machine(makers: Mapping[str, MediaCapabilities], allowed: tuple[str
     found = []
     for name, maker in makers.items():
         target = Target(name, "default")
-        if maker.synthetic and (not allowed or target.name in allowed):
+        if maker.synthetic and may_use(target.name, allowed):
             found.append(Model(target.name, (target,), RouteSettings(route=[target.name]), configured=False))
     return found
 
@@ -57,6 +69,7 @@ def plan(
     """Return the plan of a request. Raises NoCandidateError, PriceUnknownError."""
     kind = request.input.WhichOneof("kind") or ""
     limit = parse_nano(request.max_cost) if request.max_cost else None
+    automatic = not request.model or request.model == AUTO
     response = pb.PlanMediaResponse(requested_model=request.model or AUTO)
     unpriced = 0
     for candidate in given:
@@ -65,6 +78,8 @@ def plan(
         because = ""
         if maker is None or kind not in maker.kinds:
             because = f"provider {target.provider} does not make {kind}"
+        elif automatic and not _known_to_make(maker, kind, target.model):
+            because = f"not known to make {kind}: name the model to use it all the same"
         else:
             price = price_of(target, candidate.model)
             if price is None or not covers_media(price):
@@ -79,6 +94,12 @@ def plan(
     if not response.targets:
         raise _nothing_left(response, kind, unpriced)
     return response
+
+
+def _known_to_make(maker: MediaCapabilities, kind: str, model: str) -> bool:
+    """Tell whether a model's name says that it makes `kind`; true where names say nothing."""
+    patterns = [pattern for each in maker.models if each.kind == kind for pattern in each.patterns]
+    return not patterns or any(fnmatchcase(model, pattern) for pattern in patterns)
 
 
 def _target(
@@ -96,6 +117,7 @@ def _target(
         finds=maker.finds,
         synthetic=maker.synthetic,
         concurrency=maker.concurrency,
+        streams_speech=maker.streams_speech and kind == "speech",
     )
 
 

@@ -10,15 +10,17 @@ from typing import Any, TypeVar
 from omnihub.billing.v1 import billing_service_pb2 as billing
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.price_pb2 import Price, PriceKey
+from omnihub.common.v1.media_pb2 import MediaInput
 from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.router.v1 import media_router_service_pb2 as pb
 
 from services.common.rpc import Call, RpcError
-from services.credits.media_rating import rate_media
+from services.credits.media_rating import rate_made
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.health import Health
 from services.router.media.planning import Candidate, candidates, plan
+from services.router.media.speech import Speech
 
 LIMIT_S = 10.0
 
@@ -35,12 +37,14 @@ class MediaRouterServer:
         catalogue: Callable[[], Catalogue],
         vendors: Callable[[str], str],
         health: Health,
+        speech: Speech,
     ) -> None:
         self._providers = providers
         self._billing = billing_service
         self._catalogue = catalogue
         self._vendors = vendors
         self._health = health
+        self._speech = speech
 
     async def plan_media(self, request: pb.PlanMediaRequest, call: Call) -> pb.PlanMediaResponse:
         makers = await self._makers()
@@ -124,9 +128,7 @@ class MediaRouterServer:
                 yield pb.FetchOutputResponse(data=message.data)
 
     async def rate_media(self, request: pb.RateMediaRequest, call: Call) -> pb.RateMediaResponse:
-        amount = rate_media(request.usage, request.price)
-        usage = request.usage
-        source = "provider" if usage.provider_cost else "estimate" if usage.estimated else "price"
+        amount, source = rate_made(request.usage, request.price, request.estimate_nano_credits)
         return pb.RateMediaResponse(
             amount_nano_credits=amount,
             cost_nano_credits=amount,
@@ -137,8 +139,17 @@ class MediaRouterServer:
     async def stream_speech(
         self, request: pb.StreamSpeechRequest, call: Call
     ) -> AsyncIterator[pb.StreamSpeechResponse]:
-        raise RpcError("NOT_IMPLEMENTED", "speech is made as a job in this version")
-        yield pb.StreamSpeechResponse()
+        given = MediaInput(speech=request.speech, extension_json=request.extension_json)
+        wanted = pb.PlanMediaRequest(
+            model=request.model,
+            input=given,
+            allowed_models=call.identity.allowed_models,
+            organisation_id=call.identity.organisation_id,
+        )
+        planned = await self.plan_media(wanted, call)
+        async with aclosing(self._speech.stream(given, planned, call)) as messages:
+            async for message in messages:
+                yield message
 
     async def list_voices(self, request: pb.ListVoicesRequest, call: Call) -> pb.ListVoicesResponse:
         makers = [request.provider] if request.provider else list(await self._makers())
@@ -153,3 +164,8 @@ class MediaRouterServer:
                 continue
             response.voices.extend(pb.ProviderVoice(provider=name, voice=voice) for voice in answer.voices)
         return response
+
+    async def delete_voice(self, request: pb.DeleteVoiceRequest, call: Call) -> pb.DeleteVoiceResponse:
+        asked = provider.DeleteVoiceRequest(provider=request.provider, voice=request.voice)
+        await self._providers.delete_voice(asked, call)
+        return pb.DeleteVoiceResponse()

@@ -36,6 +36,8 @@ class Failure:
     message: str
     retryable: bool = False
     retry_after_s: float = 0.0
+    doubtful: bool = False
+    """The provider may have accepted it all the same."""
 
 
 @dataclass(frozen=True, slots=True)

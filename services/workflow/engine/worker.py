@@ -125,6 +125,8 @@ class Worker:
             model=target.model,
             effect_key=claim.attempt.effect_key,
             since=claim.job.created_at / SECOND,
+            attempt=self._attempt_message(claim, target),
+            known=await self._store.provider_jobs_since(claim.job.created_at),
         )
         found = await self._router.find_media(
             router.FindMediaRequest(request=request), Call.internal(POLL_LIMIT_S)
@@ -218,7 +220,11 @@ class Worker:
             kept.synthetic = target.synthetic
             result.outputs.append(kept)
         rated = await self._router.rate_media(
-            router.RateMediaRequest(price=target.price, usage=progress.usage),
+            router.RateMediaRequest(
+                price=target.price,
+                usage=progress.usage,
+                estimate_nano_credits=target.estimate_nano_credits,
+            ),
             Call.internal(POLL_LIMIT_S),
         )
         result.amount_nano_credits = rated.amount_nano_credits
@@ -235,7 +241,11 @@ class Worker:
             error.message,
             error.metadata.get("retryable") == "true",
             error.retry_after_s or 0.0,
+            error.metadata.get("accepted") == "unknown",
         )
+        target = target_of(claim)
+        if failure.doubtful and not (target.finds or target.idempotent):
+            await self._store.flag_maybe_double(claim.job.id)
         await self._store_failure(claim.attempt, claim.job, claim.fence, failure)
 
     async def _store_failure(self, attempt: Any, job: Any, fence: int, failure: Failure) -> None:

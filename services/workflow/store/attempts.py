@@ -231,6 +231,7 @@ class Attempts(Records):
             row.effect_key if same else new_id("eff"),
             now,
             now + round(following.after_s * SECOND),
+            asked=same and failure.doubtful,
         )
         await self.change(
             connection, owner, now, "attempt.failed", failure.reason, state=QUEUED, attempts=number
@@ -255,6 +256,14 @@ class Attempts(Records):
         )
         async with self.database.reading() as connection:
             return (await connection.scalar(query.limit(1))) is not None
+
+    async def provider_jobs_since(self, since: int) -> list[str]:
+        """Return the providers' ids of what attempts have begun since then."""
+        query = sa.select(attempt.c.provider_job_id).where(
+            attempt.c.dispatched_at >= since, attempt.c.provider_job_id != ""
+        )
+        async with self.database.reading() as connection:
+            return list((await connection.scalars(query)).all())
 
     async def flag_maybe_double(self, job_id: str) -> None:
         """Note that a provider may have been asked, and paid, twice."""

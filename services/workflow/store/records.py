@@ -85,6 +85,7 @@ class Records:
         effect_key: str,
         now: int,
         due_at: int = 0,
+        asked: bool = False,
     ) -> None:
         """Begin an attempt: its row, and the message that brings it to a worker."""
         row = {
@@ -98,7 +99,7 @@ class Records:
             "fence": 0,
             "worker": "",
             "lease_until": 0,
-            "asked": False,
+            "asked": asked,
             "provider_job_id": "",
             "poll_at": 0,
             "polls": 0,

@@ -109,7 +109,7 @@ async def engine(database_url: str, request: pytest.FixtureRequest) -> AsyncIter
         worker,
         Clockwork(jobs, attempts, worker, now),
         server,
+        Settler(jobs, attempts, billing),
     )
-    engine.settler = Settler(jobs, attempts, billing)
     yield engine
     await database.close()

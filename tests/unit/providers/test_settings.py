@@ -112,3 +112,27 @@ def test_what_a_plugin_cannot_be_reached_with_is_named(values: dict[str, object]
     acme = ProviderSettings.model_validate({"adapter": "plugin", **values})
     with pytest.raises(StartupError, match=re.escape(said)):
         build({"acme": acme}, Infrastructure(connector=Connector(Registry(), {}), data_dir=Path()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"adapter": "fal", "workflows": {"m": {"file": "x.json"}}}, "workflows"),
+        ({"adapter": "replicate", "webhook_keys_url": "https://x.example"}, "webhook_keys_url"),
+    ],
+)
+def test_settings_of_another_maker_of_media_are_refused(settings, field):
+    given = ProviderSettings.model_validate({"base_url": "http://127.0.0.1:9", **settings})
+    with pytest.raises(ValueError, match=f"providers.x.{field}: only"):
+        complete("x", given)
+
+
+def test_a_key_alone_configures_the_vendors_of_media():
+    found = providers_from_environment({"FAL_KEY": "a", "REPLICATE_API_TOKEN": "b"})
+    assert {name: given.get("api_key") for name, given in found.items()} == {
+        "local": None,
+        "fal": "a",
+        "replicate": "b",
+    }
+    completed = complete("fal", ProviderSettings())
+    assert (completed.adapter, completed.base_url) == ("fal", "https://queue.fal.run")

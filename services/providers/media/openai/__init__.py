@@ -1,0 +1,1 @@
+"""Images, speech, transcripts and videos as OpenAI makes them, and every server that speaks like it."""

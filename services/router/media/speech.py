@@ -1,0 +1,279 @@
+"""Speech as it is made: the first target that answers speaks, and its characters are paid once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from omnihub.billing.v1.usage_pb2 import Charge
+from omnihub.common.v1.chat_pb2 import ParameterReceipt
+from omnihub.common.v1.media_pb2 import MediaInput, MediaUsage
+from omnihub.provider.v1 import media_provider_service_pb2 as provider
+from omnihub.provider.v1.media_provider_service_api import MediaProviderService
+from omnihub.router.v1 import media_router_service_pb2 as pb
+from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
+
+from services.common.ids import new_id
+from services.common.rpc import Call, RpcError
+from services.common.rpc.errors import to_rpc_error
+from services.credits.media_rating import rate_made
+from services.credits.money import format_nano
+from services.router.domain.catalogue import Target
+from services.router.domain.errors import NoCandidateError
+from services.router.health import Health
+from services.router.journal import Journal
+from services.router.leases import Leases, Reservation
+from services.router.store import Record
+
+KIND = "speech"
+# The request itself is at fault: another provider would say the same.
+_FINAL = frozenset(
+    {
+        "CANCELLED",
+        "CONTENT_FILTERED",
+        "DEADLINE_EXCEEDED",
+        "INVALID_ARGUMENT",
+        "PARAMETER_UNSUPPORTED",
+        "PROVIDER_REJECTED",
+    }
+)
+
+
+@dataclass(slots=True)
+class _Speaking:
+    """One request to speak."""
+
+    given: MediaInput
+    planned: pb.PlanMediaResponse
+    call: Call
+    reservation: Reservation
+    decision_id: str = field(default_factory=lambda: new_id("dec"))
+    started_at: float = field(default_factory=time.time)
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    target: pb.MediaTarget | None = None
+    """Who speaks."""
+    receipt: list[ParameterReceipt] = field(default_factory=list)
+    cost: int = 0
+    cost_source: str = ""
+    recorded: bool = False
+
+    @property
+    def model_used(self) -> str:
+        """Return the name of who speaks, or an empty string."""
+        return "" if self.target is None else f"{self.target.provider}/{self.target.model}"
+
+    def rate(self, usage: MediaUsage) -> None:
+        """Work out the cost. Nobody pays more for a guess than what was set aside."""
+        assert self.target is not None
+        price, estimate = self.target.price, self.target.estimate_nano_credits
+        cost, self.cost_source = rate_made(usage, price, estimate)
+        self.cost = min(cost, self.reservation.amount) if self.cost_source == "estimate" else cost
+
+    def record(self, state: str, reason: str) -> Record:
+        """Return the journal's record."""
+        attempt_id = self.attempts[-1].attempt_id if self.attempts else new_id("att")
+        charge = self._charge(attempt_id, state).SerializeToString() if self.cost_source else b""
+        return Record(
+            attempt_id=attempt_id,
+            decision_id=self.decision_id,
+            organisation_id=self.call.identity.organisation_id,
+            lease_id=self.reservation.lease_id,
+            at_ms=int(self.started_at * 1000),
+            decision=self._decision(state, reason).SerializeToString(),
+            charge=charge,
+        )
+
+    def _latency_ms(self) -> int:
+        return round((time.time() - self.started_at) * 1000)
+
+    def _decision(self, state: str, reason: str) -> Decision:
+        decision = Decision(
+            decision_id=self.decision_id,
+            request_id=self.call.request_id,
+            requested_model=self.planned.requested_model,
+            task=KIND,
+            attempts=self.attempts,
+            model_used=self.model_used,
+            state=state,
+            reason=reason,
+            cost=format_nano(self.cost),
+            latency_ms=self._latency_ms(),
+            receipt=self.receipt,
+            key_id=self.call.identity.key_id,
+            streamed=True,
+            estimate=format_nano(self.reservation.amount),
+        )
+        decision.started_at.FromMilliseconds(int(self.started_at * 1000))
+        return decision
+
+    def _charge(self, attempt_id: str, state: str) -> Charge:
+        assert self.target is not None
+        identity = self.call.identity
+        charge = Charge(
+            charge_id=attempt_id,
+            organisation_id=identity.organisation_id,
+            workspace_id=identity.workspace_id,
+            lease_id=self.reservation.lease_id,
+            hold_id=self.reservation.hold_id,
+            amount_nano_credits=self.cost,
+            request_id=self.call.request_id,
+            decision_id=self.decision_id,
+            key_id=identity.key_id,
+            user_id=identity.user_id,
+            provider=self.target.provider,
+            model=self.model_used,
+            task=KIND,
+            price_version=self.target.price.version,
+            cost_source=self.cost_source,
+            state=state,
+            latency_ms=self._latency_ms(),
+            modality=KIND,
+        )
+        charge.at.FromMilliseconds(int(self.started_at * 1000))
+        return charge
+
+
+class Speech:
+    """Reserves, asks one target after the other, relays the sound, and records what it cost."""
+
+    def __init__(
+        self, providers: MediaProviderService, leases: Leases, journal: Journal, health: Health
+    ) -> None:
+        self._providers = providers
+        self._leases = leases
+        self._journal = journal
+        self._health = health
+        self._endings: set[asyncio.Future[None]] = set()
+
+    async def stream(
+        self, given: MediaInput, planned: pb.PlanMediaResponse, call: Call
+    ) -> AsyncGenerator[pb.StreamSpeechResponse, None]:
+        """Yield the sound; the last message says what it cost. Raises NoCandidateError, RpcError."""
+        targets = [target for target in planned.targets if target.streams_speech]
+        if not targets:
+            message = "none of the models for this can speak while it makes; make it as a job"
+            raise NoCandidateError(message, model=planned.requested_model)
+        amount = max(target.estimate_nano_credits for target in targets)
+        reservation = await self._leases.reserve(call.identity.organisation_id, amount)
+        speaking = _Speaking(given, planned, call, reservation)
+        try:
+            async with self._opened(speaking, targets) as (first, rest):
+                yield _relayed(first)
+                async for message in rest:
+                    if message.HasField("end"):
+                        speaking.rate(message.end.usage)
+                        await asyncio.shield(self._record(speaking, "complete"))
+                        yield _ended(message.end.usage, speaking)
+                        return
+                    yield _relayed(message)
+                raise RpcError("STREAM_TRUNCATED", f"{speaking.model_used}: the sound ended before its end")
+        except (asyncio.CancelledError, GeneratorExit):
+            # The provider speaks for the whole text, whoever listens.
+            if speaking.target is not None and not speaking.recorded:
+                speaking.rate(MediaUsage(characters=len(given.speech.text), estimated=True))
+            self._end(speaking, "cancelled", "CANCELLED")
+            raise
+        except Exception as error:
+            self._end(speaking, "upstream_error", to_rpc_error(error).reason)
+            raise
+
+    @asynccontextmanager
+    async def _opened(
+        self, speaking: _Speaking, targets: list[pb.MediaTarget]
+    ) -> AsyncIterator[tuple[provider.StreamSpeechResponse, Any]]:
+        """Hand out the first message and the rest of the first target that answers. Raises RpcError."""
+        failure = RpcError("UNAVAILABLE", "nobody was asked")
+        for target, attempt in _attempts(speaking, targets):
+            name = Target(target.provider, target.model)
+            objection = self._health.objection(name)
+            if objection:
+                failure = RpcError("UNAVAILABLE", f"{name.name}: {objection}")
+                continue
+            record = AttemptRecord(attempt_id=attempt.effect_key, target=name.name)
+            speaking.attempts.append(record)
+            began = time.monotonic()
+            request = provider.StreamSpeechRequest(attempt=attempt)
+            stream: Any = self._providers.stream_speech(request, speaking.call)
+            async with aclosing(stream):
+                try:
+                    first = await anext(stream)
+                except RpcError as error:
+                    self._health.failed(name, error, began)
+                    record.state, record.reason, record.message = "failed", error.reason, error.message[:500]
+                    failure = error
+                    if error.reason in _FINAL:
+                        break
+                    continue
+                except BaseException:
+                    self._health.released(name)
+                    raise
+                self._health.succeeded(name, began)
+                speaking.target, speaking.receipt = target, list(first.start.receipt)
+                try:
+                    yield first, stream
+                except RpcError as error:
+                    self._health.failed(name, error, began)
+                    raise
+                return
+        raise failure
+
+    def _end(self, speaking: _Speaking, state: str, reason: str) -> None:
+        """Record an end that nobody waits for, unless there was one."""
+        if not speaking.recorded:
+            self._record(speaking, state, reason)
+
+    def _record(self, speaking: _Speaking, state: str, reason: str = "") -> asyncio.Future[None]:
+        speaking.recorded = True
+        if speaking.attempts and not speaking.attempts[-1].state:
+            speaking.attempts[-1].state = state if state != "upstream_error" else "failed"
+        written = self._journal.append(speaking.record(state, reason))
+        self._endings.add(written)
+        # Not before it is durable: a lease without reservations can be closed at any time.
+        written.add_done_callback(lambda _: self._recorded(speaking, written))
+        return written
+
+    def _recorded(self, speaking: _Speaking, written: asyncio.Future[None]) -> None:
+        self._endings.discard(written)
+        # Taken, so that nobody warns of it: who waits is told as well.
+        written.exception()
+        if speaking.cost_source:
+            self._leases.spend(speaking.reservation, speaking.cost)
+        else:
+            self._leases.cancel(speaking.reservation)
+
+    async def drain(self) -> None:
+        """Wait until the record of every ended request is written."""
+        while self._endings:
+            await asyncio.wait(self._endings)
+
+
+def _attempts(
+    speaking: _Speaking, targets: list[pb.MediaTarget]
+) -> Iterator[tuple[pb.MediaTarget, provider.MediaAttempt]]:
+    for target in targets:
+        yield (
+            target,
+            provider.MediaAttempt(
+                provider=target.provider,
+                model=target.model,
+                input=speaking.given,
+                effect_key=new_id("att"),
+            ),
+        )
+
+
+def _relayed(message: provider.StreamSpeechResponse) -> pb.StreamSpeechResponse:
+    if message.HasField("audio"):
+        return pb.StreamSpeechResponse(audio=message.audio)
+    if message.HasField("alignment_json"):
+        return pb.StreamSpeechResponse(alignment_json=message.alignment_json)
+    return pb.StreamSpeechResponse(start=message.start)
+
+
+def _ended(usage: MediaUsage, speaking: _Speaking) -> pb.StreamSpeechResponse:
+    end = pb.SpeechEnd(usage=usage, cost=format_nano(speaking.cost), model_used=speaking.model_used)
+    return pb.StreamSpeechResponse(end=end)

@@ -1,0 +1,217 @@
+"""Adapters under the engine of jobs: whatever comes twice or not at all, a job ends once and is paid once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from omnihub.workflow.v1 import job_service_pb2 as pb
+
+from services.common.foreign import ForeignClient
+from services.common.rpc import RpcError
+from services.workflow.files.outputs import Outputs
+from tests.integration.jobs.conftest import CALLER
+from tests.integration.jobs.test_engine import begin, seen
+from tests.support.fake_vendor import CutAfter
+from tests.support.fault_server import Head, Send, running_fault_server
+
+LATER_US = 60_000_000
+
+
+async def take_in(engine, read) -> None:
+    """Take in a notification, as its receiver does."""
+    for attempt, job in await engine.attempts.by_provider_job(read.provider_job_id):
+        await engine.worker.take_in(attempt, job, read.progress, ())
+
+
+async def poll(engine, after_us: int = LATER_US) -> None:
+    """Ask once about everything that is due."""
+    for attempt, job in await engine.attempts.due_polls(engine.now() + after_us, 60):
+        await engine.worker.poll(attempt, job)
+
+
+def served(maker, engine, **abilities) -> None:
+    maker.serve(engine.router, cancels=True, webhooks=True, **abilities)
+
+
+@pytest.mark.matrix(row=45, adapter="replicate")
+@pytest.mark.matrix(row=45, adapter="fal")
+@pytest.mark.parametrize("vendor", ["replicate", "fal"])
+async def test_notifications_and_polls_at_once_settle_a_job_once(engine, vendors, vendor):
+    fake, maker = vendors[vendor]
+    served(maker, engine)
+    job = await begin(engine)
+    await engine.work_off()
+    fake.steps = [fake.steps[-1]]
+    name = next(iter(fake.predictions if vendor == "replicate" else fake.requests))
+    if vendor == "replicate":
+        fake._show(fake.predictions[name])
+    read = await maker.read(*fake.notification(name))
+    await asyncio.gather(take_in(engine, read), poll(engine), take_in(engine, read), poll(engine))
+    await take_in(engine, read)
+    await engine.work_off()
+    ended = await seen(engine, job.job_id)
+    assert (ended.state, len(ended.outputs), ended.attempts) == ("succeeded", 1, 1)
+    assert len(engine.billing.charges) == 1
+
+
+@pytest.mark.matrix(row=45, adapter="comfyui")
+async def test_polls_at_once_settle_a_graph_once(engine, comfy, on_comfy):
+    served(on_comfy, engine, finds=True)
+    job = await begin(engine)
+    await engine.work_off()
+    await comfy.finish(comfy.pending[0][1])
+    due = await engine.attempts.due_polls(engine.now() + LATER_US, 60)
+    assert len(due) == 1
+    await asyncio.gather(*(engine.worker.poll(*due[0]) for _ in range(4)))
+    await engine.work_off()
+    assert (await seen(engine, job.job_id)).state == "succeeded"
+    assert len(engine.billing.charges) == 1
+
+
+@pytest.mark.matrix(row=45, adapter="automatic1111")
+async def test_a_message_that_comes_twice_makes_one_picture(engine, a1111, on_a1111):
+    on_a1111.serve(engine.router, immediate=True)
+    job = await begin(engine)
+    (message,) = await engine.outbox.take(engine.now())
+    await asyncio.gather(*(engine.worker.work(message.subject_id) for _ in range(3)))
+    await engine.settler.settle(job.job_id)
+    assert (await seen(engine, job.job_id)).state == "succeeded"
+    assert (a1111.count("txt2img"), len(engine.billing.charges)) == (1, 1)
+
+
+@pytest.mark.matrix(row=46, adapter="replicate")
+@pytest.mark.matrix(row=46, adapter="comfyui")
+@pytest.mark.parametrize(("vendor", "operation"), [("replicate", "create"), ("comfy", "prompt")])
+async def test_a_create_without_an_answer_is_adopted_and_not_repeated(engine, vendors, vendor, operation):
+    fake, maker = vendors[vendor]
+    served(maker, engine, finds=True)
+    fake.faults[operation].append(CutAfter())
+    job = await begin(engine)
+    await engine.work_off()
+    assert fake.injected == {f"{operation}_cut": 1}
+    assert (await seen(engine, job.job_id)).state == "queued"
+    engine.later_s = 10.0
+    await engine.work_off()
+    if vendor == "comfy":
+        await fake.finish(fake.pending[0][1])
+    for _ in range(3):
+        await poll(engine)
+    await engine.work_off()
+    ended = await seen(engine, job.job_id)
+    assert (ended.state, ended.attempts) == ("succeeded", 2)
+    assert (fake.count(operation), len(engine.billing.charges)) == (1, 1)
+
+
+@pytest.mark.matrix(row=46, adapter="fal")
+@pytest.mark.matrix(row=46, adapter="automatic1111")
+@pytest.mark.parametrize(("vendor", "operation"), [("fal", "submit"), ("a1111", "txt2img")])
+async def test_a_submit_that_cannot_be_looked_for_is_not_repeated(engine, vendors, vendor, operation):
+    fake, maker = vendors[vendor]
+    maker.serve(engine.router, immediate=vendor == "a1111")
+    fake.faults[operation].append(CutAfter())
+    job = await begin(engine)
+    await engine.work_off()
+    engine.later_s = 60.0
+    await engine.work_off()
+    assert fake.injected == {f"{operation}_cut": 1}
+    ended = await seen(engine, job.job_id)
+    assert (ended.state, ended.error.reason) == ("failed", "PROVIDER_FAILED")
+    assert (fake.count(operation), len(engine.billing.charges)) == (1, 0)
+    assert ended.maybe_double_charge
+
+
+@pytest.mark.matrix(row=47, adapter="replicate")
+async def test_a_cancellation_that_comes_too_late_is_a_result_that_is_paid(engine, replicate, on_replicate):
+    served(on_replicate, engine, finds=True)
+    job = await begin(engine)
+    await engine.work_off()
+    await engine.server.cancel_job(pb.CancelJobRequest(job_id=job.job_id), CALLER)
+    replicate.steps = ["succeeded"]
+    replicate._show(next(iter(replicate.predictions.values())))
+    await poll(engine)
+    await engine.work_off()
+    assert replicate.count("cancel") == 1
+    assert (await seen(engine, job.job_id)).state == "succeeded"
+    assert len(engine.billing.charges) == 1
+
+
+@pytest.mark.matrix(row=47, adapter="fal")
+async def test_what_is_cancelled_in_time_costs_nothing(engine, fal, on_fal):
+    served(on_fal, engine)
+    job = await begin(engine)
+    await engine.work_off()
+    await engine.server.cancel_job(pb.CancelJobRequest(job_id=job.job_id), CALLER)
+    fal.steps, fal.ending = ["COMPLETED"], {"error": "cancelled", "error_type": "client_cancelled"}
+    await poll(engine)
+    await engine.work_off()
+    assert fal.count("cancel") == 1
+    assert (await seen(engine, job.job_id)).state == "cancelled"
+    assert not engine.billing.charges
+    assert engine.billing.released
+
+
+@pytest.mark.matrix(row=48, adapter="replicate")
+@pytest.mark.matrix(row=48, adapter="fal")
+@pytest.mark.parametrize("vendor", ["replicate", "fal"])
+async def test_hostile_results_are_refused_and_see_no_key(engine, vendors, vendor):
+    fake, maker = vendors[vendor]
+    served(maker, engine)
+    strict, lenient = ForeignClient(), ForeignClient(allow_private=True)
+    await strict.start()
+    await lenient.start()
+    client = strict
+
+    async def download(url: str, most: int) -> bytes:
+        return await client.download(url, min(1000, most))
+
+    engine.worker._outputs = Outputs(None, engine.router, download, None)  # type: ignore[arg-type]
+    fake.steps = [fake.steps[-1]]
+    async with running_fault_server() as host:
+        host.scripts = {
+            "/away": [Head(302, {"Location": "ftp://127.0.0.1/x"})],
+            "/huge": [Head(content_type="image/png"), Send(b"x" * 5000)],
+        }
+        cases = [
+            (strict, f"{host.url}/a.png", "URL_REFUSED"),
+            (strict, "https://127.0.0.1/a.png", "URL_REFUSED"),
+            (strict, "https://169.254.169.254/latest/meta-data", "URL_REFUSED"),
+            (strict, "https://key@example.org/a.png", "URL_REFUSED"),
+            (lenient, f"{host.url}/away", "URL_REFUSED"),
+            (lenient, f"{host.url}/huge", "BODY_TOO_LARGE"),
+        ]
+        if vendor == "fal":  # What is no address of the web is a text at Replicate.
+            cases.append((strict, "file:///etc/passwd", "URL_REFUSED"))
+        for number, (guard, url, reason) in enumerate(cases):
+            client = guard
+            fake.output = {"file": url}
+            fake.result = {"images": [{"url": url, "content_type": "image/png"}]}
+            job = await begin(engine, idempotency_key=f"case {number}")
+            await engine.work_off()
+            await poll(engine)
+            await engine.work_off()
+            ended = await seen(engine, job.job_id)
+            assert (ended.state, ended.error.reason) == ("failed", reason), url
+        assert [each.path for each in host.requests] == ["/away", "/huge"]
+        assert host.injected == {"status_302": 1}
+        assert all("Authorization" not in each.headers for each in host.requests)
+    await strict.stop()
+    await lenient.stop()
+    assert not engine.billing.charges
+
+
+async def test_a_result_that_cannot_be_fetched_yet_is_no_end(engine, fal, on_fal):
+    served(on_fal, engine)
+    fal.steps = ["COMPLETED"]
+    refused = []
+
+    async def download(url: str, most: int) -> bytes:
+        refused.append(url)
+        raise RpcError("PROVIDER_FAILED", "v3.fal.media answered 503")
+
+    engine.worker._outputs = Outputs(None, engine.router, download, None)  # type: ignore[arg-type]
+    job = await begin(engine)
+    await engine.work_off()
+    await poll(engine)
+    assert len(refused) == 1
+    assert (await seen(engine, job.job_id)).state == "running"
