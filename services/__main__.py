@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import uvloop
 
+from services import jobs_command
 from services.common import log, telemetry
 from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     edge = commands.add_parser("edge", help="print the edge's configuration, for any Envoy fleet")
     edge.add_argument("action", choices=["config"])
     edge.set_defaults(run=_edge)
+    jobs_command.add_commands(commands)
     provider = commands.add_parser("provider", help="judge a plugin").add_subparsers(
         required=True, metavar="action"
     )

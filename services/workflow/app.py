@@ -22,6 +22,7 @@ from services.common.rpc import Call
 from services.common.service import Infrastructure, Service
 from services.workflow import tables
 from services.workflow.admission import Admission
+from services.workflow.content_server import FileContentServer
 from services.workflow.domain.kinds import LATE, PRIORITIES, SUBMIT
 from services.workflow.engine.clockwork import Clockwork
 from services.workflow.engine.crash import CrashPoints
@@ -30,7 +31,6 @@ from services.workflow.engine.settler import Settler
 from services.workflow.engine.worker import Worker
 from services.workflow.files.links import Links
 from services.workflow.files.outputs import Outputs
-from services.workflow.files.server import FileContentServer
 from services.workflow.files.store import FileStore
 from services.workflow.server import JobServer, WorkflowServer
 from services.workflow.settings import WorkflowSettings

@@ -237,7 +237,7 @@ async def test_too_large_a_file_too_many_and_none(
         answer = await http.post(
             "/v1/images/edits", data={"prompt": "x"}, files=files or [("n", (None, "1"))]
         )
-        assert answer.status_code == 400 and answer.json()["error"]["param"] == "image", answer.text
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image"), answer.text
     answer = await http.post(
         "/v1/images/edits", data={"prompt": "x"}, files=[("image", a_picture()), ("virus", a_picture())]
     )
