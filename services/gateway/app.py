@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.router.v1.router_service_api import RouterService
 from omnihub.workflow.v1.file_content_service_api import FileContentService
 from omnihub.workflow.v1.job_service_api import JobService
@@ -56,6 +57,7 @@ def build(settings: GatewaySettings, infrastructure: Infrastructure) -> Service:
     connect = infrastructure.connector.connect
     generations = Generations(connect(JobService, "workflow"), connect(FileContentService, "workflow"))
     images, videos = ImagesEndpoint(generations, settings), VideosEndpoint(generations, settings)
+    speech = SpeechEndpoint(generations, connect(MediaRouterService, "router"), settings)
     routes = [
         post("/v1/chat/completions", OPENAI, ChatEndpoint(OPENAI, router, limit).serve),
         post("/v1/responses", RESPONSES, ChatEndpoint(RESPONSES, router, limit).serve),
@@ -64,7 +66,7 @@ def build(settings: GatewaySettings, infrastructure: Infrastructure) -> Service:
         post("/v1/embeddings", OPENAI, EmbeddingsEndpoint(router, limit).serve),
         post("/v1/images/generations", OPENAI, images.generate),
         post("/v1/images/edits", OPENAI, images.edit),
-        post("/v1/audio/speech", OPENAI, SpeechEndpoint(generations, settings).serve),
+        post("/v1/audio/speech", OPENAI, speech.serve),
         post("/v1/audio/transcriptions", OPENAI, TranscriptionsEndpoint(generations, settings).serve),
         post("/v1/videos", OPENAI, videos.create),
         route("GET", "/v1/videos", OPENAI, videos.list_all),

@@ -46,6 +46,8 @@ class Exchange:
         self.started = False
         self.finished = False
         self.left = False
+        self.bare = False
+        """The body is no text that could carry an error: a failure cuts it short instead."""
         self.own_headers: list[tuple[bytes, bytes]] = []
         """Sent with every answer, also with an error."""
         self.facts: Mapping[str, Any] = {}
@@ -180,6 +182,8 @@ class Endpoint:
         """Answer with an error, or end a stream that has begun with one: it must not look complete."""
         words = self._surface.error_words(error, exchange.request_id)
         if exchange.finished:
+            return
+        if exchange.started and exchange.bare:
             return
         if exchange.started:
             write = exchange.write_stream_error or self._surface.write_stream_error

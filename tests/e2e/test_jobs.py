@@ -86,7 +86,7 @@ def test_others_find_nothing(rest: httpx.Client, tenant: Tenant) -> None:
     [
         ({"input": {}}, 400, "say what to make"),
         ({}, 400, "input"),
-        ({"input": {"image": {"size": "x"}}}, 400, "size"),
+        ({"input": {"image": {"prompt": "x", "width": "wide"}}}, 400, "wid"),
         ({"model": "nope", "input": IMAGE}, 404, "nope"),
         ({"model": "local/default", "input": {"video": {"prompt": "x"}}}, 0, "video"),
         ({"input": IMAGE, "priority": "now"}, 400, "priority"),
@@ -161,7 +161,7 @@ def test_openai_paths_that_are_not_there_for_a_method_or_a_stranger(
 ) -> None:
     assert rest.get("/v1/images/generations").status_code == 405
     assert rest.patch("/v1/videos/job_1").status_code == 405
-    assert httpx.post(f"{rest.base_url}v1/audio/speech", json={}).status_code == 401
+    assert httpx.post(rest.base_url.join("/v1/audio/speech"), json={}).status_code == 401
     job = begun(rest, waitS=20)
     answer = rest.get(f"/v1/videos/{job['jobId']}")
     assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")

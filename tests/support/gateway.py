@@ -11,6 +11,7 @@ from typing import Any
 from omnihub.common.v1.chat_pb2 import Finish, Part, TextPart, ToolCall, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop, RawFrame
 from omnihub.router.v1 import router_service_pb2 as pb
+from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.router.v1.router_service_api import RouterService
 from omnihub.workflow.v1.file_content_service_api import FileContentService
 from omnihub.workflow.v1.job_service_api import JobService
@@ -91,6 +92,7 @@ async def running_facade(folder: Path, drain_timeout_s: float = 1) -> AsyncItera
     registry = Registry()
     registry.add(RouterService, router)
     registry.add(JobService, Fake())
+    registry.add(MediaRouterService, Fake())
     registry.add(FileContentService, Fake())
     scopes = frozenset({"chat"})
     authenticator: Any = FakeAuthenticator(

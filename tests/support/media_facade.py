@@ -53,6 +53,8 @@ class MediaMaker(CountingRouter, Fake):
         self.plans: list[router.PlanMediaRequest] = []
         self.calls: list[Call] = []
         self.entered = asyncio.Event()
+        self.spoken: list[router.StreamSpeechRequest] = []
+        self.speech: list[router.StreamSpeechResponse | RpcError] = []
         self.refusal: RpcError | None = None
         self.begun: dict[str, provider.MediaAttempt] = {}
 
@@ -76,6 +78,17 @@ class MediaMaker(CountingRouter, Fake):
         for name in msgspec.json.decode(attempt.input.extension_json or "{}"):
             answer.response.receipt.append(ParameterReceipt(name=name, outcome="dropped", detail="not known"))
         return answer
+
+    async def stream_speech(
+        self, request: router.StreamSpeechRequest, call: Call
+    ) -> AsyncIterator[router.StreamSpeechResponse]:
+        self.spoken.append(request)
+        if not self.speech:
+            raise RpcError("NO_CANDIDATE", "nobody speaks while it makes")
+        for message in self.speech:
+            if isinstance(message, RpcError):
+                raise message
+            yield message
 
     async def poll_media(self, request: router.PollMediaRequest, call: Call) -> router.PollMediaResponse:
         answer = await super().poll_media(request, call)

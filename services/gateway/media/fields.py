@@ -125,6 +125,10 @@ class Fields:
         """Return what nobody has read, as a JSON object; empty when there is nothing."""
         for name in self._files:
             raise invalid(name, "no file is expected under this name")
+        return self.left_json()
+
+    def left_json(self) -> str:
+        """Return the values nobody has read, as a JSON object; empty when there are none."""
         return msgspec.json.encode(self._values).decode() if self._values else ""
 
 

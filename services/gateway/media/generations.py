@@ -163,7 +163,7 @@ def _key_in(exchange: Exchange) -> str:
     key = exchange.headers.get(IDEMPOTENCY_KEY, "")
     if len(key) > KEY_LIMIT or not (key.isascii() and key.isprintable()):
         raise invalid("Idempotency-Key", f"expected at most {KEY_LIMIT} printable ASCII characters")
-    return key
+    return str(key)
 
 
 def _failure(job: Job, names: Mapping[str, str]) -> RpcError:

@@ -133,6 +133,7 @@ class VideosEndpoint:
         _expect_completed(job)
         output = _output(job, variant)
         kind = (b"content-type", header_value(output.mime))
+        exchange.bare = True
         await exchange.start(200, [kind, (b"content-length", str(round(output.size)).encode())])
         content = self._generations.read(output.file_id, call)
         async with aclosing(content):

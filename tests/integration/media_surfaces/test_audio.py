@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from omnihub.router.v1 import media_router_service_pb2 as router
 
 from services.common.rpc import RpcError
 from tests.support.media_facade import COST, FILE_LIMIT, TEXT, MediaFacade, a_recording
@@ -149,3 +150,51 @@ async def test_a_recording_that_is_too_large_or_not_in_a_form(
     assert answer.status_code == 400
     assert "multipart/form-data" in answer.json()["error"]["message"]
     assert not facade.till.holds
+
+
+def streamed(*messages: Any) -> list[Any]:
+    start = router.StreamSpeechResponse()
+    start.start.mime = "audio/mpeg"
+    start.start.receipt.add(name="mood", outcome="dropped", detail="not known")
+    return [start, *(router.StreamSpeechResponse(audio=each) for each in (b"one", b"two")), *messages]
+
+
+def the_end() -> Any:
+    end = router.StreamSpeechResponse()
+    end.end.model_used, end.end.cost = "fake0/m", "0.001"
+    return end
+
+
+async def test_speech_as_it_is_made(client: openai.AsyncOpenAI, facade: MediaFacade) -> None:
+    facade.maker.speech = streamed(the_end())
+    async with client.audio.speech.with_streaming_response.create(
+        model="fake0/m", voice="nova", input="Hello", extra_body={"mood": "glad"}
+    ) as answer:
+        assert b"".join([piece async for piece in answer.iter_bytes()]) == b"onetwo"
+        assert answer.headers["content-type"] == "audio/mpeg"
+        assert json.loads(answer.headers["x-omnihub-receipt"])[0]["name"] == "mood"
+    assert json.loads(facade.maker.spoken[0].extension_json) == {"mood": "glad"}
+    assert not facade.maker.plans
+
+
+async def test_speech_with_a_key_is_a_job(client: openai.AsyncOpenAI, facade: MediaFacade) -> None:
+    facade.maker.speech = streamed(the_end())
+    headers = {"Idempotency-Key": "hello-1"}
+    answer = await client.audio.speech.create(model="m", voice="v", input="Hi", extra_headers=headers)
+    assert answer.content == a_recording()
+    assert not facade.maker.spoken
+
+
+async def test_speech_that_breaks_off_never_looks_complete(
+    client: openai.AsyncOpenAI, facade: MediaFacade
+) -> None:
+    facade.maker.speech = streamed(RpcError("PROVIDER_FAILED", "gone"))
+    with pytest.raises(openai.APIConnectionError):
+        await client.audio.speech.create(model="fake0/m", voice="nova", input="Hello")
+    facade.maker.speech = streamed()
+    async with client.audio.speech.with_streaming_response.create(
+        model="fake0/m", voice="nova", input="Hello", stream_format="sse"
+    ) as answer:
+        lines = [json.loads(line[6:]) async for line in answer.iter_lines() if line]
+    assert "error" in lines[-1]
+    assert all(line.get("type") != "speech.audio.done" for line in lines)
