@@ -111,7 +111,9 @@ class VideosEndpoint:
         job = await self._video(exchange, call)
         if job.state not in ENDED:
             cancelled = await self._generations.jobs.cancel_job(pb.CancelJobRequest(job_id=job.job_id), call)
-            await self._stopped(cancelled.job, call)
+            job = cancelled.job
+        # One that has just ended is still being paid.
+        await self._stopped(job, call)
         await self._generations.jobs.delete_job(pb.DeleteJobRequest(job_id=job.job_id), call)
         document = {"id": job.job_id, "object": "video.deleted", "deleted": True}
         await exchange.respond(200, msgspec.json.encode(document))
