@@ -1,9 +1,9 @@
 """The routes of the public port, generated from the contracts and the facade's table.
 
 Order: the facade (the hot path), REST, native gRPC, then for each known path the answer to a wrong
-method, then 404. Exact paths come before patterns, and of these the paths with a verb first, the answers to
-their wrong methods included: `/jobs/{id}` does not swallow `/jobs/{id}:cancel`, and a name may hold a colon. Nothing is routed by prefix, so an rpc
-that is not public has no route.
+method, then 404. Exact paths come before patterns, and of these the paths with a verb first, with the answers
+to their wrong methods: `/jobs/{id}` does not swallow `/jobs/{id}:cancel`, and a name may hold a colon.
+Nothing is routed by prefix, so an rpc that is not public has no route.
 """
 
 from __future__ import annotations
