@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import uvloop
 
+from services import jobs_command
 from services.billing import command as billing_command
 from services.commands import add_commands
 from services.common import log, telemetry
@@ -22,7 +23,6 @@ from services.launcher import GROUPS, TARGETS, Process, edge_configuration, reso
 from services.router import command as models
 from services.router import evaluating, replaying
 from services.settings import Settings, SettingsError, load
-from services.workflow import command as jobs_command
 
 # Commands that need no settings, and what they do. Their modules are imported only when they run: nobody
 # who serves waits for them.
@@ -57,10 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     edge = commands.add_parser("edge", help="print the edge's configuration, for any Envoy fleet")
     edge.add_argument("action", choices=["config"])
     edge.set_defaults(run=_edge)
-    jobs = commands.add_parser("jobs", help="look after jobs").add_subparsers(required=True, metavar="action")
-    jobs_command.add_arguments(jobs)
-    for action in jobs.choices.values():
-        action.set_defaults(run=_jobs)
+    jobs_command.add_commands(commands)
     billing = commands.add_parser("billing", help="check the ledger and what was charged")
     actions = billing.add_subparsers(required=True, metavar="action")
     actions.add_parser("check", help=billing_command.HELP).set_defaults(run=_check_ledger)
@@ -80,20 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, summary) in APART.items():
         commands.add_parser(name, help=summary)
     return parser
-
-
-def _jobs(settings: Settings, options: argparse.Namespace) -> int:
-    key = options.key
-    if not key and settings.bootstrap_api_key is not None:
-        key = settings.bootstrap_api_key.get_secret_value()
-    written = settings.data_dir / "bootstrap-key"
-    if not key and written.exists():
-        key = written.read_text().strip()
-    if not key:
-        sys.stderr.write("no key: say --key, or run this where the platform keeps its data\n")
-        return 2
-    url = options.url or settings.public_url or f"http://127.0.0.1:{settings.port}"
-    return jobs_command.run(url, key, options)
 
 
 def _replay(settings: Settings, options: argparse.Namespace) -> int:

@@ -107,6 +107,10 @@ class Settings(Section):
     """`amqp://user:password@host/`; not set: asynchronous work is drained in the process that begins it."""
     public_url: str = Field("", pattern=r"^(https?://\S+)?$")
     """How callers reach the platform: links to files and notifications of providers begin with it."""
+    url: str = Field("", pattern=r"^(https?://\S+)?$")
+    """Where the command line finds the platform; empty: on this machine, at `port`."""
+    api_key: Secret | None = None
+    """The key of the command line; not set: the first key, from `bootstrap_api_key` or `data_dir`."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web clients, such as `https://app.example.com`."""
     bootstrap_api_key: Secret | None = None

@@ -57,6 +57,7 @@ _EXPOSED = (
     "retry-after",
     REQUEST_ID,
     "x-omnihub-decision-id",
+    "x-omnihub-job-id",
     "x-omnihub-model",
     "x-omnihub-provider",
     "x-omnihub-cost",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from omnihub.common.v1.chat_pb2 import ParameterReceipt
 from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.router_service_api import RouterService
 
@@ -249,14 +250,14 @@ def outcome_headers(outcome: pb.Outcome) -> list[tuple[bytes, bytes]]:
     if outcome.savings_estimate:
         headers.append((b"x-omnihub-savings", outcome.savings_estimate.encode()))
     if receipt := _receipt(outcome):
-        headers.append((b"x-omnihub-receipt", _receipt_header(receipt)))
+        headers.append((b"x-omnihub-receipt", receipt_header(receipt)))
     return headers
 
 
 _encoder = json.JSONEncoder(separators=(",", ":"))
 
 
-def _receipt_header(receipt: list[dict[str, str]]) -> bytes:
+def receipt_header(receipt: list[dict[str, str]]) -> bytes:
     """Return as many entries as fit a header, as ASCII JSON."""
     while len(text := _encoder.encode(receipt)) > RECEIPT_LIMIT:
         receipt = receipt[:-1]
@@ -264,10 +265,14 @@ def _receipt_header(receipt: list[dict[str, str]]) -> bytes:
 
 
 def _receipt(outcome: pb.Outcome) -> list[dict[str, str]]:
+    return told(outcome.receipt)
+
+
+def told(receipt: Iterable[ParameterReceipt]) -> list[dict[str, str]]:
     """Return what happened to parameters; those simply forwarded are left out."""
     return [
         {"name": entry.name, "outcome": entry.outcome, "detail": entry.detail}
-        for entry in outcome.receipt
+        for entry in receipt
         if entry.outcome != "forwarded"
     ]
 

@@ -45,12 +45,17 @@ class Exchange:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self.query: bytes = scope.get("query_string", b"")
         self.path_params: Mapping[str, str] = scope.get("path_params", {})
+        self.query_string: bytes = scope.get("query_string", b"")
         self.request_id = (
             self.headers.get("x-omnihub-request-id") or self.headers.get("x-request-id") or new_id("req")
         )
         self.started = False
         self.finished = False
         self.left = False
+        self.bare = False
+        """The body is no text that could carry an error: a failure cuts it short instead."""
+        self.own_headers: list[tuple[bytes, bytes]] = []
+        """Sent with every answer, also with an error."""
         self.facts: Mapping[str, Any] = {}
         """What rides as `omnihub` in the error event of a broken stream."""
         self.write_stream_error: Callable[..., bytes] | None = None
@@ -64,21 +69,30 @@ class Exchange:
 
         Raises RpcError BODY_TOO_LARGE as soon as it is known to be, and CallerLeftError.
         """
+        chunks: list[bytes] = []
+        await self.read_into(chunks.append, limit)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def read_into(self, take: Callable[[bytes], None], limit: int) -> None:
+        """Hand the body on piece by piece, as it comes; otherwise like `read_body`."""
         if int(self.headers.get("content-length") or 0) > limit:
             raise _too_large(limit)
-        chunks: list[bytes] = []
         size, more = 0, True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise CallerLeftError
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
+            chunk = message.get("body", b"")
+            size += len(chunk)
             if size > limit:
                 raise _too_large(limit)
+            take(chunk)
             more = message.get("more_body", False)
+        self.watch()
+
+    def watch(self) -> None:
+        """Cancel the running task when the caller leaves. Only once the body has been read."""
         self._watcher = asyncio.create_task(self._watch(asyncio.current_task()))
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _watch(self, running: asyncio.Task[Any] | None) -> None:
         await self._receive()
@@ -96,7 +110,9 @@ class Exchange:
         """Send status and headers."""
         self.started = True
         own = (b"x-omnihub-request-id", header_value(self.request_id))
-        await self._send({"type": "http.response.start", "status": status, "headers": [own, *headers]})
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": [own, *self.own_headers, *headers]}
+        )
 
     async def write(self, data: bytes, *, more: bool) -> None:
         """Send a piece of the body."""
@@ -191,6 +207,8 @@ class Endpoint:
         """Answer with an error, or end a stream that has begun with one: it must not look complete."""
         words = self._surface.error_words(error, exchange.request_id)
         if exchange.finished:
+            return
+        if exchange.started and exchange.bare:
             return
         if exchange.started:
             write = exchange.write_stream_error or self._surface.write_stream_error

@@ -12,6 +12,7 @@ import obstore.store
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.common.v1.media_pb2 import MediaInput
 from omnihub.router.v1.media_router_service_api import MediaRouterService
+from omnihub.workflow.v1.file_content_service_api import FileContentService
 from omnihub.workflow.v1.job_service_api import JobService
 from omnihub.workflow.v1alpha1.workflow_service_api import WorkflowService
 
@@ -26,6 +27,7 @@ from services.common.rpc import Call
 from services.common.service import Infrastructure, Service
 from services.workflow import tables
 from services.workflow.admission import Admission
+from services.workflow.content_server import FileContentServer
 from services.workflow.desk import Desk
 from services.workflow.domain.kinds import LATE, PRIORITIES, SUBMIT
 from services.workflow.engine.batches import Advancer
@@ -134,7 +136,11 @@ def build(settings: WorkflowSettings, infrastructure: Infrastructure, *, public_
     server = JobServer(base.jobs, admission, desk, links.to, base.bell.ring, base.clock)
     return Service(
         name="workflow",
-        interfaces=[(WorkflowService, WorkflowServer()), (JobService, server)],
+        interfaces=[
+            (WorkflowService, WorkflowServer()),
+            (JobService, server),
+            (FileContentService, FileContentServer(base.files)),
+        ],
         start=start,
         stop=stop,
         check=base.database.ping,

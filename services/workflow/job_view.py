@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from google.protobuf.message import Message
+from omnihub.common.v1.media_pb2 import MediaFile, MediaInput
 from omnihub.workflow.v1.effect_pb2 import EffectResult
 from omnihub.workflow.v1.job_pb2 import Job, JobError
 from omnihub.workflow.v1.job_service_pb2 import DeadLetter
@@ -42,6 +44,7 @@ def view(row: Any, link: Link, queue_position: int | None = None) -> Job:
         maybe_double_charge=row.maybe_double_charge,
     )
     _times(message, row)
+    message.input.CopyFrom(_asked(row.input))
     if row.ended_at:
         message.cost = format_nano(row.cost)
     if row.progress is not None:
@@ -55,6 +58,25 @@ def view(row: Any, link: Link, queue_position: int | None = None) -> Job:
     if row.result:
         _result(message, EffectResult.FromString(row.result), link)
     return message
+
+
+def _asked(given: bytes) -> MediaInput:
+    """Return what was asked for, without contents of files and without texts by the thousand."""
+    asked = MediaInput.FromString(given)
+    _without_data(asked)
+    if asked.HasField("embedding_batch"):
+        asked.embedding_batch.ClearField("inputs")
+    return asked
+
+
+def _without_data(message: Message) -> None:
+    if isinstance(message, MediaFile):
+        message.ClearField("data")
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if field.is_repeated else [value]:
+                _without_data(part)
 
 
 def _times(message: Job, row: Any) -> None:

@@ -76,6 +76,9 @@ class JobServer:
         _check_filter(request)
         size = request.page_size or DEFAULT_PAGE
         before = _before(request.page_token)
+        if request.after_job_id:
+            last = await self._jobs.find(owner_of(call), request.after_job_id)
+            before = last.created_at, last.id
         rows = await self._jobs.page(
             owner_of(call), size + 1, before, request.kind, request.state, request.parent_job_id
         )

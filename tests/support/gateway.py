@@ -12,8 +12,11 @@ from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.common.v1.chat_pb2 import Finish, Part, TextPart, ToolCall, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop, RawFrame
 from omnihub.router.v1 import router_service_pb2 as pb
+from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
+from omnihub.workflow.v1.file_content_service_api import FileContentService
+from omnihub.workflow.v1.job_service_api import JobService
 
 from services.common.rpc import Call, Connector, Identity, Registry
 from services.common.service import Infrastructure
@@ -92,6 +95,9 @@ async def running_facade(folder: Path, drain_timeout_s: float = 1) -> AsyncItera
     registry.add(RouterService, router)
     registry.add(ReportService, Fake())
     registry.add(ResponseService, Fake())
+    registry.add(JobService, Fake())
+    registry.add(MediaRouterService, Fake())
+    registry.add(FileContentService, Fake())
     scopes = frozenset({"chat"})
     authenticator: Any = FakeAuthenticator(
         omni_sk_test=Identity(organisation_id="org_1", key_id="key_1", scopes=scopes),

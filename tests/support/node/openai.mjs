@@ -1,6 +1,6 @@
 // Drives the official `openai` client: jobs as JSON on standard input, what came of them on standard output.
 import { readFileSync } from "node:fs";
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 
 const { url, key, jobs } = JSON.parse(readFileSync(0, "utf8"));
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 0 });
@@ -59,11 +59,33 @@ function response(answer) {
   };
 }
 
+async function media({ picture, recording, model }) {
+  const file = (data, name, type) => toFile(Buffer.from(data, "base64"), name, { type });
+  const made = await client.images.generate({ model, prompt: "a boat", size: "16x8" });
+  const image = await file(picture, "a.png", "image/png");
+  const edited = await client.images.edit({ model, image: [image, image], prompt: "blue" });
+  const speech = await client.audio.speech.create({ model, voice: "nova", input: "Hello" });
+  const audio = await file(recording, "a.wav", "audio/wav");
+  const written = await client.audio.transcriptions.create({ model, file: audio });
+  let video = await client.videos.create({ model, prompt: "a boat", seconds: "4", input_reference: image });
+  while (!["completed", "failed"].includes(video.status)) video = await client.videos.retrieve(video.id);
+  const content = await client.videos.downloadContent(video.id);
+  const deleted = await client.videos.delete(video.id);
+  return {
+    made: made.data[0].b64_json,
+    edited: edited.data.length,
+    speech: Buffer.from(await speech.arrayBuffer()).toString("base64"),
+    written: written.text,
+    video: Buffer.from(await content.arrayBuffer()).toString("base64"),
+    deleted: deleted.deleted,
+  };
+}
+
 const tokens = (usage) => [usage.prompt_tokens, usage.completion_tokens];
 
 async function run({ surface, body }) {
   try {
-    return await { chat, responses }[surface](body);
+    return await { chat, responses, media }[surface](body);
   } catch (error) {
     return { error: { kind: error.constructor.name, status: error.status ?? null, code: error.code ?? null, message: error.message } };
   }

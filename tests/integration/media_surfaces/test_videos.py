@@ -1,0 +1,120 @@
+"""Videos through the official client."""
+
+from __future__ import annotations
+
+import httpx
+import openai
+import pytest
+
+from services.common.rpc import RpcError
+from tests.support.media_facade import COST, VIDEO, MediaFacade, a_picture
+
+# The client says that its vendor ends its own service; the path stays.
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+
+
+async def test_a_video_from_prompt_to_file(client: openai.AsyncOpenAI, facade: MediaFacade) -> None:
+    facade.maker.immediate, facade.maker.polls = False, 2
+    video = await client.videos.create(
+        model="fake0/m", prompt="a boat", seconds="4", size="1280x720", input_reference=("a.png", a_picture())
+    )
+    assert (video.object, video.status, video.prompt, video.seconds) == ("video", "queued", "a boat", "4")
+    assert video.size == "1280x720"
+    asked = facade.maker.plans[0].input.video
+    assert (asked.duration_s, asked.width, asked.first_frame.data) == (4, 1280, a_picture())
+    ended = await client.videos.poll(video.id, poll_interval_ms=200)
+    assert (ended.status, ended.progress, ended.model) == ("completed", 100, "fake0/m")
+    assert ended.completed_at is not None
+    assert ended.completed_at >= ended.created_at
+    content = await client.videos.download_content(video.id)
+    assert content.read() == VIDEO
+    assert content.response.headers["content-type"] == "video/mp4"
+    raw = await client.videos.with_raw_response.retrieve(video.id)
+    assert raw.headers["x-omnihub-cost"] == COST
+    assert raw.headers["x-omnihub-job-id"] == video.id
+
+
+async def test_a_remix_a_list_and_a_removal(client: openai.AsyncOpenAI, facade: MediaFacade) -> None:
+    first = await client.videos.create_and_poll(model="fake0/m", prompt="a boat", poll_interval_ms=200)
+    second = await client.videos.remix(first.id, prompt="at night")
+    assert second.remixed_from_video_id == first.id
+    assert facade.maker.plans[-1].model == "fake0/m"
+    await client.videos.poll(second.id, poll_interval_ms=200)
+    await client.images.generate(model="fake0/m", prompt="no video")
+    assert [video.id async for video in client.videos.list(limit=1)] == [second.id, first.id]
+    deleted = await client.videos.delete(first.id)
+    assert deleted.deleted
+    assert deleted.id == first.id
+    with pytest.raises(openai.NotFoundError):
+        await client.videos.retrieve(first.id)
+
+
+async def test_a_video_that_is_being_made_is_stopped_when_it_is_deleted(
+    client: openai.AsyncOpenAI, facade: MediaFacade
+) -> None:
+    facade.maker.immediate, facade.maker.polls = False, 1000
+    video = await client.videos.create(model="fake0/m", prompt="a boat")
+    await facade.maker.entered.wait()
+    for call in (client.videos.download_content(video.id), client.videos.remix(video.id, prompt="x")):
+        with pytest.raises(openai.APIStatusError, match="needs one that is completed"):
+            await call
+    assert (await client.videos.delete(video.id)).deleted
+    assert not facade.till.charges
+
+
+async def test_a_video_that_fails(client: openai.AsyncOpenAI, facade: MediaFacade) -> None:
+    facade.maker.failures = [RpcError("INVALID_ARGUMENT", "input.video.duration_s: at most 8")]
+    video = await client.videos.create_and_poll(model="fake0/m", prompt="a boat", poll_interval_ms=200)
+    assert video.status == "failed"
+    assert video.error is not None
+    assert "at most 8" in video.error.message
+
+
+async def test_other_keys_and_other_kinds_find_nothing(
+    client: openai.AsyncOpenAI, stranger: openai.AsyncOpenAI
+) -> None:
+    video = await client.videos.create_and_poll(model="fake0/m", prompt="a boat", poll_interval_ms=200)
+    image = await client.images.with_raw_response.generate(model="fake0/m", prompt="a boat")
+    for asking in (
+        stranger.videos.retrieve(video.id),
+        stranger.videos.download_content(video.id),
+        stranger.videos.delete(video.id),
+        stranger.videos.remix(video.id, prompt="mine"),
+        client.videos.retrieve(image.headers["x-omnihub-job-id"]),
+        client.videos.retrieve("job_none"),
+    ):
+        with pytest.raises(openai.NotFoundError):
+            await asking
+    assert [each.id async for each in stranger.videos.list()] == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"seconds": "long"}, "seconds"),
+        ({"size": "big"}, "size"),
+        ({"input_reference": {"nothing": 1}}, "input_reference"),
+    ],
+)
+async def test_bad_videos_cost_nothing(
+    http: httpx.AsyncClient, facade: MediaFacade, wrong: dict[str, object], param: str
+) -> None:
+    answer = await http.post("/v1/videos", json={"model": "m", "prompt": "a boat", **wrong})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert not facade.till.holds
+
+
+async def test_lists_and_downloads_refuse_what_they_do_not_know(
+    http: httpx.AsyncClient, client: openai.AsyncOpenAI
+) -> None:
+    video = await client.videos.create_and_poll(model="fake0/m", prompt="a boat", poll_interval_ms=200)
+    for path, param in (
+        ("/v1/videos?limit=0", "limit"),
+        ("/v1/videos?order=asc", "order"),
+        (f"/v1/videos/{video.id}/content?variant=gif", "variant"),
+        (f"/v1/videos/{video.id}/content?variant=thumbnail", "variant"),
+    ):
+        answer = await http.get(path)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+    assert (await http.get("/v1/videos?after=job_none")).status_code == 404
