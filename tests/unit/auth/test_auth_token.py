@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.auth.domain.errors import InvalidCredentialError
-from services.auth.domain.sealing import Seal, UnsealableError
+from services.common.sealing import Seal, UnsealableError
 from services.auth.domain.token import (
     SigningKey,
     peek,
