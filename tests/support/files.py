@@ -216,8 +216,14 @@ async def open_bench(
     held["bench"] = bench
     routes = FileRoutes(parts.files, parts.uploads, parts.links, bench, Keys()).routes()
     bench.listener = HttpListener(f"127.0.0.1:{port}", routes, no_problems, 1)
-    await parts.start()
-    await bench.listener.start()
+    try:
+        await parts.start()
+        await bench.listener.start()
+    except BaseException:
+        await bench.http.aclose()
+        await parts.stop()
+        await database.close()
+        raise
     return bench
 
 
