@@ -32,6 +32,8 @@ class PathMatch:
 
     exact: str = ""
     regex: str = ""
+    verb: bool = False
+    """It ends in `:verb`, which a name in the path before it cannot swallow."""
 
     @property
     def pattern(self) -> str:
@@ -108,7 +110,8 @@ def match_template(template: str) -> PathMatch:
     if "*" not in plain:
         return PathMatch(exact=plain)
     pieces = re.split(r"(\*\*|\*)", plain)
-    return PathMatch(regex="".join(_WILDCARDS.get(piece) or re.escape(piece) for piece in pieces))
+    regex = "".join(_WILDCARDS.get(piece) or re.escape(piece) for piece in pieces)
+    return PathMatch(regex=regex, verb=":" in plain.rpartition("/")[2])
 
 
 def _bindings(rule: http_pb2.HttpRule) -> Iterator[Binding]:

@@ -1,14 +1,16 @@
 """The routes of the public port, generated from the contracts and the facade's table.
 
 Order: the facade (the hot path), REST, native gRPC, then for each known path the answer to a wrong
-method, then 404. Exact paths come before patterns. Nothing is routed by prefix, so an rpc
+method, then 404. Exact paths come before patterns, and of these the paths with a verb first, the answers to
+their wrong methods included: `/jobs/{id}` does not swallow `/jobs/{id}:cancel`, and a name may hold a colon. Nothing is routed by prefix, so an rpc
 that is not public has no route.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from services.edge.replies import (
@@ -18,10 +20,20 @@ from services.edge.replies import (
     HTTP_STATUS,
     REQUEST_ID,
 )
-from services.edge.routes import FACADE, FACADE_CLUSTER, FILES_CLUSTER, FacadeRoute, PathMatch, PublicRpc
+from services.edge.routes import (
+    FACADE,
+    FACADE_CLUSTER,
+    FILES_CLUSTER,
+    Binding,
+    FacadeRoute,
+    PathMatch,
+    PublicRpc,
+)
 from services.edge.settings import EdgeSettings
 
 Json = dict[str, Any]
+# Routes, and where they stand.
+Placed = tuple[int, list[Json]]
 
 # Names of the filters in the chain; a route switches on those it needs.
 CORS = "envoy.filters.http.cors"
@@ -170,29 +182,25 @@ def _facade(route: FacadeRoute, body_limit_bytes: int) -> list[Json]:
     return _limited(match, forward, body_limit_bytes)
 
 
-def _rest(rpc: PublicRpc, body_limit_bytes: int) -> list[Json]:
-    """Return the routes of one rpc's REST bindings."""
-    routes = []
-    for binding in rpc.bindings:
-        match = _match(binding.path, _method(binding.method))
-        hide_grpc = {
-            "@type": f"{_TYPE}.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
-            "mutations": {"response_mutations": [{"remove": name} for name in _GRPC_HEADERS]},
-        }
-        forward = {
-            "route": _forward(rpc.area),
-            "typed_per_filter_config": {
-                HIDE: hide_grpc,
-                STATUSES: switch_on(),
-                SNAKE_CASE if binding.snake_case else CAMEL_CASE: switch_on(),
-            },
-        }
-        if binding.method == "GET":
-            routes.append({"match": match, **forward})
-        else:
-            # The transcoder's own limit holds only for what it has not passed on yet.
-            routes += _limited(match, forward, body_limit_bytes)
-    return routes
+def _rest(rpc: PublicRpc, binding: Binding, body_limit_bytes: int) -> list[Json]:
+    """Return the routes of one of an rpc's REST bindings."""
+    match = _match(binding.path, _method(binding.method))
+    hide_grpc = {
+        "@type": f"{_TYPE}.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+        "mutations": {"response_mutations": [{"remove": name} for name in _GRPC_HEADERS]},
+    }
+    forward = {
+        "route": _forward(rpc.area),
+        "typed_per_filter_config": {
+            HIDE: hide_grpc,
+            STATUSES: switch_on(),
+            SNAKE_CASE if binding.snake_case else CAMEL_CASE: switch_on(),
+        },
+    }
+    if binding.method == "GET":
+        return [{"match": match, **forward}]
+    # The transcoder's own limit holds only for what it has not passed on yet.
+    return _limited(match, forward, body_limit_bytes)
 
 
 def _native(rpc: PublicRpc) -> Json:
@@ -214,21 +222,40 @@ def _methods_by_path(rpcs: Iterable[PublicRpc], facade: Iterable[FacadeRoute]) -
     return methods
 
 
-def _wrong_methods(rpcs: Sequence[PublicRpc], facade: Sequence[FacadeRoute]) -> list[Json]:
-    routes = []
+def _wrong_methods(rpcs: Sequence[PublicRpc], facade: Sequence[FacadeRoute]) -> Iterator[Placed]:
     for path, methods in _methods_by_path(rpcs, facade).items():
         allow = ", ".join(sorted(methods))
-        routes.append(_answer(_match(path), 405, f"this path takes {allow}", {"allow": allow}))
+        answer = _answer(_match(path), 405, f"this path takes {allow}", {"allow": allow})
+        yield _place(path, wrong=True), [answer]
     for rpc in rpcs:
         path = PathMatch(exact=rpc.path)
         text = "this is a gRPC method: send application/grpc or application/grpc-web"
-        routes.append(_answer(_match(path, _method("POST")), 415, text))
-        routes.append(_answer(_match(path), 405, "gRPC methods take POST", {"allow": "POST"}))
-    return routes
+        yield (
+            _place(path, wrong=True),
+            [
+                _answer(_match(path, _method("POST")), 415, text),
+                _answer(_match(path), 405, "gRPC methods take POST", {"allow": "POST"}),
+            ],
+        )
 
 
-def _exact_first(routes: list[Json]) -> list[Json]:
-    return sorted(routes, key=lambda route: "safe_regex" in route["match"])
+def _forwards(
+    rpcs: Sequence[PublicRpc], facade: Sequence[FacadeRoute], settings: EdgeSettings
+) -> Iterator[Placed]:
+    for line in facade:
+        yield _place(line.path), _facade(line, settings.body_limit_bytes)
+    for rpc in rpcs:
+        for binding in rpc.bindings:
+            yield _place(binding.path), _rest(rpc, binding, settings.json_body_limit_bytes)
+    for rpc in rpcs:
+        yield _place(PathMatch(exact=rpc.path)), [_native(rpc)]
+
+
+def _place(path: PathMatch, *, wrong: bool = False) -> int:
+    """Return where a path's routes stand: the smallest first."""
+    if path.verb:
+        return 1
+    return (0 if path.exact else 2) + (3 if wrong else 0)
 
 
 def _cors(origins: Sequence[str]) -> Json:
@@ -253,13 +280,9 @@ def virtual_host(
     facade: Sequence[FacadeRoute] = FACADE,
 ) -> Json:
     """Return the one virtual host of the public port."""
-    served = [route for line in facade for route in _facade(line, settings.body_limit_bytes)]
-    rest = [route for rpc in rpcs for route in _rest(rpc, settings.json_body_limit_bytes)]
-    routes = [
-        *_exact_first([*served, *rest, *(_native(rpc) for rpc in rpcs)]),
-        *_exact_first(_wrong_methods(rpcs, facade)),
-        _answer({"prefix": "/"}, 404, "there is nothing at this path"),
-    ]
+    placed = [*_forwards(rpcs, facade, settings), *_wrong_methods(rpcs, facade)]
+    routes = [route for _, group in sorted(placed, key=itemgetter(0)) for route in group]
+    routes.append(_answer({"prefix": "/"}, 404, "there is nothing at this path"))
     host: Json = {
         "name": "public",
         "domains": ["*"],

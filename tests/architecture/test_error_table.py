@@ -16,7 +16,7 @@ UNREGISTERED_HTTP = {499}
 # What gRPC's own documentation pairs, widened by what HTTP can say and gRPC cannot (402, 405, 412, 413, 422).
 HTTP_OF_GRPC = {
     "CANCELLED": {499},
-    "INVALID_ARGUMENT": {400, 413},
+    "INVALID_ARGUMENT": {400, 413, 415},
     "DEADLINE_EXCEEDED": {504},
     "NOT_FOUND": {404},
     "ALREADY_EXISTS": {409},

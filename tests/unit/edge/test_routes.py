@@ -173,6 +173,17 @@ def test_every_rest_binding_leads_to_its_owner_in_its_case(verb: str, template: 
     assert verb in allow["value"].split(", ")
 
 
+def test_a_verb_is_not_swallowed_and_a_name_may_hold_a_colon() -> None:
+    def rpc(method: str, path: str) -> str:
+        return str(first_route(method, path)["match"]["safe_regex"]["regex"])
+
+    assert rpc("GET", "/api/generations/job_1:watch").endswith(":watch")
+    assert rpc("GET", "/api/generations/llama3:8b") == "/api/generations/[^/]+"
+    wrong = first_route("DELETE", "/api/generations/job_1:cancel")
+    assert wrong["direct_response"]["status"] == 405
+    assert wrong["response_headers_to_add"][0]["header"]["value"] == "POST"
+
+
 def test_only_public_rpcs_have_rest_bindings() -> None:
     for _, _, method in REST:
         assert method.GetOptions().Extensions[options_pb2.public], path_of(method)
