@@ -2,8 +2,8 @@
 
 Order: the facade (the hot path), REST, native gRPC, then for each known path the answer to a wrong
 method, then 404. Exact paths come before patterns, and of these the paths with a verb first, the answers to
-their wrong methods included: `/jobs/{id}` does not swallow `/jobs/{id}:cancel`, and a name may hold a colon. Nothing is routed by prefix, so an rpc
-that is not public has no route.
+their wrong methods included: `/jobs/{id}` does not swallow `/jobs/{id}:cancel`, and a name may hold a
+colon. Nothing is routed by prefix, so an rpc that is not public has no route.
 """
 
 from __future__ import annotations

@@ -20,6 +20,17 @@ async def bench(database_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 @pytest_asyncio.fixture
+async def light(tmp_path: Path) -> AsyncIterator[Bench]:
+    """One database is enough for what never reaches it."""
+    url = f"sqlite:///{tmp_path}/light.db"
+    light = await open_bench(
+        tmp_path, url, largest_upload_bytes=300_000, allow_private_urls=True, provenance=False
+    )
+    yield light
+    await close_bench(light)
+
+
+@pytest_asyncio.fixture
 async def receiver() -> AsyncIterator[Receiver]:
     receiver = Receiver()
     await receiver.start()

@@ -89,10 +89,10 @@ async def test_a_form_that_is_too_large_is_refused(bench, tmp_path):
     ],
 )
 async def test_what_is_not_allowed_or_not_what_is_said_is_refused(
-    bench, tmp_path, content, said, status, reason
+    light, tmp_path, content, said, status, reason
 ):
     headers = bearer("key-one") | ({"content-type": said} if said else {})
-    answer = await bench.http.post("/files", content=content, headers=headers)
+    answer = await light.http.post("/files", content=content, headers=headers)
     assert (answer.status_code, answer.json()["error"]["reason"]) == (status, reason), answer.text
     assert not contents(tmp_path)
 
@@ -114,8 +114,8 @@ async def test_what_is_not_allowed_or_not_what_is_said_is_refused(
         (lambda: "grüße, 世界".encode() * 900, "text/plain"),
     ],
 )
-async def test_types_are_told_from_the_content(bench, make, mime):
-    assert (await bench.upload(make()))["mime"] == mime
+async def test_types_are_told_from_the_content(light, make, mime):
+    assert (await light.upload(make()))["mime"] == mime
     assert mime in ALLOWED
 
 
@@ -198,8 +198,8 @@ async def test_without_a_link_a_key_of_the_organisation_is_needed(bench):
         ),
     ],
 )
-async def test_broken_forms_are_refused(bench, body, content_type):
-    answer = await bench.http.post(
+async def test_broken_forms_are_refused(light, body, content_type):
+    answer = await light.http.post(
         "/files", content=body, headers=bearer("key-one") | {"content-type": content_type}
     )
     assert answer.status_code == 400, answer.text

@@ -102,14 +102,14 @@ async def test_files_become_ids_and_providers_get_contents(bench):
         (cloning("consent_none"), "CONSENT_REQUIRED", ""),
     ],
 )
-async def test_what_cannot_be_made_is_refused_before_anything_is_spent(bench, given, reason, field):
+async def test_what_cannot_be_made_is_refused_before_anything_is_spent(light, given, reason, field):
     with pytest.raises((RpcError, JobError)) as refused:
-        await begin(bench, given)
+        await begin(light, given)
     assert refused.value.reason == reason
     fields = [violation.field for violation in refused.value.violations]
     assert not field or any(name.endswith(field) for name in fields), (fields, refused.value)
-    assert not bench.books.holds
-    assert not bench.router.planned
+    assert not light.books.holds
+    assert not light.router.planned
 
 
 async def test_the_files_of_others_do_not_exist(bench):
