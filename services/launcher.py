@@ -77,12 +77,22 @@ def _gateway(module: Any, settings: Settings, infrastructure: Infrastructure) ->
 
 def _workflow(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
     public_url = settings.public_url or f"http://127.0.0.1:{settings.port}"
-    return module.build(settings.workflow, infrastructure, public_url=public_url)  # type: ignore[no-any-return]
+    return module.build(  # type: ignore[no-any-return]
+        settings.workflow,
+        infrastructure,
+        public_url=public_url,
+        storage_url=settings.storage_url,
+        master_key=settings.master_key.get_secret_value() if settings.master_key is not None else "",
+    )
 
 
 def _worker(module: Any, settings: Settings, infrastructure: Infrastructure) -> Service:
     return module.build_worker(  # type: ignore[no-any-return]
-        settings.workflow, infrastructure, public_url=settings.public_url
+        settings.workflow,
+        infrastructure,
+        public_url=settings.public_url,
+        storage_url=settings.storage_url,
+        master_key=settings.master_key.get_secret_value() if settings.master_key is not None else "",
     )
 
 
@@ -119,6 +129,7 @@ def _edge_surroundings(settings: Settings) -> dict[str, Any]:
     return {
         "addresses": {area: _address(peers[owner], settings.grpc_listen) for area, owner in owners.items()},
         "facade_address": _address(settings.peers.facade, settings.http_listen),
+        "files_address": _address(settings.peers.files, settings.http_listen),
         "port": settings.port,
         "cors_origins": settings.cors_origins,
     }

@@ -59,6 +59,8 @@ class PeerSettings(Section):
     """The agents service."""
     facade: str = "local"
     """`host:port` of the gateway's HTTP listener, for an edge that runs alone."""
+    files: str = "local"
+    """`host:port` of the workflow service's HTTP listener, for an edge that runs alone."""
 
 
 class LogSettings(Section):
@@ -105,6 +107,8 @@ class Settings(Section):
     """`postgresql://...`; empty: SQLite files in data_dir."""
     amqp_url: Secret | None = None
     """`amqp://user:password@host/`; not set: asynchronous work is drained in the process that begins it."""
+    storage_url: str = ""
+    """Where the contents of files lie, such as `s3://bucket/prefix`; empty: a folder in data_dir."""
     public_url: str = Field("", pattern=r"^(https?://\S+)?$")
     """How callers reach the platform: links to files and notifications of providers begin with it."""
     url: str = Field("", pattern=r"^(https?://\S+)?$")
@@ -211,7 +215,7 @@ def _existing(name: str, known: Any) -> str:
 def _list_or_text(name: str, value: str) -> Any:
     lists = (
         *("cors_origins", "route", "strengths", "capabilities", "free_providers"),
-        *("aliases", "fallback", "regions", "tiers"),
+        *("aliases", "fallback", "regions", "tiers", "private_hosts"),
     )
     return [item.strip() for item in value.split(",") if item.strip()] if name in lists else value
 

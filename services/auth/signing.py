@@ -10,10 +10,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.auth.domain import token
-from services.auth.domain.sealing import Seal, UnsealableError
 from services.auth.domain.token import AccessToken, SigningKey
 from services.auth.store import DuplicateError, Store, StoredSigningKey
 from services.common.ids import new_id
+from services.common.sealing import Seal, UnsealableError
 from services.common.service import StartupError
 
 PURPOSE = "omnihub auth signing key"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.edge.routes import FACADE_CLUSTER
 from services.edge.settings import MIB, EdgeSettings
 
 Json = dict[str, Any]
@@ -121,9 +120,9 @@ def grpc_cluster(name: str, address: str, settings: EdgeSettings) -> Json:
     return cluster
 
 
-def facade_cluster(address: str, settings: EdgeSettings) -> Json:
-    """Return the cluster of the HTTP facade. Raises ValueError when `address` is not one."""
-    cluster = _cluster(FACADE_CLUSTER, Target.parse(address), settings)
+def http_cluster(name: str, address: str, settings: EdgeSettings) -> Json:
+    """Return the cluster of an HTTP listener. Raises ValueError when `address` is not one."""
+    cluster = _cluster(name, Target.parse(address), settings)
     idle = {"idle_timeout": seconds(settings.facade_idle_s)}
     cluster["typed_extension_protocol_options"] = _protocol({"http_protocol_options": {}}, **idle)
     return cluster

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from services.edge import virtual_host as hosts
-from services.edge.clusters import certificate, facade_cluster, grpc_cluster, seconds
+from services.edge.clusters import certificate, grpc_cluster, http_cluster, seconds
 from services.edge.replies import ENVOY_REQUEST_ID, ERROR_BODY, HTTP_STATUS, REQUEST_ID, local_reply_config
-from services.edge.routes import PublicRpc, contract
+from services.edge.routes import FACADE_CLUSTER, FILES_CLUSTER, PublicRpc, contract
 from services.edge.settings import MIB, EdgeSettings
 from services.edge.status_script import status_script
 
@@ -219,6 +219,7 @@ def bootstrap(
     *,
     addresses: Mapping[str, str],
     facade_address: str,
+    files_address: str,
     port: int,
     cors_origins: Sequence[str],
     admin_socket: Path | None = None,
@@ -233,7 +234,8 @@ def bootstrap(
     if missing := [area for area in areas if area not in addresses]:
         raise ValueError(f"no address for {', '.join(missing)}: the edge needs one for each service")
     clusters = [grpc_cluster(area, addresses[area], settings) for area in areas]
-    clusters.append(facade_cluster(facade_address, settings))
+    clusters.append(http_cluster(FACADE_CLUSTER, facade_address, settings))
+    clusters.append(http_cluster(FILES_CLUSTER, files_address, settings))
     monitor = f"{_TYPE}.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
     configuration: Json = {
         "node": {"id": "omnihub-edge", "cluster": "omnihub"},
@@ -264,6 +266,7 @@ def render(
     *,
     addresses: Mapping[str, str],
     facade_address: str,
+    files_address: str,
     port: int,
     cors_origins: Sequence[str],
 ) -> str:
@@ -272,6 +275,7 @@ def render(
         settings,
         addresses=addresses,
         facade_address=facade_address,
+        files_address=files_address,
         port=port,
         cors_origins=cors_origins,
     )

@@ -15,8 +15,10 @@ from omnihub.common.v1 import options_pb2
 
 # Written by tools/build_protos.py beside the generated package.
 DESCRIPTOR_FILE = Path(omnihub.__file__).parent.parent / "omnihub.binpb"
-# Names of clusters are the areas of the contracts, and this one.
+# Names of clusters are the areas of the contracts, and these.
 FACADE_CLUSTER = "facade"
+# The HTTP listener of the workflow service.
+FILES_CLUSTER = "files"
 # REST is proto JSON in lowerCamelCase, but below this prefix it keeps the names of the contracts.
 SNAKE_CASE_PREFIX = "/v1/"
 
@@ -78,13 +80,14 @@ class PublicRpc:
 
 @dataclass(frozen=True, slots=True)
 class FacadeRoute:
-    """Methods and paths that the gateway serves as plain HTTP."""
+    """Methods and paths that the gateway, or another service, serves as plain HTTP."""
 
     methods: tuple[str, ...]
     path: PathMatch
+    cluster: str = FACADE_CLUSTER
 
 
-# The one table that is not in the contracts. Foreign wire formats, and the two probes.
+# The one table that is not in the contracts. Foreign wire formats, files, and the two probes.
 FACADE: tuple[FacadeRoute, ...] = (
     FacadeRoute(("POST",), PathMatch(exact="/v1/chat/completions")),
     FacadeRoute(("POST",), PathMatch(exact="/v1/responses")),
@@ -107,6 +110,9 @@ FACADE: tuple[FacadeRoute, ...] = (
     FacadeRoute(("GET",), PathMatch(exact="/v1/models")),
     # The names of models contain slashes.
     FacadeRoute(("GET",), PathMatch(regex="/v1/models/.+")),
+    FacadeRoute(("POST",), PathMatch(exact="/files"), FILES_CLUSTER),
+    FacadeRoute(("GET", "HEAD"), PathMatch(regex="/files/[^/]+"), FILES_CLUSTER),
+    FacadeRoute(("POST",), PathMatch(regex="/webhooks/[^/]+"), FILES_CLUSTER),
     FacadeRoute(("GET", "HEAD"), PathMatch(exact="/health")),
     FacadeRoute(("GET", "HEAD"), PathMatch(exact="/ready")),
 )

@@ -20,7 +20,15 @@ from services.edge.replies import (
     HTTP_STATUS,
     REQUEST_ID,
 )
-from services.edge.routes import FACADE, FACADE_CLUSTER, Binding, FacadeRoute, PathMatch, PublicRpc
+from services.edge.routes import (
+    FACADE,
+    FACADE_CLUSTER,
+    FILES_CLUSTER,
+    Binding,
+    FacadeRoute,
+    PathMatch,
+    PublicRpc,
+)
 from services.edge.settings import EdgeSettings
 from services.edge.status_script import BODY_FIELD
 
@@ -175,11 +183,14 @@ def _facade(route: FacadeRoute, body_limit_bytes: int) -> list[Json]:
     """Return the routes of one line of the table."""
     match = _match(route.path, _method(*route.methods))
     forward = {
-        "route": _forward(FACADE_CLUSTER),
+        "route": _forward(route.cluster),
         # The gateway relays foreign answers: what they say in our internal headers is not ours.
         "response_headers_to_remove": [HTTP_STATUS, ERROR_BODY],
     }
     if "POST" not in route.methods:
+        return [{"match": match, **forward}]
+    if route.cluster == FILES_CLUSTER:
+        # Its service counts what it reads, and takes files that are never whole in memory.
         return [{"match": match, **forward}]
     return _limited(match, forward, body_limit_bytes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -38,6 +38,14 @@ class InputCheck(Protocol):
         ...
 
 
+EndpointCheck = Callable[[str, Call], Awaitable[None]]
+"""Raises RpcError unless an address for notifications belongs to the caller."""
+
+
+async def _any_endpoint(endpoint_id: str, call: Call) -> None:
+    """Refuse nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
     """Begins jobs."""
@@ -47,6 +55,7 @@ class Admission:
     billing: BillingService
     check: InputCheck
     clock: Callable[[], datetime]
+    check_endpoint: EndpointCheck = _any_endpoint
 
     async def begin(self, request: pb.CreateJobRequest, call: Call) -> Any:
         """Begin a job and return its row, or that of the job this idempotency key began.
@@ -77,6 +86,8 @@ class Admission:
     async def prepare(self, request: pb.CreateJobRequest, call: Call, key: str, fingerprint: str) -> NewJob:
         """Plan a job: nothing is held and nothing begun. Raises RpcError and JobError."""
         kind = kind_of(request.input)
+        if request.webhook_endpoint_id:
+            await self.check_endpoint(request.webhook_endpoint_id, call)
         checked = await self.check(request.input, call)
         plan = await self.router.plan_media(
             router.PlanMediaRequest(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import obstore.store
 from omnihub.billing.v1.billing_service_api import BillingService
-from omnihub.common.v1.media_pb2 import MediaInput
 from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.workflow.v1.file_content_service_api import FileContentService
 from omnihub.workflow.v1.job_service_api import JobService
@@ -21,9 +18,7 @@ from services.common.bus import Consumer, Relay, Topology
 from services.common.clock import now
 from services.common.database_clock import DatabaseClock
 from services.common.db import Database
-from services.common.foreign import ForeignClient
 from services.common.outbox import Outbox
-from services.common.rpc import Call
 from services.common.service import Infrastructure, Service
 from services.workflow import tables
 from services.workflow.admission import Admission
@@ -36,21 +31,21 @@ from services.workflow.engine.crash import CrashPoints
 from services.workflow.engine.dispatcher import BulkDispatcher, BulkHandler, Dispatcher
 from services.workflow.engine.settler import Settler
 from services.workflow.engine.worker import Worker
-from services.workflow.files.links import Links
-from services.workflow.files.outputs import Outputs
-from services.workflow.files.store import FileStore
+from services.workflow.http import FileRoutes
 from services.workflow.server import JobServer, WorkflowServer
 from services.workflow.settings import WorkflowSettings
 from services.workflow.store.batches import Batches
 from services.workflow.store.letters import Letters
 from services.workflow.store.notices import Notices
-from services.workflow.store.records import ADVANCE_QUEUE, NOTICE_QUEUE, SECOND, SETTLE_QUEUE
+from services.workflow.store.records import ADVANCE_QUEUE, NOTICE_QUEUE, NOTIFY_QUEUE, SECOND, SETTLE_QUEUE
 from services.workflow.store.rounds import Rounds
+from services.workflow.wiring import Parts, build_parts
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 # Rung when there is something to begin, and when something has ended.
 BELL, ENDED_BELL = "jobs", "jobs.ended"
 NOTICES_AT_ONCE = 16
+NOTIFIED_AT_ONCE = 16
 # The most urgent queues first.
 QUEUES = tuple(f"job.{way}.{priority}" for priority in PRIORITIES for way in (LATE, SUBMIT))
 # Of the room that a worker has for urgent jobs, so much more for those that can wait.
@@ -67,7 +62,7 @@ class Base:
     jobs: Batches
     letters: Letters
     notices: Notices
-    files: FileStore
+    parts: Parts
     router: MediaRouterService
     billing: BillingService
     bell: Bell
@@ -75,30 +70,50 @@ class Base:
     crash: CrashPoints
 
     async def start(self) -> None:
-        """Bring the database up to date, and look at its clock."""
+        """Bring the database up to date, look at its clock, and open what jobs need."""
         await self.database.migrate(MIGRATIONS)
         await self.clock.start()
+        await self.parts.start()
 
     async def stop(self) -> None:
-        """Let go of the database."""
+        """Let go of all of it."""
+        await self.parts.stop()
         await self.clock.stop()
         await self.database.close()
 
 
-def _base(settings: WorkflowSettings, infrastructure: Infrastructure) -> Base:
+def _base(
+    settings: WorkflowSettings,
+    infrastructure: Infrastructure,
+    public_url: str,
+    storage_url: str,
+    master_key: str,
+) -> Base:
     database = infrastructure.database("workflow")
     outbox = Outbox(database, tables.outbox)
-    folder = infrastructure.data_dir / "files"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    clock = DatabaseClock(database, now)
+    jobs = Batches(database, outbox)
+    parts = build_parts(
+        settings,
+        infrastructure,
+        database,
+        outbox,
+        jobs,
+        infrastructure.connector.connect(MediaRouterService, "router"),
+        public_url=public_url,
+        storage_url=storage_url,
+        master_key=master_key,
+        clock=clock,
+    )
     return Base(
         database=database,
         outbox=outbox,
-        clock=DatabaseClock(database, now),
-        jobs=Batches(database, outbox),
+        clock=clock,
+        jobs=jobs,
         letters=Letters(database, outbox),
         notices=Notices(database, outbox),
-        files=FileStore(database, obstore.store.LocalStore(str(folder))),
-        router=infrastructure.connector.connect(MediaRouterService, "router"),
+        parts=parts,
+        router=parts.materials,
         billing=infrastructure.connector.connect(BillingService, "billing"),
         bell=infrastructure.bell(BELL),
         ended=infrastructure.bell(ENDED_BELL),
@@ -106,15 +121,20 @@ def _base(settings: WorkflowSettings, infrastructure: Infrastructure) -> Base:
     )
 
 
-def build(settings: WorkflowSettings, infrastructure: Infrastructure, *, public_url: str) -> Service:
+def build(
+    settings: WorkflowSettings,
+    infrastructure: Infrastructure,
+    *,
+    public_url: str,
+    storage_url: str = "",
+    master_key: str = "",
+) -> Service:
     """Build the service that takes jobs in and tells of them. Links to files begin with `public_url`."""
-    base = _base(settings, infrastructure)
-    links = Links(_link_secret(infrastructure.data_dir), public_url, lambda: now().timestamp())
-
-    async def check(given: MediaInput, call: Call) -> MediaInput:
-        return given
-
-    admission = Admission(base.jobs, base.router, base.billing, check, base.clock)
+    base = _base(settings, infrastructure, public_url, storage_url, master_key)
+    parts = base.parts
+    admission = Admission(
+        base.jobs, base.router, base.billing, parts.inputs, base.clock, parts.check_endpoint
+    )
     desk = Desk(admission, base.notices, base.letters, base.router, base.clock)
     relay = None
     if infrastructure.amqp_url:
@@ -133,30 +153,43 @@ def build(settings: WorkflowSettings, infrastructure: Infrastructure, *, public_
             await relay.stop()
         await base.stop()
 
-    server = JobServer(base.jobs, admission, desk, links.to, base.bell.ring, base.clock)
+    server = JobServer(
+        base.jobs, admission, desk, parts.links.to, base.bell.ring, base.clock, parts.remove_outputs
+    )
+    authenticator = infrastructure.authenticator
+    assert authenticator is not None
+    http = FileRoutes(parts.files, parts.uploads, parts.links, server, authenticator)
     return Service(
         name="workflow",
         interfaces=[
             (WorkflowService, WorkflowServer()),
             (JobService, server),
-            (FileContentService, FileContentServer(base.files)),
+            (FileContentService, FileContentServer(parts.files)),
+            *parts.interfaces(base.jobs.cancel, base.bell.ring),
         ],
+        routes=http.routes(),
         start=start,
         stop=stop,
         check=base.database.ping,
     )
 
 
-def build_worker(settings: WorkflowSettings, infrastructure: Infrastructure, *, public_url: str) -> Service:
+def build_worker(
+    settings: WorkflowSettings,
+    infrastructure: Infrastructure,
+    *,
+    public_url: str,
+    storage_url: str = "",
+    master_key: str = "",
+) -> Service:
     """Build what works jobs off. Providers notify `public_url`; empty: they are only polled."""
-    base = _base(settings, infrastructure)
-    foreign = ForeignClient(settings.allow_private_urls)
+    base = _base(settings, infrastructure, public_url, storage_url, master_key)
     rounds = Rounds(base.database, base.outbox)
     worker = Worker(
         base.letters,
         rounds,
         base.router,
-        Outputs(base.files, base.router, foreign.download, base.clock),
+        base.parts.outputs,
         infrastructure.instance_id,
         base.clock,
         base.crash,
@@ -179,7 +212,6 @@ def build_worker(settings: WorkflowSettings, infrastructure: Infrastructure, *, 
 
     async def start() -> None:
         await base.start()
-        await foreign.start()
         for part in parts:
             part.start()
         clockwork.start()
@@ -188,7 +220,6 @@ def build_worker(settings: WorkflowSettings, infrastructure: Infrastructure, *, 
         await clockwork.stop()
         for part in reversed(parts):
             await part.stop()
-        await foreign.stop()
         await base.stop()
 
     return Service(name="worker", start=start, stop=stop, check=base.database.ping)
@@ -230,7 +261,10 @@ def _consumers(
         base.ended.ring()
 
     handlers = dict.fromkeys(QUEUES, work)
-    notices = {NOTICE_QUEUE: notice}, {NOTICE_QUEUE: NOTICES_AT_ONCE}
+    notices = (
+        {NOTICE_QUEUE: notice, NOTIFY_QUEUE: base.parts.notifier.notify},
+        {NOTICE_QUEUE: NOTICES_AT_ONCE, NOTIFY_QUEUE: NOTIFIED_AT_ONCE},
+    )
     if not amqp_url:
         return [Dispatcher(base.outbox, {**handlers, **notices[0]}, {**room, **notices[1]}, base.clock)]
 
@@ -251,12 +285,3 @@ def _room(settings: WorkflowSettings) -> dict[str, int]:
         _, way, priority = queue.split(".")
         room[queue] = limits[way] if priority == PRIORITIES[0] else max(1, limits[way] // BATCH_SHARE)
     return room
-
-
-def _link_secret(folder: Path) -> bytes:
-    """Return what links are signed with; made once."""
-    path = folder / "link-secret"
-    if not path.exists():
-        path.touch(mode=0o600)
-        path.write_bytes(secrets.token_bytes(32))
-    return path.read_bytes()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
 from omnihub.workflow.v1 import job_service_pb2 as pb
+from omnihub.workflow.v1.effect_pb2 import EffectResult
 from omnihub.workflow.v1.job_pb2 import Job, JobError
 from omnihub.workflow.v1alpha1 import workflow_service_pb2
 
@@ -41,7 +42,9 @@ class JobServer:
         link: Link,
         wake: Callable[[], None],
         clock: Callable[[], datetime],
+        remove_files: Callable[[list[str]], Awaitable[None]] | None = None,
     ) -> None:
+        self._remove_files = remove_files
         self._jobs = jobs
         self._admission = admission
         self._batches = BatchAdmission(admission, jobs)
@@ -118,7 +121,10 @@ class JobServer:
         return pb.CancelJobResponse(job=await self._view(row))
 
     async def delete_job(self, request: pb.DeleteJobRequest, call: Call) -> pb.DeleteJobResponse:
-        await self._jobs.remove(owner_of(call), request.job_id)
+        result = EffectResult.FromString(await self._jobs.remove(owner_of(call), request.job_id))
+        files = [output.file_id for output in result.outputs if output.file_id]
+        if files and self._remove_files is not None:
+            await self._remove_files(files)
         return pb.DeleteJobResponse()
 
     async def create_batch(self, request: pb.CreateBatchRequest, call: Call) -> pb.CreateBatchResponse:

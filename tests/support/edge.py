@@ -251,6 +251,7 @@ def make_edge(
         Infrastructure(connector=Connector(Registry(), {}), data_dir=data_dir),
         addresses=addresses or dict.fromkeys(AREAS, f"127.0.0.1:{grpc_port}"),
         facade_address=f"127.0.0.1:{facade_port}",
+        files_address=f"127.0.0.1:{facade_port}",
         port=port,
         cors_origins=cors_origins,
         data_dir=data_dir,

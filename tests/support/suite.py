@@ -97,6 +97,7 @@ class Suite:
                 if peer != target and peer not in ("edge", "gateway", "worker"):
                     environment[f"OMNIHUB_PEERS__{peer.upper()}"] = self.grpc_address(peer)
             environment["OMNIHUB_PEERS__FACADE"] = f"127.0.0.1:{self._http['gateway']}"
+            environment["OMNIHUB_PEERS__FILES"] = f"127.0.0.1:{self._http['workflow']}"
         return environment
 
     def start(self) -> None:

@@ -55,7 +55,10 @@ class MediaProviderServer:
         if kind not in adapter.abilities.kinds:
             made = ", ".join(sorted(adapter.abilities.kinds))
             raise UnsupportedError(attempt.provider, f"{attempt.provider} makes {made}, not {kind}", "input")
-        return await adapter.submit(attempt)
+        answer = await adapter.submit(attempt)
+        for output in answer.progress.outputs:
+            output.facts.synthetic = adapter.abilities.synthetic
+        return answer
 
     async def poll_media(self, request: pb.PollMediaRequest, call: Call) -> pb.PollMediaResponse:
         adapter = self._able(request.provider, Polled, "be polled: it makes everything within the call")

@@ -11,9 +11,13 @@ from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.router.v1 import media_router_service_pb2 as router
 from omnihub.router.v1.media_router_service_api import MediaRouterService
 
+from services.common.outbox import SECOND
 from services.common.rpc import Call, RpcError
+from services.workflow.domain.media_types import ALLOWED, NEVER, TEXTS, UNKNOWN, agrees, canonical
+from services.workflow.files.provenance import Provenance
+from services.workflow.files.sniffing import type_of
 from services.workflow.files.store import FileStore
-from services.workflow.store.records import SECOND
+from services.workflow.files.uploads import DAY_S
 
 FETCH_LIMIT_S = 300.0
 LARGEST_OUTPUT = 512 * 2**20
@@ -27,19 +31,33 @@ class Download(Protocol):
         ...
 
 
+class Voices(Protocol):
+    """Keeps what providers have cloned."""
+
+    async def __call__(self, job_id: str, provider: str, resource: str, now: int) -> str:
+        """Return the id by which callers name it; the resource itself when it is no voice."""
+        ...
+
+
 class Outputs:
-    """Keeps outputs of jobs."""
+    """Keeps outputs of jobs, for `days`; 0 for ever."""
 
     def __init__(
         self,
         files: FileStore,
         router_service: MediaRouterService,
         download: Download,
+        voices: Voices,
+        provenance: Provenance,
+        days: int,
         clock: Callable[[], datetime],
     ) -> None:
         self._files = files
         self._router = router_service
         self._download = download
+        self._voices = voices
+        self._provenance = provenance
+        self._days = days
         self._clock = clock
 
     async def keep(
@@ -53,7 +71,7 @@ class Outputs:
                 kept.text = output.text
                 return kept
             case "resource":
-                kept.resource_id = output.resource
+                kept.resource_id = await self._voices(job_id, provider_name, output.resource, self._now())
                 return kept
             case "data":
                 data = output.data
@@ -63,17 +81,25 @@ class Outputs:
                 data = await self._fetch(provider_name, output.fetch_reference)
             case _:
                 raise RpcError("PROVIDER_PROTOCOL", "the provider named an output without a content")
+        mime = checked_output_type(data, output.facts.mime)
+        # Which model made it is known to the job; here it is the provider's.
+        data = await self._provenance.sign(data, mime, provider_name, output.facts.synthetic)
+        now = self._now()
         row = await self._files.put(
             organisation_id,
             "",
             data,
             purpose="output",
-            now=round(self._clock().timestamp() * SECOND),
-            mime=output.facts.mime,
+            now=now,
+            mime=mime,
             job_id=job_id,
+            expires_at=now + self._days * DAY_S * SECOND if self._days else 0,
         )
         kept.file_id, kept.mime, kept.size, kept.sha256 = row.id, row.mime, row.size, row.sha256
         return kept
+
+    def _now(self) -> int:
+        return round(self._clock().timestamp() * SECOND)
 
     async def _fetch(self, provider_name: str, reference: str) -> bytes:
         request = provider.FetchOutputRequest(provider=provider_name, fetch_reference=reference)
@@ -86,3 +112,20 @@ class Outputs:
                 raise RpcError("BODY_TOO_LARGE", f"the output exceeds {LARGEST_OUTPUT} bytes")
             pieces.append(message.data)
         return b"".join(pieces)
+
+
+def checked_output_type(data: bytes, said: str) -> str:
+    """Return the type of an output. Raises RpcError when it is empty, or another than its provider says.
+
+    A type that cannot be told from the content, such as raw sound, is believed.
+    """
+    if not data:
+        raise RpcError("PROVIDER_PROTOCOL", "the provider sent an output without a content")
+    found, named = type_of(data), canonical(said)
+    if found == UNKNOWN:
+        return named or UNKNOWN
+    if not named or agrees(named, found):
+        return found if named not in TEXTS else named
+    if named in ALLOWED or found in NEVER:
+        raise RpcError("UNSUPPORTED_MEDIA", f"the provider said {named[:80]} and sent {found}")
+    return named

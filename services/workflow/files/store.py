@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import obstore
-import puremagic
+import obstore.store
 import sqlalchemy as sa
+from obstore.exceptions import BaseError
 from obstore.store import ObjectStore
+from sqlalchemy.dialects import postgresql, sqlite
 
 from services.common.db import Database
 from services.common.ids import new_id
+from services.common.outbox import SECOND
+from services.common.rpc import RpcError
+from services.workflow.files.sniffing import type_of
+from services.workflow.material_tables import file_garbage
 from services.workflow.tables import file
 
-UNKNOWN = "application/octet-stream"
+# A content whose facts were never written is removed after this.
+ABANDONED_S = 24 * 3600
+# Larger contents go to an object store in several parts.
+PART = 8 * 2**20
+
+
+def open_contents(url: str, folder: Path) -> ObjectStore:
+    """Return the store that `url` names, such as s3://bucket/prefix; empty: the folder.
+
+    Credentials and endpoints are read from the variables of the vendor, such as AWS_ACCESS_KEY_ID and
+    AWS_ENDPOINT_URL. Raises ValueError.
+    """
+    if not url:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return obstore.store.LocalStore(str(folder))
+    try:
+        if url.startswith("http://") or url.startswith("https://"):
+            raise ValueError("a web address cannot be written to")
+        return obstore.store.from_url(url)
+    except (BaseError, ValueError) as error:
+        raise ValueError(
+            f"storage_url: expected s3://bucket/prefix, gs://... or az://..., and credentials: {error}"
+        ) from None
 
 
 class FileStore:
@@ -41,23 +71,55 @@ class FileStore:
     ) -> Any:
         """Keep a file and return its row. The content is written before the facts."""
         file_id = new_id("file")
-        path = f"{organisation_id}/{file_id}"
-        await obstore.put_async(self._contents, path, data)
         row = {
-            "id": file_id,
-            "organisation_id": organisation_id,
-            "owner": owner,
-            "purpose": purpose,
-            "name": name,
-            "mime": mime or await asyncio.to_thread(type_of, data),
+            **_facts(organisation_id, owner, file_id, purpose, name, job_id, now, expires_at),
+            "mime": mime or type_of(data),
             "size": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "path": path,
-            "job_id": job_id,
-            "created_at": now,
-            "expires_at": expires_at,
+            "sha256": await asyncio.to_thread(_sha256, data),
         }
+        await self._announce(row["path"], now)
+        await obstore.put_async(self._contents, row["path"], data, chunk_size=PART)
+        return await self._record(row)
+
+    async def put_stream(
+        self,
+        organisation_id: str,
+        owner: str,
+        head: bytes,
+        rest: AsyncIterator[bytes],
+        *,
+        purpose: str,
+        now: int,
+        name: str,
+        mime: str,
+        expires_at: int,
+    ) -> Any:
+        """Keep a file as it arrives, and return its row: `rest` follows on `head`, and may raise."""
+        file_id = new_id("file")
+        row = _facts(organisation_id, owner, file_id, purpose, name, "", now, expires_at) | {"mime": mime}
+        digest, size = hashlib.sha256(head), len(head)
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal size
+            yield head
+            async for piece in rest:
+                size += len(piece)
+                digest.update(piece)
+                yield piece
+
+        await self._announce(row["path"], now)
+        await obstore.put_async(self._contents, row["path"], counted(), chunk_size=PART)
+        return await self._record(row | {"size": size, "sha256": digest.hexdigest()})
+
+    async def _announce(self, path: str, now: int) -> None:
+        """Note a content before it is written: should its facts never be, the sweep removes it."""
         async with self._database.transaction() as connection:
+            entry = {"path": path, "due_at": now + ABANDONED_S * SECOND}
+            await connection.execute(sa.insert(file_garbage), entry)
+
+    async def _record(self, row: dict[str, Any]) -> Any:
+        async with self._database.transaction() as connection:
+            await connection.execute(sa.delete(file_garbage).where(file_garbage.c.path == row["path"]))
             created = await connection.execute(sa.insert(file).values(row).returning(*file.c))
             return created.one()
 
@@ -65,6 +127,13 @@ class FileStore:
         """Return a file's row, or None."""
         async with self._database.reading() as connection:
             return (await connection.execute(sa.select(file).where(file.c.id == file_id))).one_or_none()
+
+    async def of_organisation(self, organisation_id: str, file_id: str) -> Any:
+        """Return a file's row. Raises RpcError NOT_FOUND, also for the files of others."""
+        row = await self.find(file_id)
+        if row is None or row.organisation_id != organisation_id:
+            raise RpcError("NOT_FOUND", f"there is no file {file_id}")
+        return row
 
     async def page(self, organisation_id: str, limit: int, before: tuple[int, str] | None) -> Sequence[Any]:
         """Return files, the newest first."""
@@ -75,29 +144,101 @@ class FileStore:
         async with self._database.reading() as connection:
             return (await connection.execute(query)).all()
 
-    async def read(self, row: Any) -> bytes:
-        """Return a file's content."""
-        answer = await obstore.get_async(self._contents, row.path)
-        return bytes(await answer.bytes_async())
+    async def keep_for_ever(self, file_id: str, purpose: str) -> None:
+        """Let a file not expire any more."""
+        async with self._database.transaction() as connection:
+            values = {"purpose": purpose, "expires_at": 0}
+            await connection.execute(sa.update(file).where(file.c.id == file_id).values(values))
 
-    async def stream(self, row: Any) -> AsyncIterator[bytes]:
-        """Yield a file's content in pieces."""
-        answer = await obstore.get_async(self._contents, row.path)
-        async for piece in answer.stream():
+    async def read(self, row: Any) -> bytes:
+        """Return a file's content. Raises RpcError INTERNAL when it is not what was kept."""
+        try:
+            answer = await obstore.get_async(self._contents, row.path)
+            data = bytes(await answer.bytes_async())
+        except FileNotFoundError:
+            raise RpcError("NOT_FOUND", f"the content of {row.id} is gone") from None
+        if len(data) != row.size or await asyncio.to_thread(_sha256, data) != row.sha256:
+            raise RpcError("INTERNAL", f"the content of {row.id} is not what was kept")
+        return data
+
+    async def open(self, row: Any, start: int, end: int) -> AsyncIterator[bytes]:
+        """Return a file's bytes from `start` up to, not including, `end`, in pieces.
+
+        Raises RpcError NOT_FOUND before the first piece.
+        """
+        if start >= end:
+            return _pieces(())
+        try:
+            answer = await obstore.get_async(self._contents, row.path, options={"range": (start, end)})
+        except FileNotFoundError:
+            raise RpcError("NOT_FOUND", f"the content of {row.id} is gone") from None
+        return _pieces(answer.stream())
+
+    async def remove(self, file_ids: Sequence[str], now: int) -> None:
+        """Remove files: the facts at once, so that nobody finds them any more, then the contents."""
+        async with self._database.transaction() as connection:
+            await self._forget(connection, file.c.id.in_(file_ids), now)
+        await self.sweep_contents(now)
+
+    async def remove_expired(self, now: int, limit: int) -> int:
+        """Remove files whose time is over; return how many."""
+        due = sa.select(file.c.id).where(file.c.expires_at > 0, file.c.expires_at <= now).limit(limit)
+        async with self._database.transaction() as connection:
+            ids = (await connection.scalars(due.with_for_update(skip_locked=True))).all()
+            return await self._forget(connection, file.c.id.in_(ids), now) if ids else 0
+
+    async def _forget(self, connection: Any, which: Any, now: int) -> int:
+        gone = sa.delete(file).where(which).returning(file.c.path)
+        paths = (await connection.scalars(gone)).all()
+        if paths:
+            insert = (sqlite.insert if self._database.sqlite else postgresql.insert)(file_garbage)
+            rows = [{"path": path, "due_at": now} for path in paths]
+            await connection.execute(insert.values(rows).on_conflict_do_nothing())
+        return len(paths)
+
+    async def sweep_contents(self, now: int, limit: int = 200) -> int:
+        """Remove contents that have no facts any more; return how many. A crash leaves them to the next."""
+        due = sa.select(file_garbage.c.path).where(file_garbage.c.due_at <= now).limit(limit)
+        async with self._database.reading() as connection:
+            paths = (await connection.scalars(due)).all()
+        for path in paths:
+            # One that was never written, or that another replica has removed.
+            with contextlib.suppress(FileNotFoundError):
+                await obstore.delete_async(self._contents, path)
+        if paths:
+            async with self._database.transaction() as connection:
+                await connection.execute(sa.delete(file_garbage).where(file_garbage.c.path.in_(paths)))
+        return len(paths)
+
+
+async def _pieces(stream: Any) -> AsyncIterator[bytes]:
+    if stream:
+        async for piece in stream:
             yield bytes(piece)
 
-    async def remove(self, file_ids: Sequence[str]) -> None:
-        """Remove files: the facts first, so that nobody finds a file without content."""
-        async with self._database.transaction() as connection:
-            gone = sa.delete(file).where(file.c.id.in_(file_ids)).returning(file.c.path)
-            paths = (await connection.scalars(gone)).all()
-        if paths:
-            await obstore.delete_async(self._contents, list(paths))
+
+def _facts(
+    organisation_id: str,
+    owner: str,
+    file_id: str,
+    purpose: str,
+    name: str,
+    job_id: str,
+    now: int,
+    expires_at: int,
+) -> dict[str, Any]:
+    return {
+        "id": file_id,
+        "organisation_id": organisation_id,
+        "owner": owner,
+        "purpose": purpose,
+        "name": name[:255],
+        "path": f"{organisation_id}/{file_id}",
+        "job_id": job_id,
+        "created_at": now,
+        "expires_at": expires_at,
+    }
 
 
-def type_of(data: bytes) -> str:
-    """Return the MIME type that a content shows."""
-    try:
-        return puremagic.from_string(data[:4096], mime=True) or UNKNOWN
-    except (puremagic.PureError, ValueError):
-        return UNKNOWN
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

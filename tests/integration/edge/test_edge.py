@@ -62,6 +62,7 @@ def make_envoy(folder: Path, port: int, backend: Backend | None = None, **settin
         options,
         addresses=dict.fromkeys(AREAS, f"127.0.0.1:{backend.port if backend else 9}"),
         facade_address=f"127.0.0.1:{backend.facade_port if backend else 9}",
+        files_address=f"127.0.0.1:{backend.facade_port if backend else 9}",
         port=port,
         cors_origins=(),
         admin_socket=socket_path,

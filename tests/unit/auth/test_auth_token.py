@@ -7,7 +7,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.auth.domain.errors import InvalidCredentialError
-from services.auth.domain.sealing import Seal, UnsealableError
 from services.auth.domain.token import (
     SigningKey,
     peek,
@@ -15,6 +14,7 @@ from services.auth.domain.token import (
     sign_access_token,
     sign_identity_token,
 )
+from services.common.sealing import Seal, UnsealableError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = SigningKey("sig_1", Ed25519PrivateKey.generate())

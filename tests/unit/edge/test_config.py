@@ -23,6 +23,7 @@ def make(settings: EdgeSettings, **changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "addresses": ADDRESSES,
         "facade_address": "127.0.0.1:9091",
+        "files_address": "127.0.0.1:9092",
         "port": 8080,
         "cors_origins": (),
         **changes,
@@ -75,6 +76,7 @@ def test_what_is_printed_for_another_fleet_is_complete(tmp_path: Path) -> None:
         EdgeSettings(),
         addresses={area: f"{area}.internal:9090" for area in AREAS},
         facade_address="gateway.internal:9091",
+        files_address="gateway.internal:9091",
         port=8080,
         cors_origins=["https://console.test"],
     )

@@ -82,6 +82,7 @@ def configuration(**settings: Any) -> dict[str, Any]:
         EdgeSettings(**settings),
         addresses=dict.fromkeys(AREAS, "127.0.0.1:9090"),
         facade_address="127.0.0.1:9091",
+        files_address="127.0.0.1:9091",
         port=8080,
         cors_origins=(),
     )
