@@ -75,6 +75,9 @@ class AnswerCache:
         except Uncacheable as why:
             return Look(receipt=ParameterReceipt(name="x-omnihub-cache", outcome="dropped", detail=str(why)))
         answer = await self._find(key) if wish == "on" else None
+        if answer is not None and all(each.target.name != answer.model_used for each in plan.chain):
+            # Somebody else's fallback, which this caller may not use, or could not pay.
+            answer = None
         route = plan.chain[0].model.settings
         return Look(key, asked.options.cache_ttl_s or route.cache_ttl_s, answer)
 

@@ -21,6 +21,7 @@ from services.router.streaming import Streaming
 BUFFER = 16
 # Nobody begins when the money or the limits do not allow all of them.
 _REFUSALS = (402, 429)
+_BUDGET = "BUDGET_LIMIT"
 
 _Lane = Request | RpcError
 
@@ -79,7 +80,7 @@ class Comparing:
                     lanes.append(await self._admission.admit(one, call))
                 except Exception as error:
                     failure = to_rpc_error(error)
-                    if failure.row.http in _REFUSALS:
+                    if failure.row.http in _REFUSALS or failure.reason == _BUDGET:
                         raise
                     lanes.append(failure)
         except BaseException:

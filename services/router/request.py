@@ -128,12 +128,12 @@ class Aside:
 
     def add(self, part: ChargePart, usage: Usage) -> None:
         """Take in one more."""
-        self.usage = _sum(self.usage, usage)
+        self.usage = sum_of(self.usage, usage)
         self.cost += part.amount_nano_credits
         self.parts.append(part)
 
 
-def _sum(one: Usage, other: Usage) -> Usage:
+def sum_of(one: Usage, other: Usage) -> Usage:
     """Return both usages together. What providers say they charged is not summed up: it is in the cost."""
     total = Usage(estimated=one.estimated or other.estimated)
     for count in _COUNTS:
@@ -180,6 +180,8 @@ class Request:
     lost: Aside = field(default_factory=Aside)
     running_nano: int = 0
     """The most that the candidates which run side by side can cost."""
+    running_tokens: int = 0
+    """The most tokens they can have."""
     usage: Usage = field(default_factory=Usage)
     finish: Finish = field(default_factory=Finish)
     receipt: list[ParameterReceipt] = field(default_factory=list)
@@ -328,19 +330,17 @@ class Request:
             self.cost = sum(part.amount_nano_credits for part in self.parts)
             self.taken = sum(part.cost_nano_credits for part in self.parts)
         if self.rescued_from:
-            self.usage = _sum(self.broken.usage, self.usage)
-            if self.usage.estimated and self.cost_source != "unknown":
-                self.cost_source = "estimate"
+            self.usage = sum_of(self.broken.usage, self.usage)
+        guessed = self.lost.usage.estimated or (bool(self.rescued_from) and self.usage.estimated)
+        if guessed and self.cost_source != "unknown":
+            self.cost_source = "estimate"
 
     def answer_again(self) -> None:
         """Note that a kept answer is given again: no provider was asked, and nothing is to be paid."""
         answer = self.look.answer
         assert answer is not None
         self.limit = 0
-        by = [each for each in self.plan.chain if each.target.name == answer.model_used]
-        first = self.plan.chain[0]
-        option = replace(first.option, target=Target.parse(answer.model_used))
-        self.candidate = by[0] if by else first._replace(option=option)
+        self.candidate = next(each for each in self.plan.chain if each.target.name == answer.model_used)
         self.state = "complete"
         self.usage.CopyFrom(answer.usage)
         # What the provider took then is not taken again.
@@ -486,9 +486,9 @@ class Request:
             provider=self.target.provider,
             model=self.target.name,
             task=self.plan.task,
-            usage=_sum(self.usage, self.lost.usage) if self.lost.parts else self.usage,
+            usage=sum_of(self.usage, self.lost.usage) if self.lost.parts else self.usage,
             price_version=self.price.version if self.price is not None and not again else "",
-            cost_source="estimate" if self.lost.usage.estimated else self.cost_source,
+            cost_source=self.cost_source,
             state=self.state,
             latency_ms=self.latency_ms,
             modality=self.asked.modality,
