@@ -108,7 +108,7 @@ async def running(url: str, folder: Path, routers: int) -> AsyncIterator[Platfor
             BillingSettings(),
             platform.infrastructure("billing"),
             bootstrap_credits=Decimal(1000),
-            configured_prices={"m": price, "pair": price},
+            configured_prices={"m": price, "pair": price, "free": PriceSettings(per_request=Decimal(0))},
         )
         for interface, implementation in billing.interfaces:
             registry.add(interface, implementation)
@@ -122,6 +122,7 @@ async def running(url: str, folder: Path, routers: int) -> AsyncIterator[Platfor
                 platform.infrastructure(f"router{number}"),
                 routes={
                     "m": RouteSettings(route=["a/x"], retries=0),
+                    "free": RouteSettings(route=["a/free"], retries=0),
                     "pair": RouteSettings(route=["a/x", "a/y"], retries=0),
                 },
                 vendors={},
@@ -225,14 +226,14 @@ async def test_a_comparison_that_a_budget_does_not_allow_does_not_begin(
     database_url: str, tmp_path: Path
 ) -> None:
     async with running(database_url, tmp_path, 1) as platform:
-        await platform.limit("credits", "day", "0.2")
+        await platform.limit("credits", "day", "0.1")
         await platform.heard()
         platform.providers.answers["a/x"] = [an_answer()]
         client = client_of(platform.routers[0])
         await client.chat(chat_request(max_tokens=5), a_call(CALLER))
         await platform.settled()
-        request = router_service_pb2.CompareChatRequest(chat=a_chat("", max_tokens=5, models=["m", "pair"]))
-        with pytest.raises(RpcError, match=r"BUDGET_LIMIT|IN_FLIGHT"):
+        request = router_service_pb2.CompareChatRequest(chat=a_chat("", max_tokens=5, models=["free", "m"]))
+        with pytest.raises(RpcError, match="BUDGET_LIMIT"):
             async for _ in client.compare_chat(request, a_call(CALLER)):
                 pass
         assert len(platform.providers.asked) == 1
