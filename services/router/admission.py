@@ -17,6 +17,8 @@ from services.common.rpc.errors import to_rpc_error
 from services.credits.money import format_nano, limit_nano
 from services.credits.rating import Rated, bound, provider_cost_of, sell_of
 from services.credits.savings import savings_of
+from services.router.aside import sum_of
+from services.router.asked import Asked
 from services.router.budgets import Budgets
 from services.router.caching import OFF, AnswerCache
 from services.router.domain.catalogue import Catalogue, Model, Target
@@ -32,7 +34,8 @@ from services.router.measurements import Measurements
 from services.router.metrics import observe
 from services.router.planner import Planner
 from services.router.prices import Prices, Wanted
-from services.router.request import Asked, Request, refusal_record, sum_of
+from services.router.refusals import refusal_record
+from services.router.request import Request
 from services.router.settings import RouterSettings
 
 OBSERVE_AFTER_S = 0.005

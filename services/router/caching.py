@@ -18,10 +18,11 @@ from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
 
 from services.common.rpc import Call
 from services.formats.errors import FormatError
+from services.router.asked import Asked, Look
 from services.router.domain.cacheable import Uncacheable, key_of, may_keep, raw_document, typed_document
 from services.router.domain.policy import Plan
 from services.router.domain.replay import Event, assemble, read_frames, read_whole
-from services.router.request import Asked, Look, Request
+from services.router.request import Request
 from services.router.settings import CacheSettings
 
 SCOPE = "cache"

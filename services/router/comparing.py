@@ -13,8 +13,9 @@ from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import to_rpc_error
 from services.credits.money import format_nano
 from services.router.admission import Admission
+from services.router.asked import Asked
 from services.router.endings import Endings
-from services.router.request import Asked, Request
+from services.router.request import Request
 from services.router.streaming import Streaming
 
 # Events that candidates may be ahead of the caller, all together.

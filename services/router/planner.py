@@ -12,6 +12,7 @@ from services.common.rpc import Identity
 from services.credits.money import limit_nano
 from services.credits.rating import bound
 from services.formats.turns import Turns, needed_capabilities, read_turns
+from services.router.asked import Asked
 from services.router.detection import Detector
 from services.router.domain.catalogue import AUTO, Catalogue, Model
 from services.router.domain.estimate import LARGEST, input_sizes
@@ -24,7 +25,6 @@ from services.router.domain.tasks import UNASKED, Detection
 from services.router.domain.wording import typed_capabilities, typed_turns
 from services.router.latency import Latencies
 from services.router.prices import Prices, PriceTable, Wanted
-from services.router.request import Asked
 from services.router.settings import RouterSettings
 from services.router.sticky import Sticky
 
