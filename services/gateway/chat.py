@@ -253,9 +253,12 @@ def outcome_headers(outcome: pb.Outcome) -> list[tuple[bytes, bytes]]:
     return headers
 
 
+_encoder = json.JSONEncoder(separators=(",", ":"))
+
+
 def _receipt_header(receipt: list[dict[str, str]]) -> bytes:
     """Return as many entries as fit a header, as ASCII JSON."""
-    while len(text := json.dumps(receipt, separators=(",", ":"))) > RECEIPT_LIMIT:
+    while len(text := _encoder.encode(receipt)) > RECEIPT_LIMIT:
         receipt = receipt[:-1]
     return text.encode("ascii")
 

@@ -33,6 +33,8 @@ class CallerLeftError(Exception):
 
 def header_value(text: str) -> bytes:
     """Return a text as the value of a header: what cannot stand there becomes a question mark."""
+    if text.isascii() and text.isprintable():
+        return text.encode("ascii")
     return "".join(char if char.isascii() and char.isprintable() else "?" for char in text).encode("ascii")
 
 
