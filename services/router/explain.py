@@ -112,7 +112,10 @@ class Explaining:
             output = planner.output_bound(asked, option.model) // LIKELY_SHARE
         price = draft.prices[option.target, option.model.priced_as]
         margin = draft.prices.margins.of(draft.organisation_id, option.target.name)
-        likely = 0 if price is None else bound(draft.question.input_tokens, output, price, margin)
+        likely = 0
+        if price is not None:
+            tokens, tier = draft.question.input_tokens, asked.service_tier
+            likely = bound(tokens, output, price, margin, service_tier=tier)
         return pb.CostEstimate(
             target=option.target.name,
             model=option.model.name,

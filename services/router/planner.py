@@ -48,6 +48,8 @@ class Shortlist:
     options: Sequence[Option]
     scored: bool
     exclusions: dict[tuple[object, ...], Sequence[Exclusion | None]]
+    split: bool = False
+    """Some model has versions: each request falls to one of them."""
 
 
 class Planned(NamedTuple):
@@ -221,9 +223,10 @@ class Planner:
         if found is None:
             models = of_plan(eligible(requested, catalogue, allowed), requested, rules)
             scored = automatic(requested, catalogue)
-            found = Shortlist(models, options_of(models, catalogue), scored, {})
+            split = any(model.versions for model in models)
+            found = Shortlist(models, options_of(models, catalogue), scored, {}, split)
             self._shortlists[key] = found
-        if any(model.versions for model in found.models):
+        if found.split:
             models = [model.split(unit) for model in found.models]
             return replace(found, models=models, options=options_of(models, catalogue), exclusions={})
         return found
