@@ -13,19 +13,15 @@ from collections.abc import Sequence
 
 import uvloop
 
-from services import jobs_command
-from services.billing import command as billing_command
-from services.commands import add_commands
 from services.common import log, telemetry
-from services.common.db import Database, sqlite_url
 from services.common.service import StartupError
 from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
-from services.router import command as models
-from services.router import evaluating, replaying
 from services.settings import Settings, SettingsError, load
 
-# Commands that need no settings, and what they do. Their modules are imported only when they run: nobody
-# who serves waits for them.
+# Those who serve wait for no other command: modules of the others are imported only when one is named.
+SERVING = ("serve", "config", "edge")
+OTHERS = "services.tools"
+# Commands that need no settings, and what they do.
 APART = {"provider": ("services.providers.conformance.command", "judge a plugin")}
 
 
@@ -35,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and given[0] in APART:
         module, _ = APART[given[0]]
         return int(importlib.import_module(module).main(given[1:]))
-    options = _parser().parse_args(given)
+    options = _parser(given).parse_args(given)
     try:
         settings = load()
     except SettingsError as error:
@@ -44,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(options.run(settings, options))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="omnihub", description="Self-hosted AI platform.")
     commands = parser.add_subparsers(required=True, metavar="command")
     serve = commands.add_parser("serve", help="run services until told to stop")
@@ -57,42 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     edge = commands.add_parser("edge", help="print the edge's configuration, for any Envoy fleet")
     edge.add_argument("action", choices=["config"])
     edge.set_defaults(run=_edge)
-    jobs_command.add_commands(commands)
-    billing = commands.add_parser("billing", help="check the ledger and what was charged")
-    actions = billing.add_subparsers(required=True, metavar="action")
-    actions.add_parser("check", help=billing_command.HELP).set_defaults(run=_check_ledger)
-    add_commands(commands, actions)
-    registry = commands.add_parser("models", help="show and import the models of the registry")
-    models.add_arguments(registry)
-    registry.set_defaults(run=_models)
-    router = commands.add_parser("router", help="replay decisions, evaluate policies").add_subparsers(
-        required=True, metavar="action"
-    )
-    replay = router.add_parser("replay", help="decide stored decisions again; they must agree")
-    replaying.add_arguments(replay)
-    replay.set_defaults(run=_replay)
-    evaluate = router.add_parser("evaluate", help="judge routing policies by their answers")
-    evaluating.add_arguments(evaluate)
-    evaluate.set_defaults(run=_evaluate)
+    if not given or given[0] not in SERVING:
+        importlib.import_module(OTHERS).add_commands(commands)
     for name, (_, summary) in APART.items():
         commands.add_parser(name, help=summary)
     return parser
-
-
-def _replay(settings: Settings, options: argparse.Namespace) -> int:
-    file = None if settings.database_url else settings.data_dir / "router.db"
-    return replaying.run(settings.database_url or sqlite_url(settings.data_dir / "router.db"), file, options)
-
-
-def _evaluate(settings: Settings, options: argparse.Namespace) -> int:
-    scheme = "https" if settings.edge.certificate_file else "http"
-    key_file = settings.data_dir / "bootstrap-key"
-    return evaluating.run(f"{scheme}://127.0.0.1:{settings.port}", key_file, options)
-
-
-def _models(settings: Settings, options: argparse.Namespace) -> int:
-    database = Database(settings.database_url or sqlite_url(settings.data_dir / "router.db"), "router")
-    return asyncio.run(models.run(database, settings.models, options))
 
 
 def _config(settings: Settings, options: argparse.Namespace) -> int:
@@ -178,10 +143,6 @@ def _version() -> str:
         return importlib.metadata.version("omnihub")
     except importlib.metadata.PackageNotFoundError:
         return "development"
-
-
-def _check_ledger(settings: Settings, options: argparse.Namespace) -> int:
-    return billing_command.check(settings.data_dir, settings.database_url)
 
 
 def _edge(settings: Settings, options: argparse.Namespace) -> int:

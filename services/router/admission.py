@@ -17,6 +17,8 @@ from services.common.rpc.errors import to_rpc_error
 from services.credits.money import format_nano, limit_nano
 from services.credits.rating import Rated, bound, provider_cost_of, sell_of
 from services.credits.savings import savings_of
+from services.router.aside import sum_of
+from services.router.asked import Asked
 from services.router.budgets import Budgets
 from services.router.caching import OFF, AnswerCache
 from services.router.domain.catalogue import Catalogue, Model, Target
@@ -24,7 +26,7 @@ from services.router.domain.errors import RoutingError
 from services.router.domain.estimate import LARGEST, input_bound
 from services.router.domain.limits import OrganisationRules
 from services.router.domain.policy import Candidate, Plan
-from services.router.domain.strategy import arranged, strategy_of
+from services.router.domain.strategy import Strategy, arranged, strategy_of
 from services.router.journal import Journal, JournalError
 from services.router.latency import Latencies
 from services.router.leases import HOLD_TTL_S, Leases, Reservation
@@ -32,7 +34,8 @@ from services.router.measurements import Measurements
 from services.router.metrics import observe
 from services.router.planner import Planner
 from services.router.prices import Prices, Wanted
-from services.router.request import Asked, Request, refusal_record
+from services.router.refusals import refusal_record
+from services.router.request import Request
 from services.router.settings import RouterSettings
 
 OBSERVE_AFTER_S = 0.005
@@ -86,6 +89,9 @@ class Admission:
             planned = await self.planner.plan(asked, call.identity, self.catalogue, unit, self._baseline)
             plan = planned.plan
             strategy = strategy_of(asked.options, asked.chat, plan.chain[0].model.settings)
+            if asked.background and not strategy.alone:
+                # A loser would be made to its end all the same: providers do not stop when nobody listens.
+                strategy = Strategy()
             plan = arranged(plan, strategy, unit)
             wish = self.cache.wish(asked, call, plan)
             look = await self.cache.look(wish, asked, call, plan) if wish else OFF
@@ -198,8 +204,29 @@ class Admission:
         limit = request.asked.chat.max_cost
         if beside and limit and wanted + beside > limit_nano(limit):
             return False
-        more = wanted + beside - request.reservation.amount
-        return more <= 0 or await self.reserve_more(request, more)
+        more = max(0, wanted + beside - request.reservation.amount)
+        tokens = self._more_tokens(request, candidate)
+        return not (more or tokens) or await self.reserve_more(request, more, tokens)
+
+    def _more_tokens(self, request: Request, candidate: Candidate, before: Usage | None = None) -> int:
+        """Return how many tokens `candidate` may use beyond those reserved; 0 when no limit counts them."""
+        drawn = request.reservation.drawn
+        if drawn is None or not (reserved := drawn.tokens):
+            return 0
+        wanted = self._tokens_bound(request.asked, candidate) + request.running_tokens
+        for used in (request.lost.usage, before):
+            wanted += 0 if used is None else used.input_total + used.output_total
+        return max(0, wanted - reserved)
+
+    def run_beside(self, request: Request, candidate: Candidate) -> None:
+        """Note that `candidate` runs beside others: what it may use is not there for them."""
+        request.running_nano += candidate.estimate_nano or 0
+        request.running_tokens += self._tokens_bound(request.asked, candidate)
+
+    def failed_beside(self, request: Request, candidate: Candidate) -> None:
+        """Note that a candidate which ran beside others has failed."""
+        request.running_nano -= candidate.estimate_nano or 0
+        request.running_tokens -= self._tokens_bound(request.asked, candidate)
 
     def lose(self, request: Request, lane: Request, usage: Usage | None, produced_bytes: int) -> None:
         """Put aside what a candidate has produced that another one was faster than. Nothing costs nothing.
@@ -230,12 +257,15 @@ class Admission:
         price = request.prices[candidate.target, candidate.model.priced_as]
         spent = self._rated(request, text_bytes).sell
         wanted = request.broken.cost + request.lost.cost + spent + (candidate.estimate_nano or 0)
-        wanted += 0 if price is None else bound(text_bytes, 0, price, request.margin_for(candidate.target))
+        margin, tier = request.margin_for(candidate.target), request.asked.service_tier
+        wanted += 0 if price is None else bound(text_bytes, 0, price, margin, service_tier=tier)
         limit = request.asked.chat.max_cost
         if limit and wanted > limit_nano(limit):
             return False
-        more = wanted - request.reservation.amount
-        return more <= 0 or await self.reserve_more(request, more)
+        more = max(0, wanted - request.reservation.amount)
+        before = sum_of(request.broken.usage, request.usage)
+        tokens = self._more_tokens(request, candidate, before)
+        return not (more or tokens) or await self.reserve_more(request, more, tokens)
 
     def _rated(self, request: Request, produced_bytes: int) -> Rated:
         """Return what the broken stream of the running attempt has cost, about."""
@@ -258,8 +288,10 @@ class Admission:
     async def extend(self, request: Request, output_tokens: int) -> bool:
         """Reserve credits for `output_tokens` more tokens. Tells whether that was possible."""
         price = self._price_of(request)
-        media = request.asked.media
-        more = 0 if price is None else bound(0, output_tokens, price, request.margin, media=media)
+        asked, more = request.asked, 0
+        if price is not None:
+            tier = asked.service_tier
+            more = bound(0, output_tokens, price, request.margin, media=asked.media, service_tier=tier)
         limit = request.asked.chat.max_cost
         if limit and request.reservation.amount + more > limit_nano(limit):
             return False

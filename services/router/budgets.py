@@ -110,7 +110,12 @@ class Budgets:
         """
         at = int(self._clock() * MICRO)
         needs = needs_of(rules, nano, tokens)
-        return self._draw(needs, at) or await self._acquire(organisation_id, needs, at)
+        drawn = self._draw(needs, at) or await self._acquire(organisation_id, needs, at)
+        if len(needs) < len(rules):
+            needed = {need.rule.limit_id for need in needs}
+            drawn.organisation_id = organisation_id
+            drawn.unused = [rule for rule in rules if rule.limit_id not in needed]
+        return drawn
 
     def _draw(self, needs: Sequence[Need], at: int) -> Drawn | None:
         now = self._monotonic()
@@ -202,7 +207,13 @@ class Budgets:
 
     async def extend(self, drawn: Drawn, nano: int, tokens: int) -> bool:
         """Reserve more for a running request. Tells whether that was possible."""
-        wanted = [(draw, spent_units(draw.slice.rule, nano, tokens)) for draw in drawn.draws]
+        # What a free candidate did not need, the next one may.
+        added = [
+            Draw(self._slice(rule, drawn.organisation_id, drawn.at), 0)
+            for rule in drawn.unused
+            if spent_units(rule, nano, tokens)
+        ]
+        wanted = [(draw, spent_units(draw.slice.rule, nano, tokens)) for draw in (*drawn.draws, *added)]
         wanted = [(draw, more) for draw, more in wanted if more and draw.slice.rule.measure != "requests"]
         for _ in range(TRIES):
             now = self._monotonic()
@@ -211,6 +222,10 @@ class Budgets:
                 for draw, more in wanted:
                     draw.slice.reserved += more
                     draw.amount += more
+                if added:
+                    names = {draw.slice.rule.limit_id for draw in added}
+                    drawn.draws.extend(added)
+                    drawn.unused = [rule for rule in drawn.unused if rule.limit_id not in names]
                 return True
             try:
                 async with self._lock(lacking[0][0].organisation_id):

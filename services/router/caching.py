@@ -18,10 +18,11 @@ from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
 
 from services.common.rpc import Call
 from services.formats.errors import FormatError
+from services.router.asked import Asked, Look
 from services.router.domain.cacheable import Uncacheable, key_of, may_keep, raw_document, typed_document
 from services.router.domain.policy import Plan
 from services.router.domain.replay import Event, assemble, read_frames, read_whole
-from services.router.request import Asked, Look, Request
+from services.router.request import Request
 from services.router.settings import CacheSettings
 
 SCOPE = "cache"
@@ -75,6 +76,9 @@ class AnswerCache:
         except Uncacheable as why:
             return Look(receipt=ParameterReceipt(name="x-omnihub-cache", outcome="dropped", detail=str(why)))
         answer = await self._find(key) if wish == "on" else None
+        if answer is not None and all(each.target.name != answer.model_used for each in plan.chain):
+            # Somebody else's fallback, which this caller may not use, or could not pay.
+            answer = None
         route = plan.chain[0].model.settings
         return Look(key, asked.options.cache_ttl_s or route.cache_ttl_s, answer)
 

@@ -13,14 +13,16 @@ from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import to_rpc_error
 from services.credits.money import format_nano
 from services.router.admission import Admission
+from services.router.asked import Asked
 from services.router.endings import Endings
-from services.router.request import Asked, Request
+from services.router.request import Request
 from services.router.streaming import Streaming
 
 # Events that candidates may be ahead of the caller, all together.
 BUFFER = 16
 # Nobody begins when the money or the limits do not allow all of them.
 _REFUSALS = (402, 429)
+_BUDGET = "BUDGET_LIMIT"
 
 _Lane = Request | RpcError
 
@@ -79,7 +81,7 @@ class Comparing:
                     lanes.append(await self._admission.admit(one, call))
                 except Exception as error:
                     failure = to_rpc_error(error)
-                    if failure.row.http in _REFUSALS:
+                    if failure.row.http in _REFUSALS or failure.reason == _BUDGET:
                         raise
                     lanes.append(failure)
         except BaseException:

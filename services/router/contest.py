@@ -75,7 +75,8 @@ class Contest(Generic[Answer]):
             assert error is not None
             raise error
         candidate = lane.candidate
-        self._request.running_nano -= 0 if candidate is None else candidate.estimate_nano or 0
+        if candidate is not None:
+            self._admission.failed_beside(self._request, candidate)
         self._request.adopt(lane)
         if self.failure is None or self.failure.reason not in FINAL:
             self.failure = error
@@ -95,7 +96,7 @@ class Contest(Generic[Answer]):
             if won and (finished or task.cancelled()):
                 answer = task.result() if finished else None
                 self._admission.lose(self._request, lane, _usage_of(answer), _produced(lane, answer))
-        self._request.running_nano = 0
+        self._request.running_nano = self._request.running_tokens = 0
 
 
 async def _close(answer: Any) -> None:

@@ -218,7 +218,7 @@ class Execution:
                     turns.waiting = chain([candidate], turns.waiting)
                     break
                 chosen.append(candidate)
-                request.running_nano += candidate.estimate_nano or 0
+                self._admission.run_beside(request, candidate)
         except BaseException:
             for candidate in chosen:
                 self._health.released(candidate.target)

@@ -12,12 +12,12 @@ from services.common.rpc.errors import Violation, to_rpc_error
 from services.credits.money import format_nano
 from services.credits.rating import bound
 from services.router.admission import Admission
+from services.router.asked import Asked
 from services.router.domain.errors import NoCandidateError, RoutingError
 from services.router.domain.policy import Candidate, Plan
 from services.router.domain.record import candidates_of, inputs_of
 from services.router.domain.routing import RoutingPolicy, Weights
 from services.router.planner import TRIED, Draft
-from services.router.request import Asked
 
 CHEAPEST_OTHERS = 4
 # Of what is reserved for an answer whose caller names no limit, about so much is used.
@@ -112,7 +112,10 @@ class Explaining:
             output = planner.output_bound(asked, option.model) // LIKELY_SHARE
         price = draft.prices[option.target, option.model.priced_as]
         margin = draft.prices.margins.of(draft.organisation_id, option.target.name)
-        likely = 0 if price is None else bound(draft.question.input_tokens, output, price, margin)
+        likely = 0
+        if price is not None:
+            tokens, tier = draft.question.input_tokens, asked.service_tier
+            likely = bound(tokens, output, price, margin, service_tier=tier)
         return pb.CostEstimate(
             target=option.target.name,
             model=option.model.name,

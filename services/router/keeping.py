@@ -7,7 +7,8 @@ from dataclasses import replace
 from services.common.rpc import Call
 from services.credits.money import parse_nano
 from services.router.admission import Admission
-from services.router.request import Asked, Request
+from services.router.asked import Asked
+from services.router.request import Request
 from services.router.stored_responses import StoredResponses
 
 

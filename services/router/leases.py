@@ -75,6 +75,8 @@ class Reservation:
     hold_ttl_s: int = HOLD_TTL_S
     hold_expires_at: float = 0.0
     """On the clock of `time.monotonic()`."""
+    outlives: bool = False
+    """Its request outlives this process: it is never a part of a lease, and nothing here renews it."""
     drawn: Drawn | None = None
     """What the request has reserved of limits."""
 
@@ -223,10 +225,11 @@ class Leases:
     async def hold_for(self, organisation_id: str, amount: int, ttl_s: int) -> Reservation:
         """Reserve at billing for a request that outlives this process. Raises as `reserve` does."""
         if amount == 0:
-            return Reservation(organisation_id, 0)
+            return Reservation(organisation_id, 0, hold_ttl_s=ttl_s, outlives=True)
         reservation = await self._hold(organisation_id, amount, ttl_s)
         # Nothing here renews it: it ends with its charge, or by itself.
         self._holds.pop(reservation.hold_id, None)
+        reservation.outlives = True
         return reservation
 
     async def extend(self, reservation: Reservation, amount: int) -> bool:
@@ -238,7 +241,8 @@ class Leases:
             elif lease is not None and self.is_open(lease.lease_id) and lease.can_give(amount):
                 lease.reserved += amount
             else:
-                larger = await self.reserve(reservation.organisation_id, total, reservation.hold_ttl_s)
+                reserve = self.hold_for if reservation.outlives else self.reserve
+                larger = await reserve(reservation.organisation_id, total, reservation.hold_ttl_s)
                 if lease is not None:
                     lease.reserved -= reservation.amount
                 self._take_over(reservation, larger)
@@ -252,7 +256,7 @@ class Leases:
         """Let a running request go on with another reservation of its credits."""
         reservation.lease, reservation.hold_id = larger.lease, larger.hold_id
         reservation.hold_expires_at = larger.hold_expires_at
-        if larger.hold_id:
+        if larger.hold_id and not larger.outlives:
             self._holds[larger.hold_id] = reservation
 
     async def _extend_hold(self, reservation: Reservation, amount: int) -> None:

@@ -12,6 +12,7 @@ from services.common.rpc import Identity
 from services.credits.money import limit_nano
 from services.credits.rating import bound
 from services.formats.turns import Turns, needed_capabilities, read_turns
+from services.router.asked import Asked
 from services.router.detection import Detector
 from services.router.domain.catalogue import AUTO, Catalogue, Model
 from services.router.domain.estimate import LARGEST, input_sizes
@@ -24,7 +25,6 @@ from services.router.domain.tasks import UNASKED, Detection
 from services.router.domain.wording import typed_capabilities, typed_turns
 from services.router.latency import Latencies
 from services.router.prices import Prices, PriceTable, Wanted
-from services.router.request import Asked
 from services.router.settings import RouterSettings
 from services.router.sticky import Sticky
 
@@ -48,6 +48,8 @@ class Shortlist:
     options: Sequence[Option]
     scored: bool
     exclusions: dict[tuple[object, ...], Sequence[Exclusion | None]]
+    split: bool = False
+    """Some model has versions: each request falls to one of them."""
 
 
 class Planned(NamedTuple):
@@ -221,9 +223,10 @@ class Planner:
         if found is None:
             models = of_plan(eligible(requested, catalogue, allowed), requested, rules)
             scored = automatic(requested, catalogue)
-            found = Shortlist(models, options_of(models, catalogue), scored, {})
+            split = any(model.versions for model in models)
+            found = Shortlist(models, options_of(models, catalogue), scored, {}, split)
             self._shortlists[key] = found
-        if any(model.versions for model in found.models):
+        if found.split:
             models = [model.split(unit) for model in found.models]
             return replace(found, models=models, options=options_of(models, catalogue), exclusions={})
         return found

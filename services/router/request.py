@@ -8,13 +8,11 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from msgspec import Raw
 from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.billing.v1.usage_pb2 import Charge, ChargePart
-from omnihub.common.v1.chat_pb2 import ChatInput, Finish, ParameterReceipt, Usage, WireFormat
+from omnihub.common.v1.chat_pb2 import Finish, ParameterReceipt, Usage
 from omnihub.provider.v1.provider_service_pb2 import StreamChatResponse
 from omnihub.router.v1 import router_service_pb2 as pb
-from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
 from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
 from omnihub.router.v1.decision_pb2 import Savings as SavingsMessage
 
@@ -23,8 +21,10 @@ from services.common.rpc import Call, RpcError
 from services.credits.money import format_nano
 from services.credits.rating import Rated
 from services.credits.savings import FORMULA, Savings
-from services.router.domain.catalogue import AUTO, Target
-from services.router.domain.estimate import LARGEST, likely_input, likely_tokens
+from services.router.aside import Aside, sum_of
+from services.router.asked import Asked, Look
+from services.router.domain.catalogue import Target
+from services.router.domain.estimate import likely_input, likely_tokens
 from services.router.domain.policy import Candidate, Plan
 from services.router.domain.record import candidates_of, inputs_of
 from services.router.domain.strategy import Strategy
@@ -35,110 +35,8 @@ from services.router.store import Record
 
 # A decision keeps what helps to explain it, not a provider's whole error page.
 MESSAGE_LIMIT = 500
-# Parts of a message that are paid as text is; all others may have a price of their own.
-_PLAIN_KINDS = frozenset({"text", "tool_call", "reasoning", "refusal", None})
 # As the column that keeps it.
 RESPONSE_ID_LIMIT = 256
-_COUNTS = tuple(
-    counted.name for counted in Usage.DESCRIPTOR.fields if counted.cpp_type == counted.CPPTYPE_UINT32
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a caller wants. Read from the message once: each look at a bytes field copies it."""
-
-    chat: ChatInput
-    feature: str
-    """chat, stream or embed: what a provider must offer."""
-    raw_body: bytes = b""
-    wire_format: WireFormat.ValueType = WireFormat.WIRE_FORMAT_UNSPECIFIED
-    options: pb.CallOptions = field(default_factory=pb.CallOptions)
-    max_tokens: int = 0
-    """The caller's own limit of output tokens for each choice; 0 without one."""
-    choices: int = 1
-    stateful: bool = False
-    """The provider knows more of the conversation than the body holds."""
-    vendor_bound: bool = False
-    """Only a provider that keeps state can serve it."""
-    previous: str = ""
-    """Id of the stored answer it goes on from."""
-    pinned: str = ""
-    """The provider that keeps it."""
-    stores: bool = False
-    """The provider keeps the answer."""
-    background: bool = False
-    """The answer may come later, under its id."""
-    json: bool = False
-    """The answer is to be a JSON document: half of one cannot be gone on with."""
-    tools: bool = False
-    """A foreign body offers tools."""
-    messages: Raw = field(default_factory=Raw)
-    """The conversation of a foreign body, undecoded."""
-    task: str = ""
-    """What kind of work the rpc itself says this is; empty when it does not."""
-    service_tier: str = ""
-    """The tier the caller wants to be served in."""
-
-    @property
-    def media(self) -> bool:
-        """Tell whether input or output may be other than text: rather once too often."""
-        if self.raw_body:
-            return b"audio" in self.raw_body or b"image" in self.raw_body
-        parts = (part.WhichOneof("kind") for message in self.chat.messages for part in message.parts)
-        return any(kind not in _PLAIN_KINDS for kind in parts) or bool(self.chat.extension_json)
-
-    @property
-    def modality(self) -> str:
-        """Return the kind of work, as usage is grouped."""
-        return "embeddings" if self.feature == "embed" else "chat"
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What the response cache says of a request."""
-
-    key: str = ""
-    """Under which its answer is kept; empty when it is not."""
-    ttl_s: int = 0
-    answer: CachedAnswer | None = None
-    """What it is answered with, again."""
-    receipt: ParameterReceipt | None = None
-    """Why the cache was asked for in vain."""
-
-    @property
-    def state(self) -> str:
-        """Return hit, miss or off."""
-        if self.answer is not None:
-            return "hit"
-        return "miss" if self.key else "off"
-
-
-@dataclass(slots=True)
-class Aside:
-    """What attempts have cost whose output is not the answer: broken streams, and candidates that lost."""
-
-    usage: Usage = field(default_factory=Usage)
-    cost: int = 0
-    parts: list[ChargePart] = field(default_factory=list)
-    prefill_bytes: int = 0
-    """Size of the text that the running attempt was given to go on from a broken stream."""
-    reason: str = ""
-    """What broke the last stream."""
-
-    def add(self, part: ChargePart, usage: Usage) -> None:
-        """Take in one more."""
-        self.usage = _sum(self.usage, usage)
-        self.cost += part.amount_nano_credits
-        self.parts.append(part)
-
-
-def _sum(one: Usage, other: Usage) -> Usage:
-    """Return both usages together. What providers say they charged is not summed up: it is in the cost."""
-    total = Usage(estimated=one.estimated or other.estimated)
-    for count in _COUNTS:
-        setattr(total, count, min(LARGEST, getattr(one, count) + getattr(other, count)))
-    return total
 
 
 @dataclass(slots=True)
@@ -180,6 +78,8 @@ class Request:
     lost: Aside = field(default_factory=Aside)
     running_nano: int = 0
     """The most that the candidates which run side by side can cost."""
+    running_tokens: int = 0
+    """The most tokens they can have."""
     usage: Usage = field(default_factory=Usage)
     finish: Finish = field(default_factory=Finish)
     receipt: list[ParameterReceipt] = field(default_factory=list)
@@ -328,19 +228,17 @@ class Request:
             self.cost = sum(part.amount_nano_credits for part in self.parts)
             self.taken = sum(part.cost_nano_credits for part in self.parts)
         if self.rescued_from:
-            self.usage = _sum(self.broken.usage, self.usage)
-            if self.usage.estimated and self.cost_source != "unknown":
-                self.cost_source = "estimate"
+            self.usage = sum_of(self.broken.usage, self.usage)
+        guessed = self.lost.usage.estimated or (bool(self.rescued_from) and self.usage.estimated)
+        if guessed and self.cost_source != "unknown":
+            self.cost_source = "estimate"
 
     def answer_again(self) -> None:
         """Note that a kept answer is given again: no provider was asked, and nothing is to be paid."""
         answer = self.look.answer
         assert answer is not None
         self.limit = 0
-        by = [each for each in self.plan.chain if each.target.name == answer.model_used]
-        first = self.plan.chain[0]
-        option = replace(first.option, target=Target.parse(answer.model_used))
-        self.candidate = by[0] if by else first._replace(option=option)
+        self.candidate = next(each for each in self.plan.chain if each.target.name == answer.model_used)
         self.state = "complete"
         self.usage.CopyFrom(answer.usage)
         # What the provider took then is not taken again.
@@ -486,9 +384,9 @@ class Request:
             provider=self.target.provider,
             model=self.target.name,
             task=self.plan.task,
-            usage=_sum(self.usage, self.lost.usage) if self.lost.parts else self.usage,
+            usage=sum_of(self.usage, self.lost.usage) if self.lost.parts else self.usage,
             price_version=self.price.version if self.price is not None and not again else "",
-            cost_source="estimate" if self.lost.usage.estimated else self.cost_source,
+            cost_source=self.cost_source,
             state=self.state,
             latency_ms=self.latency_ms,
             modality=self.asked.modality,
@@ -515,36 +413,3 @@ class Request:
         charge.savings_cache_nano_credits = saved.cache
         charge.savings_prompt_cache_nano_credits = saved.prompt_cache
         charge.savings_formula = FORMULA
-
-
-def refusal_record(
-    call: Call, asked: Asked, plan: Plan | None, failure: RpcError, decision_id: str
-) -> Record:
-    """Return the journal's record of a request that no provider was asked for. It costs nothing."""
-    chat, identity, now_ms = asked.chat, call.identity, int(time.time() * 1000)
-    decision = Decision(
-        decision_id=decision_id,
-        request_id=call.request_id,
-        requested_model=chat.model or AUTO,
-        state="refused",
-        reason=failure.reason,
-        message=failure.message[:MESSAGE_LIMIT],
-        cost="0",
-        key_id=identity.key_id,
-        agent_id=chat.agent_id,
-        streamed=asked.feature == "stream",
-    )
-    decision.started_at.FromMilliseconds(now_ms)
-    if plan is not None:
-        decision.task = plan.task
-        decision.inputs.CopyFrom(inputs_of(plan))
-        decision.candidates.extend(candidates_of(plan, {}))
-    return Record(
-        attempt_id=new_id("att"),
-        decision_id=decision_id,
-        organisation_id=identity.organisation_id,
-        lease_id="",
-        at_ms=now_ms,
-        decision=decision.SerializeToString(),
-        charge=b"",
-    )

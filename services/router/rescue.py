@@ -153,6 +153,9 @@ class Rescue:
         asked, current = request.asked, request.candidate
         if current is None or failure.reason in FINAL or len(request.rescued_from) == MOST:
             return
+        if request.pending:
+            # Its provider goes on with it unseen, and it is paid when that ends: two would be paid for one.
+            return
         # What the request says goes before the key's policy, and that before the route's.
         policy = asked.options.rescue or request.call.identity.rescue or current.model.settings.rescue
         if policy == "off":

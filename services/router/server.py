@@ -17,6 +17,7 @@ from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import Violation
 from services.formats import anthropic_messages, openai_chat, openai_responses
 from services.router.admission import Admission
+from services.router.asked import Asked
 from services.router.comparing import Comparing
 from services.router.counting import Counting
 from services.router.domain.shortlist import includes
@@ -25,7 +26,7 @@ from services.router.execution import Execution
 from services.router.explain import Explaining
 from services.router.keeping import Keeping
 from services.router.listing import all_shown, describe
-from services.router.request import Asked, Request
+from services.router.request import Request
 from services.router.store import JournalStore
 from services.router.stored_responses import StoredResponses
 from services.router.streaming import Streaming

@@ -153,7 +153,9 @@ class StoredResponses:
         """
         charge = Charge.FromString(stored.charge)
         if usage is not None and (usage.input_total or usage.output_total):
+            tier = charge.usage.service_tier
             charge.usage.CopyFrom(usage)
+            charge.usage.service_tier = usage.service_tier or tier
             charge.cost_source = "provider" if provider_cost_of(usage) is not None else "price"
         else:
             charge.cost_source = "estimate"

@@ -37,5 +37,5 @@ def test_a_batch_is_made_and_dead_letters_are_shown(suite: Suite) -> None:
     shown = suite.run("jobs", "dead-letters")
     assert (shown.returncode, shown.stdout) == (0, "no dead letters\n"), shown.stderr
     unknown = suite.run("jobs", "redrive", "dead_unknown")
-    assert unknown.returncode == 1
+    assert unknown.returncode == 2
     assert "NOT_FOUND" in unknown.stderr

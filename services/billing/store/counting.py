@@ -52,7 +52,8 @@ class Booking(BudgetRecords):
         spent: dict[str, tuple[int, int]] = {}
         for charge in charges:
             at = charge.at.ToMicroseconds() if charge.HasField("at") else now
-            tokens = charge.usage.input_total + charge.usage.output_total
+            # A kept answer that is given again is a request, and uses nothing else.
+            tokens = 0 if charge.cached else charge.usage.input_total + charge.usage.output_total
             drawn = {slices[each].limit_id: slices[each] for each in charge.slice_ids if each in slices}
             for limit in limits.get(charge.organisation_id, ()):
                 units = units_of(limit.measure, charge.amount_nano_credits, tokens)

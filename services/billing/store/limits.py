@@ -47,7 +47,13 @@ _SCOPE_COLUMNS = {
 _USED = {
     "credits": sa.func.sum(usage_event.c.amount),
     "requests": sa.func.count(),
-    "tokens": sa.func.sum(usage_event.c.input_total + usage_event.c.output_total),
+    # A kept answer that is given again uses none.
+    "tokens": sa.func.sum(
+        sa.case(
+            (usage_event.c.cost_source == "cache", 0),
+            else_=usage_event.c.input_total + usage_event.c.output_total,
+        )
+    ),
 }
 
 Key = tuple[str, int]

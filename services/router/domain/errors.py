@@ -61,14 +61,6 @@ class ConflictingOptionsError(RoutingError):
         self.violations = (Flaw(one, text), Flaw(other, text))
 
 
-class InvalidWishError(RoutingError):
-    """A wish is not one of the words it can be."""
-
-    def __init__(self, field: str, text: str) -> None:
-        super().__init__(f"{field}: {text}", constraint=field)
-        self.violations = (Flaw(field, text),)
-
-
 class InvalidPolicyError(RoutingError):
     """A routing policy cannot be read."""
 

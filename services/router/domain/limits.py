@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.credits.windows import window_end, window_start
@@ -93,6 +93,14 @@ class Drawn:
 
     at: int
     draws: list[Draw]
+    organisation_id: str = ""
+    unused: Sequence[Rule] = ()
+    """Rules it needed nothing of, such as budgets when the first candidate is free."""
+
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens are reserved; 0 when no limit counts them."""
+        return next((draw.amount for draw in self.draws if draw.slice.rule.measure == "tokens"), 0)
 
     @property
     def slice_ids(self) -> list[str]:

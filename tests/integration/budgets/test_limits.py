@@ -267,3 +267,33 @@ async def test_alerts_come_once_per_window_and_threshold(
     process.finish(await process.begin(of(organisation), NANO), NANO)
     await world.settle()
     assert len(await world.budgets.alerts(organisation, "", 10)) == 4
+
+
+async def test_an_answer_given_again_uses_no_tokens(world: World) -> None:
+    organisation = await world.organisation()
+    before = await world.limit(organisation, "tokens", "month", "1000")
+    process = world.replica()
+    charge = process.finish(await process.begin(of(organisation), tokens=0), 0, 500)
+    charge.cached, charge.cost_source = True, "cache"
+    await world.settle()
+    await world.advance(1)
+    (found,) = await world.budgets.limits(organisation, "", 10, world.micros)
+    assert (found[0].id, found[1].spent) == (before.limit_id, 0)
+    # Counted the same when a limit comes later.
+    after = await world.limit(organisation, "tokens", "lifetime", "1000")
+    assert after.spent == "0"
+
+
+async def test_a_request_that_began_free_goes_on_within_its_budget(world: World) -> None:
+    organisation = await world.organisation()
+    await world.limit(organisation, "credits", "hour", "1")
+    process = world.replica()
+    request = await process.begin(of(organisation), 0)
+    assert not await process.budgets.extend(request.drawn, 2 * NANO, 0)
+    assert await process.budgets.extend(request.drawn, NANO, 0)
+    await refused(lambda: process.begin(of(organisation), TENTH))
+    assert process.finish(request, NANO).slice_ids
+    await world.settle()
+    await world.check()
+    (found,) = await world.budgets.limits(organisation, "", 10, world.micros)
+    assert found[1].spent == NANO

@@ -18,6 +18,7 @@ from omnihub.billing.v1.budget_pb2 import LimitTerms
 from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.provider.v1.stored_response_service_api import StoredResponseService
+from omnihub.router.v1 import router_service_pb2
 from omnihub.router.v1.router_service_api import RouterService
 
 from services.billing.app import build as build_billing
@@ -32,6 +33,7 @@ from tests.support.budgets import admin, outcomes
 from tests.support.fakes import Fake, FakeProviders, events
 from tests.support.router import (
     a_call,
+    a_chat,
     a_usage,
     an_answer,
     chat_request,
@@ -106,7 +108,7 @@ async def running(url: str, folder: Path, routers: int) -> AsyncIterator[Platfor
             BillingSettings(),
             platform.infrastructure("billing"),
             bootstrap_credits=Decimal(1000),
-            configured_prices={"m": price},
+            configured_prices={"m": price, "pair": price, "free": PriceSettings(per_request=Decimal(0))},
         )
         for interface, implementation in billing.interfaces:
             registry.add(interface, implementation)
@@ -118,7 +120,11 @@ async def running(url: str, folder: Path, routers: int) -> AsyncIterator[Platfor
             service = build_router(
                 RouterSettings(settle_interval_s=60),
                 platform.infrastructure(f"router{number}"),
-                routes={"m": RouteSettings(route=["a/x"], retries=0)},
+                routes={
+                    "m": RouteSettings(route=["a/x"], retries=0),
+                    "free": RouteSettings(route=["a/free"], retries=0),
+                    "pair": RouteSettings(route=["a/x", "a/y"], retries=0),
+                },
                 vendors={},
             )
             await service.start()
@@ -198,3 +204,38 @@ async def test_usage_by_project_and_run(database_url: str, tmp_path: Path) -> No
             request = billing_service_pb2.ListUsageRequest(group_by=group_by)
             (found,) = (await billing.list_usage(request, admin(ORGANISATION))).groups
             assert (found.group, found.cost) == (group, "0.1")
+
+
+@pytest.mark.parametrize(("limit", "asked"), [("60", 1), ("4000", 2)])
+async def test_who_runs_beside_others_fits_into_the_limit_of_tokens(
+    database_url: str, tmp_path: Path, limit: str, asked: int
+) -> None:
+    async with running(database_url, tmp_path, 1) as platform:
+        await platform.limit("tokens", "day", limit)
+        await platform.heard()
+        answer = an_answer(usage=a_usage(10, 5))
+        platform.providers.answers["a/x"] = [answer]
+        platform.providers.answers["a/y"] = [answer]
+        request = chat_request(model="pair", max_tokens=5, parallel=True)
+        await client_of(platform.routers[0]).chat(request, a_call(CALLER))
+        assert len(platform.providers.asked) == asked
+        await platform.settled()
+
+
+async def test_a_comparison_that_a_budget_does_not_allow_does_not_begin(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with running(database_url, tmp_path, 1) as platform:
+        await platform.limit("credits", "day", "0.1")
+        await platform.heard()
+        platform.providers.answers["a/x"] = [an_answer()]
+        client = client_of(platform.routers[0])
+        await client.chat(chat_request(max_tokens=5), a_call(CALLER))
+        await platform.settled()
+        request = router_service_pb2.CompareChatRequest(chat=a_chat("", max_tokens=5, models=["free", "m"]))
+        with pytest.raises(RpcError, match="BUDGET_LIMIT"):
+            async for _ in client.compare_chat(request, a_call(CALLER)):
+                pass
+        assert len(platform.providers.asked) == 1
+        (limit,) = (await platform.settled()).limits
+        assert limit.spent == "0.1"

@@ -16,8 +16,9 @@ from omnihub.router.v1 import router_service_pb2 as pb
 from services.common.rpc import RpcError
 from services.router.caching import AnswerCache
 from services.router.domain.cacheable import Uncacheable, key_of, raw_document, typed_document
+from services.router.domain.catalogue import Catalogue
 from services.router.domain.replay import assemble, disassemble
-from services.router.settings import CacheSettings
+from services.router.settings import CacheSettings, RouteSettings
 from tests.support.fakes import events
 from tests.support.router import (
     IDENTITY,
@@ -322,6 +323,16 @@ class TestGivenAgain:
         limited = replace(IDENTITY, allowed_models=("other",))
         with pytest.raises(RpcError, match="MODEL_NOT_ALLOWED"):
             await router.client.chat(request(), a_call(limited))
+
+    async def test_an_answer_of_a_target_that_the_plan_leaves_out_is_not_given(self) -> None:
+        router = build("a/x", "b/y")
+        router.providers.answers["a/x"] = [failed(), an_answer("allowed")]
+        router.providers.answers["b/y"] = [an_answer("fallback")]
+        assert (await router.client.chat(request(), a_call())).output == "fallback"
+        providers = router.admission.catalogue.providers.values()
+        router.admission.catalogue = Catalogue.build({"m": RouteSettings(route=["a/x"])}, providers)
+        answer = await router.client.chat(request(), a_call())
+        assert (answer.output, answer.outcome.cache) == ("allowed", "miss")
 
     async def test_refresh_asks_anew_and_replaces(self) -> None:
         router = build("a/x")

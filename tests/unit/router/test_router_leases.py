@@ -266,3 +266,12 @@ async def test_a_hold_lives_as_long_as_its_request() -> None:
     world.leases.spend(reservation, 50)
     await world.leases.maintain()
     assert len(asked) == 1
+
+
+async def test_what_outlives_the_process_is_held_also_after_a_free_candidate() -> None:
+    world = World()
+    reservation = await world.leases.hold_for(ORG, 0, 86_400)
+    assert await world.leases.extend(reservation, 50)
+    # Neither part of a lease, which would stay open for it, nor renewed here for ever.
+    assert (reservation.lease, bool(reservation.hold_id), world.leases._holds) == (None, True, {})
+    assert world.billing.leases == {}
