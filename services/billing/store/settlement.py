@@ -14,7 +14,7 @@ from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.billing.domain.accounts import REVENUE, ROUNDING, cogs_of, payable_of, wallet_of
-from services.billing.domain.canonical import EVENT_CONTENT, events_digest
+from services.billing.domain.canonical import EVENT_CONTENT, FORMAT, events_digest
 from services.billing.domain.ledger import (
     PICO_PER_NANO,
     Hold,
@@ -160,5 +160,7 @@ class Settlements(Postings):
 def _fingerprint(rows: Iterable[Mapping[str, Any]], organisation_id: str) -> str:
     """Return the digest of an organisation's events: it ties them to their transaction."""
     return events_digest(
-        [row[name] for name in EVENT_CONTENT] for row in rows if row["organisation_id"] == organisation_id
+        [row[name] for name in EVENT_CONTENT[FORMAT]]
+        for row in rows
+        if row["organisation_id"] == organisation_id
     )
