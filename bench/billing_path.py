@@ -97,8 +97,8 @@ def gate(keys: int) -> Gate:
     async def nothing(lease_id: str = "") -> None:
         return
 
-    wallet = FakeBilling(available=10**18, lease_ttl_s=3600)
-    service = GenerousBudgets()
+    wallet: Any = FakeBilling(available=10**18, lease_ttl_s=3600)
+    service: Any = GenerousBudgets()
     budgets = Budgets(service, lambda on_change: BudgetRules(wallet, service, on_change), "bench", nothing)
     budgets.rules._known[ORGANISATION] = rules_of("", (), limits(keys))
     return Gate(Leases(wallet, "bench", 10**17, 10**18, nothing), budgets, keys)

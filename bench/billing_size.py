@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -39,11 +39,12 @@ ENTRIES_OF_CHARGE = 4
 SOME = 5000
 START = 1_780_000_000_000_000
 SECOND = 1_000_000
+DAY_S = 86_400
 
 
 def batched(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Yield rows in lists of SOME."""
-    while some := list(islice(rows, SOME)):
+    while some := list(itertools.islice(rows, SOME)):
         yield some
 
 
@@ -59,15 +60,16 @@ def events(count: int, organisations: int, keys: int, transactions: int) -> Iter
     made.at.FromMicroseconds(START)
     pattern = event_row(made, "", False, START)
     for number in range(count):
-        at = START + number % 86_400 * SECOND
+        # A key asks ten times in a row.
+        turn = number // 10
         yield pattern | {
             "id": f"att_{number:012d}",
             "organisation_id": organisation(number % organisations),
             "transaction_id": f"txn_{number % transactions:012d}",
-            "key_id": f"key_{number % keys}",
-            "user_id": f"usr_{number % 100}",
-            "model": f"wall/m{number % 20}",
-            "at": at,
+            "key_id": f"key_{turn % keys}",
+            "user_id": f"usr_{turn % 100}",
+            "model": f"wall/m{turn % 20}",
+            "at": START + number * DAY_S // count * SECOND,
         }
 
 
@@ -209,7 +211,9 @@ async def requests(database_url: str, count: int, keys: int, rounds: int) -> dic
         store.limits = BudgetStore(store.database, ChangeFeed(store.database, changes), PlanBook({}))
         await store.welcome([Grant("grant:0", organisation(0), 10**15)], START)
         await grow(store, count, keys)
-        period = Period(START, START + 86_400 * SECOND)
+        period = Period(START, START + DAY_S * SECOND)
+
+        batches = itertools.count(1)
 
         async def list_total(number: int) -> None:
             await store.usage(organisation(0), period, "", None, 1)
@@ -221,15 +225,13 @@ async def requests(database_url: str, count: int, keys: int, rounds: int) -> dic
             await store.balance(organisation(0))
 
         async def book(number: int) -> None:
-            nonlocal booked
-            booked += 1
+            booked = next(batches)
             batch = [
                 charge(f"new_{booked}_{n}", 100, organisation(0), provider=PROVIDER, key_id=f"key_{n % keys}")
                 for n in range(100)
             ]
             await store.settle(batch, START + booked * SECOND)
 
-        booked = 0
         works: dict[str, tuple[Callable[[int], Awaitable[object]], int]] = {
             "ListUsage, total of a day": (list_total, 20),
             "ListUsage, a day by model": (list_by_model, 20),

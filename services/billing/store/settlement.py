@@ -34,7 +34,7 @@ from services.billing.store.tables import account, hold, lease, usage_event
 from services.billing.store.usage import event_row
 from services.common.ids import new_id
 
-_IDS = sa.bindparam("ids", expanding=True)
+_IDS: Any = sa.bindparam("ids", expanding=True)
 _LOCK_LEASES = sa.select(lease).where(lease.c.id.in_(_IDS)).order_by(lease.c.id).with_for_update()
 _LOCK_HOLDS = sa.select(hold).where(hold.c.id.in_(_IDS)).order_by(hold.c.id).with_for_update()
 _SPEND = (
