@@ -37,7 +37,7 @@ PROVIDER = "wall"
 ENTRIES_OF_CHARGE = 4
 # Rows of one statement.
 SOME = 5000
-START = 1_780_000_000_000_000
+START = 1_780_002_000_000_000
 SECOND = 1_000_000
 DAY_S = 86_400
 
@@ -211,15 +211,20 @@ async def requests(database_url: str, count: int, keys: int, rounds: int) -> dic
         store.limits = BudgetStore(store.database, ChangeFeed(store.database, changes), PlanBook({}))
         await store.welcome([Grant("grant:0", organisation(0), 10**15)], START)
         await grow(store, count, keys)
-        period = Period(START, START + DAY_S * SECOND)
+        whole = Period(START, START + DAY_S * SECOND)
+        # The events of hours that are not whole have to be looked at.
+        ragged = Period(START + 1800 * SECOND, START + (DAY_S - 1800) * SECOND)
 
         batches = itertools.count(1)
 
         async def list_total(number: int) -> None:
-            await store.usage(organisation(0), period, "", None, 1)
+            await store.usage(organisation(0), whole, "", None, 1)
 
         async def list_by_model(number: int) -> None:
-            await store.usage(organisation(0), period, "model", None, 100)
+            await store.usage(organisation(0), whole, "model", None, 100)
+
+        async def list_ragged(number: int) -> None:
+            await store.usage(organisation(0), ragged, "", None, 1)
 
         async def balance(number: int) -> None:
             await store.balance(organisation(0))
@@ -235,6 +240,7 @@ async def requests(database_url: str, count: int, keys: int, rounds: int) -> dic
         works: dict[str, tuple[Callable[[int], Awaitable[object]], int]] = {
             "ListUsage, total of a day": (list_total, 20),
             "ListUsage, a day by model": (list_by_model, 20),
+            "ListUsage, total, from half past to half past": (list_ragged, 20),
             "GetBalance": (balance, 50),
             "settle 100 charges": (book, 7),
         }
