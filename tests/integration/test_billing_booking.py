@@ -129,7 +129,10 @@ async def test_names_of_any_length_and_kind_are_booked(store: Store) -> None:
 
 async def test_what_is_booked_cannot_be_changed(store: Store) -> None:
     await fund(store, "1")
+    await store.settle([charge("c", 5)], 0)
     for statement in (
+        sa.update(usage_event).values(amount=5),
+        sa.delete(usage_event),
         sa.update(ledger_entry).values(amount=5),
         sa.delete(ledger_entry),
         sa.update(ledger_transaction).values(kind="gift"),

@@ -15,7 +15,7 @@ from services.billing import command
 from services.billing.auditor import Auditor
 from services.billing.domain.correction import Request
 from services.billing.domain.grant import Grant
-from services.billing.store import Store
+from services.billing.store import Store, postings, settlement
 from services.billing.store.tables import (
     account,
     credit_grant,
@@ -29,10 +29,9 @@ from services.billing.store.tables import (
     ledger_transaction,
     usage_event,
 )
-from tests.support.billing import ORGANISATION, SECOND, assert_books_balance, charge, fund, open_store
+from tests.support.billing import ORGANISATION, SECOND, assert_books_balance, charge, fund, open_store, tamper
 
 TTL = 60 * SECOND
-GUARDED = (ledger_entry, ledger_transaction, grant_movement, ledger_block, ledger_seal)
 
 
 @pytest.fixture
@@ -48,20 +47,6 @@ async def store(database_url: str) -> AsyncIterator[Store]:
         await opened.settle([charge("c", 5)], 4)
         assert await opened.seal(5) > 0
         yield opened
-
-
-async def tamper(store: Store, *statements: Any) -> None:
-    """Change what is booked as somebody with the database's password would."""
-    async with store.database.transaction() as connection:
-        for table in GUARDED:
-            if store.database.sqlite:
-                for verb in ("update", "delete"):
-                    await connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {table.name}_no_{verb}")
-            else:
-                name = f'"{store.database.schema}".{table.name}'
-                await connection.exec_driver_sql(f"ALTER TABLE {name} DISABLE TRIGGER ALL")
-        for statement in statements:
-            await connection.execute(statement)
 
 
 async def found(store: Store) -> set[str]:
@@ -92,6 +77,8 @@ EVENT = sa.select(usage_event.c.transaction_id).where(usage_event.c.id == "a").s
         (sa.update(usage_event).where(usage_event.c.id == "a").values(model="m"), {"chain"}),
         (sa.update(usage_event).where(usage_event.c.id == "a").values(transaction_id="t"), {"event_booked"}),
         (sa.delete(usage_event).where(usage_event.c.id == "c"), {"charged", "chain"}),
+        (sa.update(usage_event).where(usage_event.c.id == "a").values(project_id="p"), {"chain"}),
+        (sa.update(usage_event).where(usage_event.c.id == "a").values(rating="null"), {"chain"}),
         (sa.update(credit_grant).values(remaining=7), {"grant_remaining", "slices"}),
         (sa.update(grant_movement).where(grant_movement.c.kind == "reopen").values(amount=7), {"chain"}),
         (sa.update(account).where(account.c.kind == "receivable").values(posted=7), {"receivable", "posted"}),
@@ -108,6 +95,24 @@ async def test_what_was_changed_is_found(store: Store, statement: Any, rules: se
     assert (await store.check(9)).ok
     await tamper(store, statement)
     assert rules <= await found(store)
+
+
+async def test_what_was_sealed_in_the_first_format_stays_checkable(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(settlement, "FORMAT", 1)
+        patch.setattr(postings, "FORMAT", 1)
+        await store.settle([charge("old", 7)], 6)
+    await store.settle([charge("new", 8)], 7)
+    assert await store.seal(8) == 2
+    assert (await store.check(9)).ok
+    old = sa.update(usage_event).where(usage_event.c.id == "old")
+    # The first format did not cover this column.
+    await tamper(store, old.values(run_id="r"))
+    assert (await store.check(9)).ok
+    await tamper(store, old.values(model="m"))
+    assert await found(store) == {"chain"}
 
 
 async def test_a_transaction_that_was_slipped_in_is_found(store: Store) -> None:

@@ -30,7 +30,9 @@ from services.billing.store.tables import (
     grant_movement,
     hold,
     lease,
+    ledger_block,
     ledger_entry,
+    ledger_seal,
     ledger_transaction,
     usage_event,
 )
@@ -172,6 +174,23 @@ async def open_store(database_url: str, store: type[Store] = Store) -> AsyncIter
         yield opened
     finally:
         await database.close()
+
+
+GUARDED = (ledger_entry, ledger_transaction, grant_movement, ledger_block, ledger_seal, usage_event)
+
+
+async def tamper(store: Store, *statements: Any) -> None:
+    """Change what is booked as somebody with the database's password would."""
+    async with store.database.transaction() as connection:
+        for table in GUARDED:
+            if store.database.sqlite:
+                for verb in ("update", "delete"):
+                    await connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {table.name}_no_{verb}")
+            else:
+                name = f'"{store.database.schema}".{table.name}'
+                await connection.exec_driver_sql(f"ALTER TABLE {name} DISABLE TRIGGER ALL")
+        for statement in statements:
+            await connection.execute(statement)
 
 
 async def fund(store: Store, credits: str, organisation_id: str = ORGANISATION) -> None:

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Whoever adds a column to events leaves this as it is: a new list is a new format.
-FORMAT = 1
-EVENT_CONTENT = (
+# Of a new transaction. Whoever adds a column to events adds a format: what is sealed is checked by its own.
+FORMAT = 2
+_FIRST = (
     "id",
     "organisation_id",
     "lease_id",
@@ -47,6 +47,29 @@ EVENT_CONTENT = (
     "estimated",
     "provider_cost",
 )
+EVENT_CONTENT = {
+    1: _FIRST,
+    2: (
+        *_FIRST,
+        "project_id",
+        "run_id",
+        "margin_version",
+        "service_tier",
+        "output_image",
+        "images",
+        "pixels",
+        "milliseconds",
+        "characters",
+        "compute_milliseconds",
+        "baseline",
+        "savings_routing",
+        "savings_cache",
+        "savings_prompt_cache",
+        "savings_formula",
+        "rating",
+    ),
+}
+"""What the digest of a transaction's events covers, by format. Format 0 had no digest."""
 TRANSACTION_CONTENT = (
     "id",
     "kind",
@@ -63,7 +86,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circ
 
 
 def events_digest(events: Iterable[Sequence[Any]]) -> str:
-    """Return the digest of a transaction's events, each in the order of EVENT_CONTENT."""
+    """Return the digest of a transaction's events, each in the order of its format's EVENT_CONTENT."""
     return hashlib.sha256(_encode(sorted(list(event) for event in events)).encode()).hexdigest()
 
 

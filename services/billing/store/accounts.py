@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,6 +25,22 @@ from services.common.ids import new_id
 
 AVAILABLE = account.c.posted - account.c.held - account.c.leased
 OPEN, CLOSED = "open", "closed"
+# Statements of the paths that are walked for every request are made once: that costs more than to run them.
+_ADD = (
+    sa.update(account)
+    .where(account.c.id == sa.bindparam("account_id"))
+    .values(
+        posted=account.c.posted + sa.bindparam("posted_sum"),
+        held=account.c.held + sa.bindparam("held_sum"),
+        leased=account.c.leased + sa.bindparam("leased_sum"),
+    )
+)
+_LOCK_WALLETS = (
+    sa.select(account.c.id, account.c.posted, account.c.held, account.c.leased, account.c.state)
+    .where(account.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(account.c.id)
+    .with_for_update(key_share=True)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +123,8 @@ class Accounts:
     async def _insert_new(self, connection: AsyncConnection, table: sa.Table, row: dict[str, Any]) -> bool:
         """Insert a row unless its id exists; tell whether it was inserted."""
         # Drivers do not agree on how many rows an insert that did nothing has touched.
-        insert = self._insert(table).on_conflict_do_nothing().returning(table.c.id)
-        return (await connection.execute(insert, row)).scalar_one_or_none() is not None
+        inserted = await connection.execute(inserting_new(self._insert, table), row)
+        return inserted.scalar_one_or_none() is not None
 
     async def _add(self, connection: AsyncConnection, sums: Mapping[str, Mapping[str, int]]) -> None:
         """Add to posted, held and leased of accounts.
@@ -115,15 +132,6 @@ class Accounts:
         Organisations come first, each in the order of ids: the platform's accounts, which everybody
         wants, are locked for the shortest time.
         """
-        statement = (
-            sa.update(account)
-            .where(account.c.id == sa.bindparam("account_id"))
-            .values(
-                posted=account.c.posted + sa.bindparam("posted_sum"),
-                held=account.c.held + sa.bindparam("held_sum"),
-                leased=account.c.leased + sa.bindparam("leased_sum"),
-            )
-        )
         rows = [
             {
                 "account_id": account_id,
@@ -135,7 +143,7 @@ class Accounts:
             if any(sums[account_id].values())
         ]
         if rows:
-            await connection.execute(statement, rows)
+            await connection.execute(_ADD, rows)
 
     async def _open(self, connection: AsyncConnection, organisation_ids: Iterable[str], now: int) -> None:
         """Make sure organisations have their accounts."""
@@ -171,11 +179,16 @@ class Accounts:
         Everything an organisation's credits consist of is changed only under this lock.
         """
         wallets = {wallet_of(organisation_id): organisation_id for organisation_id in organisation_ids}
-        query = sa.select(account).where(account.c.id.in_(wallets)).order_by(account.c.id)
-        rows = await connection.execute(query.with_for_update(key_share=True))
+        rows = await connection.execute(_LOCK_WALLETS, {"ids": list(wallets)})
         return {
             wallets[row.id]: Balance(row.posted, row.held, row.leased, row.state == CLOSED) for row in rows
         }
+
+
+@cache
+def inserting_new(insert: Any, table: sa.Table) -> Any:
+    """Return the statement that inserts rows unless their ids exist, and returns those it has inserted."""
+    return insert(table).on_conflict_do_nothing().returning(table.c.id)
 
 
 def _account_row(id: str, organisation_id: str, kind: str, now: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from services.billing.domain.canonical import EVENT_CONTENT, FORMAT, GENESIS, block_hash, events_digest
+from services.billing.domain.canonical import EVENT_CONTENT, GENESIS, block_hash, events_digest
 from services.billing.domain.difference import Difference
 from services.billing.store.chain import contents_of, digests_of
 from services.billing.store.tables import (
@@ -54,7 +54,7 @@ def _check_block(connection: sa.Connection, block: Any) -> Iterator[Difference]:
         part = ids[first : first + SOME]
         transactions, entries, movements = (connection.execute(query).all() for query in contents_of(part))
         digests |= digests_of(transactions, entries, movements)
-        yield from _check_events(connection, part, transactions)
+        yield from _check_events(connection, transactions)
     for missing in [each for each in ids if each not in digests]:
         yield Difference(RULE, missing, f"a transaction of block {block.number}", "none")
     sealed = block_hash(block.previous_hash, block.number, (digests.get(each, "") for each in ids))
@@ -62,21 +62,25 @@ def _check_block(connection: sa.Connection, block: Any) -> Iterator[Difference]:
         yield Difference(RULE, f"block {block.number}", sealed, block.hash)
 
 
-def _check_events(connection: sa.Connection, ids: list[str], transactions: Any) -> Iterator[Difference]:
+def _check_events(connection: sa.Connection, transactions: Any) -> Iterator[Difference]:
     """Compare the events of transactions with the digest that each transaction carries."""
-    expected = {
-        row.id: row.fingerprint for row in transactions if row.kind == "charges" and row.format == FORMAT
-    }
-    query = sa.select(usage_event.c.transaction_id, *(usage_event.c[name] for name in EVENT_CONTENT))
-    query = query.where(usage_event.c.transaction_id.in_(ids)).order_by(usage_event.c.transaction_id)
-    digests = {
-        transaction_id: events_digest(row[1:] for row in rows)
-        for transaction_id, rows in groupby(connection.execute(query), key=lambda row: row[0])
-    }
-    for transaction_id, fingerprint in expected.items():
-        digest = digests.get(transaction_id, "no events")
-        if digest != fingerprint:
-            yield Difference(RULE, transaction_id, f"events {digest}", f"events {fingerprint}")
+    formats: dict[int, dict[str, str]] = {}
+    for row in transactions:
+        if row.kind == "charges" and row.format in EVENT_CONTENT:
+            formats.setdefault(row.format, {})[row.id] = row.fingerprint
+    for form, expected in formats.items():
+        query = sa.select(
+            usage_event.c.transaction_id, *(usage_event.c[name] for name in EVENT_CONTENT[form])
+        )
+        query = query.where(usage_event.c.transaction_id.in_(expected)).order_by(usage_event.c.transaction_id)
+        digests = {
+            transaction_id: events_digest(row[1:] for row in rows)
+            for transaction_id, rows in groupby(connection.execute(query), key=lambda row: row[0])
+        }
+        for transaction_id, fingerprint in expected.items():
+            digest = digests.get(transaction_id, "no events")
+            if digest != fingerprint:
+                yield Difference(RULE, transaction_id, f"events {digest}", f"events {fingerprint}")
 
 
 def _outside(connection: sa.Connection) -> Iterator[Difference]:

@@ -36,6 +36,7 @@ TOPIC = "budget"
 EVERYONE = "*"
 # Booking shares this lock, changing limits and plans takes it alone. Only within billing's database.
 _LOCK = 0x6F6D6E6962756467
+_SHARE = sa.select(sa.func.pg_advisory_xact_lock_shared(_LOCK))
 _SCOPE_COLUMNS = {
     "organisation": usage_event.c.organisation_id,
     "workspace": usage_event.c.workspace_id,
@@ -88,7 +89,7 @@ class BudgetRecords:
     async def _booking(self, connection: AsyncConnection) -> None:
         """See every limit there is, until this transaction ends."""
         if not self.database.sqlite:
-            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_LOCK)))
+            await connection.execute(_SHARE)
 
     async def _changing(self, connection: AsyncConnection) -> None:
         """Wait until nobody books who has not seen the change this transaction makes."""

@@ -22,6 +22,19 @@ from services.billing.store.tables import (
 from services.common.ids import new_id
 
 Sums = dict[str, dict[str, int]]
+_INSERT_LEDGER_TRANSACTION = sa.insert(ledger_transaction)
+_INSERT_LEDGER_ENTRY = sa.insert(ledger_entry)
+_INSERT_GRANT_MOVEMENT = sa.insert(grant_movement)
+_INSERT_UNSEALED = sa.insert(unsealed)
+_CHANGE_GRANT = (
+    sa.update(credit_grant)
+    .where(credit_grant.c.id == sa.bindparam("grant_id"))
+    .values(remaining=credit_grant.c.remaining + sa.bindparam("change"))
+)
+_GRANTS = sa.select(credit_grant).where(
+    credit_grant.c.organisation_id.in_(sa.bindparam("organisations", expanding=True)),
+    sa.or_(credit_grant.c.remaining > 0, credit_grant.c.id.in_(sa.bindparam("also", expanding=True))),
+)
 
 
 class Postings(Accounts):
@@ -37,12 +50,9 @@ class Postings(Accounts):
 
         They hold the grants of which something is left, and those named by `also`.
         """
-        query = sa.select(credit_grant).where(
-            credit_grant.c.organisation_id.in_(balances),
-            sa.or_(credit_grant.c.remaining > 0, credit_grant.c.id.in_(list(also))),
-        )
         slices: dict[str, list[Slice]] = {}
-        for row in await connection.execute(query):
+        asked = {"organisations": list(balances), "also": list(also)}
+        for row in await connection.execute(_GRANTS, asked):
             slices.setdefault(row.organisation_id, []).append(slice_of_row(row))
         return {
             organisation_id: Purse(
@@ -86,7 +96,7 @@ class Postings(Accounts):
         """
         rows = [_transaction_row(posting, now) for posting in postings if posting.id != claimed]
         if rows:
-            await connection.execute(sa.insert(ledger_transaction), rows)
+            await connection.execute(_INSERT_LEDGER_TRANSACTION, rows)
         await self._add(connection, _sums(postings, reserved or {}))
         await self._book_entries(
             connection,
@@ -97,7 +107,7 @@ class Postings(Accounts):
             ],
         )
         await self._move_grants(connection, postings)
-        await connection.execute(sa.insert(unsealed), [{"transaction_id": p.id} for p in postings])
+        await connection.execute(_INSERT_UNSEALED, [{"transaction_id": p.id} for p in postings])
 
     async def _book_entries(
         self, connection: AsyncConnection, entries: Sequence[tuple[str, str, int]]
@@ -114,7 +124,7 @@ class Postings(Accounts):
             if amount
         ]
         if rows:
-            await connection.execute(sa.insert(ledger_entry), rows)
+            await connection.execute(_INSERT_LEDGER_ENTRY, rows)
 
     async def _move_grants(self, connection: AsyncConnection, postings: Sequence[Posting]) -> None:
         changes: dict[str, int] = {}
@@ -133,15 +143,10 @@ class Postings(Accounts):
                     }
                 )
         if rows:
-            statement = (
-                sa.update(credit_grant)
-                .where(credit_grant.c.id == sa.bindparam("grant_id"))
-                .values(remaining=credit_grant.c.remaining + sa.bindparam("change"))
-            )
             await connection.execute(
-                statement, [{"grant_id": each, "change": changes[each]} for each in sorted(changes)]
+                _CHANGE_GRANT, [{"grant_id": each, "change": changes[each]} for each in sorted(changes)]
             )
-            await connection.execute(sa.insert(grant_movement), rows)
+            await connection.execute(_INSERT_GRANT_MOVEMENT, rows)
 
 
 def slice_of_row(row: Any) -> Slice:

@@ -7,6 +7,8 @@ organisation are sums over all of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from operator import add, itemgetter
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,37 +35,47 @@ DIMENSIONS = {
 }
 TOTAL = ""
 PLATFORM_DIMENSIONS = (TOTAL, "model", "provider")
+_COLUMNS = ("organisation_id", "dimension", "hour", "value", "requests", *SUMS)
+_values = itemgetter(*(column.name for column in DIMENSIONS.values()))
+_numbers = itemgetter(*SUMS)
 
 
 async def roll_up(connection: AsyncConnection, insert: Any, events: Iterable[Mapping[str, Any]]) -> None:
     """Add events, each of them new, to the sums. The last locks of a transaction, in order of their keys."""
-    sums: dict[tuple[str, str, int, str], list[int]] = {}
+    alike: dict[tuple[Any, ...], list[int]] = {}
     for event in events:
-        numbers = [1, *(event[name] for name in SUMS)]
-        for key in _keys(event):
-            known = sums.get(key)
-            sums[key] = numbers if known is None else [a + b for a, b in zip(known, numbers, strict=True)]
+        # Those of a batch are much alike: each sum is then made of few.
+        _add(alike, (event["organisation_id"], event["at"] // HOUR, *_values(event)), (1, *_numbers(event)))
+    sums: dict[tuple[str, str, int, str], list[int]] = {}
+    for same, numbers in alike.items():
+        for key in _keys(*same):
+            _add(sums, key, numbers)
     if not sums:
         return
-    names = ("organisation_id", "dimension", "hour", "value", "requests", *SUMS)
-    rows = [dict(zip(names, (*key, *sums[key]), strict=True)) for key in sorted(sums)]
+    rows = [dict(zip(_COLUMNS, (*key, *sums[key]), strict=True)) for key in sorted(sums)]
+    await connection.execute(_adding(insert), rows)
+
+
+def _add(sums: dict[Any, list[int]], key: Any, numbers: Sequence[int]) -> None:
+    known = sums.get(key)
+    sums[key] = list(numbers) if known is None else list(map(add, known, numbers))
+
+
+@cache
+def _adding(insert: Any) -> Any:
+    """Return the statement, made once: making it anew costs more than a row of it."""
     statement = insert(usage_rollup)
     added = {name: usage_rollup.c[name] + statement.excluded[name] for name in ("requests", *SUMS)}
-    await connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[column.name for column in usage_rollup.primary_key], set_=added
-        ),
-        rows,
+    return statement.on_conflict_do_update(
+        index_elements=[column.name for column in usage_rollup.primary_key], set_=added
     )
 
 
-def _keys(event: Mapping[str, Any]) -> Iterable[tuple[str, str, int, str]]:
-    hour = event["at"] // HOUR
-    organisation_id = event["organisation_id"]
+def _keys(organisation_id: str, hour: int, *values: str) -> Iterable[tuple[str, str, int, str]]:
     yield organisation_id, TOTAL, hour, ""
     yield EVERYONE, TOTAL, hour, ""
-    for dimension, column in DIMENSIONS.items():
-        value = event[column.name][:LONGEST_VALUE]
+    for dimension, name in zip(DIMENSIONS, values, strict=True):
+        value = name[:LONGEST_VALUE]
         yield organisation_id, dimension, hour, value
         if dimension in PLATFORM_DIMENSIONS:
             yield EVERYONE, dimension, hour, value

@@ -7,6 +7,7 @@ transaction is what it took from the organisation, and each event exists once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,7 +15,7 @@ from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.billing.domain.accounts import REVENUE, ROUNDING, cogs_of, payable_of, wallet_of
-from services.billing.domain.canonical import EVENT_CONTENT, events_digest
+from services.billing.domain.canonical import EVENT_CONTENT, FORMAT, events_digest
 from services.billing.domain.ledger import (
     PICO_PER_NANO,
     Hold,
@@ -25,13 +26,28 @@ from services.billing.domain.ledger import (
     settle,
 )
 from services.billing.domain.purse import Posting
-from services.billing.store.accounts import Balance
+from services.billing.store.accounts import Balance, inserting_new
 from services.billing.store.counting import Alert, Booking, announce
 from services.billing.store.postings import Postings
 from services.billing.store.rollup import roll_up
 from services.billing.store.tables import account, hold, lease, usage_event
 from services.billing.store.usage import event_row
 from services.common.ids import new_id
+
+_IDS: Any = sa.bindparam("ids", expanding=True)
+_LOCK_LEASES = sa.select(lease).where(lease.c.id.in_(_IDS)).order_by(lease.c.id).with_for_update()
+_LOCK_HOLDS = sa.select(hold).where(hold.c.id.in_(_IDS)).order_by(hold.c.id).with_for_update()
+_SPEND = (
+    sa.update(lease)
+    .where(lease.c.id == sa.bindparam("lease_id"))
+    .values(spent=lease.c.spent + sa.bindparam("more"))
+)
+_CAPTURE = (
+    sa.update(hold)
+    .where(hold.c.id == sa.bindparam("hold_id"))
+    .values(state="captured", captured=sa.bindparam("part"))
+)
+_CONTENT = {form: itemgetter(*names) for form, names in EVENT_CONTENT.items()}
 
 
 class Settlements(Postings):
@@ -61,7 +77,7 @@ class Settlements(Postings):
                 )
                 for charge in by_id.values()
             }
-            insert = self._insert(usage_event).on_conflict_do_nothing().returning(usage_event.c.id)
+            insert = inserting_new(self._insert, usage_event)
             booked = (await connection.scalars(insert, list(rows.values()))).all()
             fresh = [by_id[charge_id] for charge_id in booked]
             if fresh:
@@ -80,8 +96,7 @@ class Settlements(Postings):
         ids = {charge.lease_id for charge in charges if charge.lease_id and not charge.hold_id}
         if not ids:
             return {}
-        query = sa.select(lease).where(lease.c.id.in_(ids)).order_by(lease.c.id).with_for_update()
-        rows = await connection.execute(query)
+        rows = await connection.execute(_LOCK_LEASES, {"ids": list(ids)})
         return {
             row.id: Lease(row.id, row.account_id, row.granted, row.spent, row.state == "open") for row in rows
         }
@@ -90,22 +105,19 @@ class Settlements(Postings):
         ids = {charge.hold_id for charge in charges if charge.hold_id}
         if not ids:
             return {}
-        query = sa.select(hold).where(hold.c.id.in_(ids)).order_by(hold.c.id).with_for_update()
-        rows = await connection.execute(query)
+        rows = await connection.execute(_LOCK_HOLDS, {"ids": list(ids)})
         return {row.id: Hold(row.id, row.account_id, row.amount, row.state == "open") for row in rows}
 
     async def _end_reservations(self, connection: AsyncConnection, settlement: Settlement) -> None:
         """Their rows are locked: the amounts were computed from what is still there."""
         if settlement.spent:
-            spend = sa.update(lease).where(lease.c.id == sa.bindparam("lease_id"))
             await connection.execute(
-                spend.values(spent=lease.c.spent + sa.bindparam("more")),
+                _SPEND,
                 [{"lease_id": lease_id, "more": amount} for lease_id, amount in settlement.spent.items()],
             )
         if settlement.captured:
-            capture = sa.update(hold).where(hold.c.id == sa.bindparam("hold_id"))
             await connection.execute(
-                capture.values(state="captured", captured=sa.bindparam("part")),
+                _CAPTURE,
                 [{"hold_id": hold_id, "part": amount} for hold_id, amount in settlement.captured.items()],
             )
 
@@ -159,6 +171,5 @@ class Settlements(Postings):
 
 def _fingerprint(rows: Iterable[Mapping[str, Any]], organisation_id: str) -> str:
     """Return the digest of an organisation's events: it ties them to their transaction."""
-    return events_digest(
-        [row[name] for name in EVENT_CONTENT] for row in rows if row["organisation_id"] == organisation_id
-    )
+    content = _CONTENT[FORMAT]
+    return events_digest(content(row) for row in rows if row["organisation_id"] == organisation_id)

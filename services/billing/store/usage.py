@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,7 +20,7 @@ from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.billing.domain.ledger import cost_of
-from services.billing.domain.usage import DAY_0, Period, moment
+from services.billing.domain.usage import DAY_0, Period
 from services.billing.store.accounts import Accounts
 from services.billing.store.rollup import (
     DIMENSIONS,
@@ -35,11 +36,13 @@ from services.billing.store.tables import usage_event, usage_rollup
 
 DAY = "day"
 HOURS_OF_DAY = 24
+DAY_US = HOURS_OF_DAY * HOUR
 _TEXTS = tuple(
     column.name
     for column in usage_event.c
     if isinstance(column.type, sa.Text) or column.name in ("margin_version", "savings_formula")
 )
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 # Of a charge, what is needed to rate it again and has no column of its own.
 _RATING = ("usage", "units", "parts", "limit_nano_credits")
 
@@ -76,7 +79,7 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
         "amount": charge.amount_nano_credits,
         "cost": cost_of(charge),
         "at": at,
-        "day": moment(at).date().isoformat(),
+        "day": _day_of(at // DAY_US),
         "request_id": charge.request_id,
         "decision_id": charge.decision_id,
         "key_id": charge.key_id,
@@ -112,7 +115,7 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
         "milliseconds": units.milliseconds,
         "characters": units.characters,
         "compute_milliseconds": units.compute_milliseconds,
-        "rating": json.dumps(_plain(charge, _RATING), separators=(",", ":")),
+        "rating": _encode(_plain(charge, _RATING)),
         **_savings(charge),
         "rounding_pico": charge.rounding_pico_credits,
     }
@@ -120,6 +123,11 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict
         # A foreign name must not keep a charge from being booked: PostgreSQL refuses this character.
         row[name] = row[name].replace("\0", "")
     return row
+
+
+@lru_cache
+def _day_of(number: int) -> str:
+    return date.fromordinal(DAY_0.toordinal() + number).isoformat()
 
 
 def _savings(charge: Charge) -> dict[str, Any]:

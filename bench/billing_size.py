@@ -1,0 +1,250 @@
+"""What a ledger of a million rows costs: its check, and requests beside those of a small one."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import sqlalchemy as sa
+
+from services.billing.domain.accounts import REVENUE, account_of, cogs_of, payable_of, wallet_of
+from services.billing.domain.canonical import EVENT_CONTENT, FORMAT, events_digest
+from services.billing.domain.grant import Grant
+from services.billing.domain.plan import PlanBook
+from services.billing.domain.usage import Period
+from services.billing.store import Store
+from services.billing.store.budgets import BudgetStore
+from services.billing.store.checks import check_ledger
+from services.billing.store.rollup import roll_up
+from services.billing.store.tables import (
+    account,
+    changes,
+    credit_grant,
+    grant_movement,
+    ledger_entry,
+    ledger_transaction,
+    unsealed,
+    usage_event,
+)
+from services.billing.store.usage import event_row
+from services.common.change_feed import ChangeFeed
+from tests.support.billing import charge, open_store
+
+AMOUNT, COST = 1_500_000, 1_400_000
+PROVIDER = "wall"
+ENTRIES_OF_CHARGE = 4
+# Rows of one statement.
+SOME = 5000
+START = 1_780_002_000_000_000
+SECOND = 1_000_000
+DAY_S = 86_400
+
+
+def batched(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows in lists of SOME."""
+    while some := list(itertools.islice(rows, SOME)):
+        yield some
+
+
+def organisation(number: int) -> str:
+    """Return the id of an organisation."""
+    return f"org_{number:04d}"
+
+
+def events(count: int, organisations: int, keys: int, transactions: int) -> Iterator[dict[str, Any]]:
+    """Yield rows of usage events; each of `transactions` booked as many of them as any other."""
+    made = charge("", AMOUNT, provider=PROVIDER, cost_nano_credits=COST, task="chat", modality="text")
+    made.usage.input_total, made.usage.output_total = 900, 300
+    made.at.FromMicroseconds(START)
+    pattern = event_row(made, "", False, START)
+    for number in range(count):
+        # A key asks ten times in a row.
+        turn = number // 10
+        yield pattern | {
+            "id": f"att_{number:012d}",
+            "organisation_id": organisation(number % organisations),
+            "transaction_id": f"txn_{number % transactions:012d}",
+            "key_id": f"key_{turn % keys}",
+            "user_id": f"usr_{turn % 100}",
+            "model": f"wall/m{turn % 20}",
+            "at": START + number * DAY_S // count * SECOND,
+        }
+
+
+async def fill(store: Store, count: int, organisations: int, keys: int) -> None:
+    """Book `count` charges, each in a transaction of its own, as `settle` would; no rollup, no seals."""
+    grants = [Grant(f"grant:{n}", organisation(n), 10**14) for n in range(organisations)]
+    await store.welcome(grants, START)
+    await store.settle([charge("first", 1, organisation(0), provider=PROVIDER)], START)
+    of_event = EVENT_CONTENT[FORMAT]
+    for rows in batched(events(count, organisations, keys, count)):
+        transactions: list[dict[str, Any]] = []
+        entries: list[dict[str, Any]] = []
+        movements: list[dict[str, Any]] = []
+        for row in rows:
+            organisation_id, transaction_id = row["organisation_id"], row["transaction_id"]
+            fingerprint = events_digest([[row[name] for name in of_event]])
+            transactions.append(
+                dict.fromkeys(("actor", "note", "refers_to"), "")
+                | {"id": transaction_id, "kind": "charges", "fingerprint": fingerprint}
+                | {"at": row["at"], "organisation_id": organisation_id, "format": FORMAT}
+            )
+            for account_id, amount in (
+                (account_of("wallet.promo", organisation_id), -AMOUNT),
+                (REVENUE, AMOUNT),
+                (cogs_of(PROVIDER), -COST),
+                (payable_of(PROVIDER), COST),
+            ):
+                entries.append({"transaction_id": transaction_id, "account_id": account_id, "amount": amount})
+            grant_id = f"grant:{int(organisation_id[4:])}"
+            movements.append(
+                {"transaction_id": transaction_id, "position": 0, "grant_id": grant_id}
+                | {"kind": "release", "amount": AMOUNT}
+            )
+        waiting = [{"transaction_id": row["transaction_id"]} for row in rows]
+        await _insert(
+            store,
+            (ledger_transaction, transactions),
+            (ledger_entry, entries),
+            (grant_movement, movements),
+            (unsealed, waiting),
+            (usage_event, rows),
+        )
+    await _project(store, count, organisations)
+
+
+async def _insert(store: Store, *parts: tuple[sa.Table, list[dict[str, Any]]]) -> None:
+    async with store.database.transaction() as connection:
+        raw = (await connection.get_raw_connection()).driver_connection
+        assert raw is not None
+        for table, rows in parts:
+            names = list(rows[0])
+            columns = ", ".join(f'"{name}"' for name in names)
+            if store.database.sqlite:
+                marks = ", ".join("?" * len(names))
+                values = [tuple(row.values()) for row in rows]
+                await raw.executemany(f"INSERT INTO {table.name} ({columns}) VALUES ({marks})", values)
+                continue
+            target = f'COPY "{store.database.schema}".{table.name} ({columns}) FROM STDIN'
+            async with raw.cursor() as cursor, cursor.copy(target) as copy:
+                for row in rows:
+                    await copy.write_row(tuple(row.values()))
+
+
+async def _project(store: Store, count: int, organisations: int) -> None:
+    """Make the balances what the new entries say."""
+    totals: dict[str, int] = {}
+    async with store.database.transaction() as connection:
+        rows = await connection.execute(
+            sa.select(ledger_entry.c.account_id, sa.func.sum(ledger_entry.c.amount)).group_by(
+                ledger_entry.c.account_id
+            )
+        )
+        totals = {row[0]: int(row[1]) for row in rows}
+        for number in range(organisations):
+            name = account_of("wallet.promo", organisation(number))
+            totals[wallet_of(organisation(number))] = totals[name]
+            left = sa.update(credit_grant).where(credit_grant.c.organisation_id == organisation(number))
+            await connection.execute(left.values(remaining=totals[name]))
+        change = sa.update(account).where(account.c.id == sa.bindparam("name"))
+        await connection.execute(
+            change.values(posted=sa.bindparam("total")),
+            [{"name": name, "total": total} for name, total in totals.items()],
+        )
+        if not store.database.sqlite:
+            await connection.exec_driver_sql("ANALYZE")
+
+
+async def check_million(database_url: str, entries: int) -> dict[str, Any]:
+    """Return how long filling, sealing and checking a ledger of so many entries took, in seconds."""
+    async with open_store(database_url) as store:
+        started = time.perf_counter()
+        await fill(store, entries // ENTRIES_OF_CHARGE, 1000, 1000)
+        filled = time.perf_counter()
+        sealed_transactions = 0
+        while some := await store.seal(START):
+            sealed_transactions += some
+        sealed, busy = time.perf_counter(), time.process_time()
+        report = check_ledger(store.database)
+        checked = time.perf_counter()
+        assert report.ok, report.differences[:3]
+        return {
+            "entries": report.entries,
+            "transactions": report.transactions,
+            "usage_events": report.usage_events,
+            "blocks": report.blocks,
+            "fill_s": filled - started,
+            "seal_s": sealed - filled,
+            "seal_us_per_transaction": (sealed - filled) / sealed_transactions * 1e6,
+            "check_s": checked - sealed,
+            "check_cpu_s": time.process_time() - busy,
+        }
+
+
+async def grow(store: Store, count: int, keys: int) -> None:
+    """Store usage events of one organisation and their sums, booked by few transactions."""
+    for rows in batched(events(count, 1, keys, 1000)):
+        await _insert(store, (usage_event, rows))
+        async with store.database.transaction() as connection:
+            await roll_up(connection, store._insert, rows)
+    if not store.database.sqlite:
+        async with store.database.transaction() as connection:
+            await connection.exec_driver_sql("ANALYZE")
+
+
+async def timed(work: Callable[[int], Awaitable[object]], times: int) -> float:
+    """Return the median duration of a call in microseconds, once it is warm."""
+    samples = []
+    for number in range(-3, times):
+        started = time.perf_counter()
+        await work(number)
+        samples.append((time.perf_counter() - started) * 1e6)
+    return sorted(samples[3:])[times // 2]
+
+
+async def requests(database_url: str, count: int, keys: int, rounds: int) -> dict[str, list[float]]:
+    """Return microseconds of what is asked of billing when so many events and keys are known."""
+    found: dict[str, list[float]] = {}
+    async with open_store(database_url) as store:
+        store.limits = BudgetStore(store.database, ChangeFeed(store.database, changes), PlanBook({}))
+        await store.welcome([Grant("grant:0", organisation(0), 10**15)], START)
+        await grow(store, count, keys)
+        whole = Period(START, START + DAY_S * SECOND)
+        # The events of hours that are not whole have to be looked at.
+        ragged = Period(START + 1800 * SECOND, START + (DAY_S - 1800) * SECOND)
+
+        batches = itertools.count(1)
+
+        async def list_total(number: int) -> None:
+            await store.usage(organisation(0), whole, "", None, 1)
+
+        async def list_by_model(number: int) -> None:
+            await store.usage(organisation(0), whole, "model", None, 100)
+
+        async def list_ragged(number: int) -> None:
+            await store.usage(organisation(0), ragged, "", None, 1)
+
+        async def balance(number: int) -> None:
+            await store.balance(organisation(0))
+
+        async def book(number: int) -> None:
+            booked = next(batches)
+            batch = [
+                charge(f"new_{booked}_{n}", 100, organisation(0), provider=PROVIDER, key_id=f"key_{n % keys}")
+                for n in range(100)
+            ]
+            await store.settle(batch, START + booked * SECOND)
+
+        works: dict[str, tuple[Callable[[int], Awaitable[object]], int]] = {
+            "ListUsage, total of a day": (list_total, 20),
+            "ListUsage, a day by model": (list_by_model, 20),
+            "ListUsage, total, from half past to half past": (list_ragged, 20),
+            "GetBalance": (balance, 50),
+            "settle 100 charges": (book, 7),
+        }
+        for _ in range(rounds):
+            for name, (work, times) in works.items():
+                found.setdefault(name, []).append(await timed(work, times))
+    return found
