@@ -7,6 +7,7 @@ import hashlib
 import io
 import random
 import shutil
+import subprocess
 from collections.abc import AsyncGenerator, Sequence
 
 from omnihub.common.v1.media_pb2 import ImageInput, MediaOutput, MediaUsage, SpeechInput, UpscaleInput
@@ -139,20 +140,14 @@ class LocalMediaAdapter:
 
 async def _run(command: Sequence[str], given: bytes) -> tuple[bytes, str, int]:
     """Run a program: return what it wrote, what it complained of, its exit code. Raises TimeoutError."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
     try:
-        async with asyncio.timeout(SPEECH_LIMIT_S):
-            written, problem = await process.communicate(given)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return written, problem.decode(errors="replace").strip(), process.returncode or 0
+        # In a thread: how asyncio watches children depends on which loops have run in this process before.
+        done = await asyncio.to_thread(
+            subprocess.run, command, input=given, capture_output=True, timeout=SPEECH_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
+    return done.stdout, done.stderr.decode(errors="replace").strip(), done.returncode
 
 
 def _images(given: ImageInput) -> pb.MediaProgress:
