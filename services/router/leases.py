@@ -185,7 +185,9 @@ class Leases:
             del self._refusals[organisation_id]
         elif amount >= refusal.amount:
             told = refusal.error
-            raise RpcError(told.reason, told.message, metadata=told.metadata, retry_after_s=told.retry_after_s)
+            raise RpcError(
+                told.reason, told.message, metadata=told.metadata, retry_after_s=told.retry_after_s
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start `work` on its own: it runs on when a caller leaves, so that no grant is forgotten."""

@@ -1,4 +1,4 @@
-"""1,000 callers at once against 5.00, through Envoy: every kind of reservation, with one and with three replicas."""
+"""1,000 callers at once against 5.00, through Envoy: holds and leases, one replica and three."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""32 workers do anything to one PostgreSQL for a minute; then every invariant holds, and nothing deadlocked."""
+"""32 workers do anything to one PostgreSQL for a minute; every invariant holds."""
 
 from __future__ import annotations
 

@@ -32,7 +32,5 @@ def fleet(
     [("credits", True, 3), ("budget", False, 3), ("credits", False, 1)],
     ids=lambda value: str(value),
 )
-def test_a_thousand_at_once(
-    fleet: Fleet, upstream: Upstream, what: str, stream: bool, replicas: int
-) -> None:
+def test_a_thousand_at_once(fleet: Fleet, upstream: Upstream, what: str, stream: bool, replicas: int) -> None:
     admit_exactly_fifty(fleet, upstream, what, stream, replicas)

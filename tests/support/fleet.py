@@ -4,6 +4,9 @@ an Envoy of its own. All over one PostgreSQL, or over files when there is one re
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +38,9 @@ api_key = "sk-toll"
 class Fleet(Suite):
     """`CORE`, and `replicas` processes that answer: `urls` are their public addresses."""
 
-    def __init__(self, folder: Path, upstream: Upstream, environment: Mapping[str, str], replicas: int) -> None:
+    def __init__(
+        self, folder: Path, upstream: Upstream, environment: Mapping[str, str], replicas: int
+    ) -> None:
         self.replicas = [FIRST, *(f"chat,edge#{number}" for number in range(2, replicas + 1))]
         super().__init__(folder, CONFIG.format(upstream=upstream.url), environment, (CORE, *self.replicas))
         self._ports = {self.replicas[0]: self.port} | {name: free_port() for name in self.replicas[1:]}
@@ -80,15 +85,17 @@ class Fleet(Suite):
                 return f"{url}: {answer.text}"
         return ""
 
+    def is_ready(self) -> bool:
+        """Tell whether every process says so now."""
+        with httpx.Client() as client:
+            return not self._problem(client)
+
     def wait_until_dead(self, target: str, within_s: float = 30) -> None:
         """Wait for a process that is to end by itself, and end what it has left behind."""
-        self.processes[target].wait(within_s)
-        self.kill_process(target)
-
-    def revive(self, target: str) -> None:
-        """Start a dead process again."""
-        self.start_process(target)
-        self.wait_until_ready()
+        process = self.processes.pop(target)
+        process.wait(within_s)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -102,5 +109,3 @@ def running_fleet(
         yield fleet
     finally:
         fleet.stop()
-
-

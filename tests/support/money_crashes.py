@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psycopg
 
 from tests.support.eventually import eventually
-from tests.support.fleet import CORE, FIRST, TOLL, Fleet
+from tests.support.fleet import CORE, FIRST, TOLL, Fleet, running_fleet
+from tests.support.postgresql import KillableServer
 from tests.support.tenant import Tenant, a_tenant
+from tests.support.upstream import Upstream
 
 # Where billing, and where a gateway process, can die.
 BILLING_PLACES = (
@@ -39,10 +44,11 @@ GATEWAY_PLACES = (
     "before_lease_close",
 )
 PLACES = [(CORE, place) for place in BILLING_PLACES] + [(FIRST, place) for place in GATEWAY_PLACES]
-# Leases of the dead end soon, and idle ones go back soon.
+# Leases of the dead end soon.
 ENVIRONMENT = {"OMNIHUB_BILLING__LEASE_TTL_S": "10"}
 NANO = 10**9
-AT_ONCE = 6
+AT_ONCE = 4
+WAVES = 300
 
 
 class Victims:
@@ -53,7 +59,7 @@ class Victims:
         self.delivered: Counter[str] = Counter()
         self._url = database_url
         # Enough for leases; so little that each request needs a hold of its own.
-        self.rich = a_tenant(fleet, "500")
+        self.rich = a_tenant(fleet, "5000")
         self.poor: list[Tenant] = []
 
     def prepare(self, rounds: int) -> None:
@@ -74,58 +80,97 @@ class Victims:
             self.delivered[answer.headers["x-omnihub-decision-id"]] += 1
         return answer.status_code
 
-    def ask_until(self, target: str, stopped: bool = False) -> None:
-        """Let several callers ask, rich and poor, until a process has died, or has stopped."""
+    def _ask_until(self, target: str, stopped: bool, act: Callable[[], None]) -> None:
+        """Let callers ask, rich and poor, until a process has died, or has stopped; then `act`."""
         poor = self.poor.pop()
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for number in range(400):
-                wave = [pool.submit(self.ask, poor if n == 0 and number < 3 else self.rich) for n in range(3)]
+            for number in range(WAVES):
+                callers = [poor if number < 3 else self.rich, *[self.rich] * (AT_ONCE - 1)]
+                wave = [pool.submit(self.ask, caller) for caller in callers]
+                eventually(
+                    lambda wave=wave: self._is_gone(target, stopped) or all(each.done() for each in wave),
+                    within_s=30,
+                )
                 if self._is_gone(target, stopped):
+                    act()
                     return
-                for each in wave:
-                    while not each.done() and not self._is_gone(target, stopped):
-                        eventually(lambda each=each: each.done() or self._is_gone(target, stopped), bool, 30)
-        raise AssertionError(f"{target} never came to the armed place")
+        raise AssertionError(f"{target} never came to the armed place:\n{self.fleet.log(target)[-2000:]}")
 
     def _is_gone(self, target: str, stopped: bool) -> bool:
-        process = self.fleet.processes[target]
+        process = self.fleet.processes.get(target)
+        if process is None:
+            return False
         if not stopped:
             return process.poll() is not None
         with open(f"/proc/{process.pid}/stat") as stat:
             return stat.read().rpartition(")")[2].split()[0] == "T"
 
     def crash(self, target: str, place: str) -> None:
-        """Run until `target` dies at `place`. It must be armed; see `arm`."""
-        self.ask_until(target)
-        self.fleet.wait_until_dead(target)
+        """Let `target` die at a place while callers ask."""
+        self._start_armed(target, f"{place}:2", False)
+        self._ask_until(target, False, lambda: self.fleet.wait_until_dead(target))
 
-    def arm(self, target: str, place: str) -> None:
-        """Start a process anew that will die at a place, and the other as it is."""
-        self.fleet.arm(target, place)
-        if target in self.fleet.processes:
-            self.fleet.kill_process(target)
-        self.fleet.start_process(target)
+    def lose_database(self, server: KillableServer, target: str, place: str) -> None:
+        """Kill PostgreSQL at the moment when `target` is at a place; both go on afterwards."""
+        self._start_armed(target, f"{place}:2:stop", True)
+        process = self.fleet.processes[target]
+
+        def kill_server() -> None:
+            server.kill()
+            os.kill(process.pid, signal.SIGCONT)
+            server.start()
+
+        self._ask_until(target, True, kill_server)
+        # It has passed the place and lives on.
+        self.fleet.armed[target] = ""
+
+    def _start_armed(self, target: str, crash_at: str, stopped: bool) -> None:
+        """Start what does not run, with `target` armed: it may reach the place while others replay."""
+        for each in (CORE, FIRST):
+            armed = crash_at if each == target else ""
+            if each in self.fleet.processes and self.fleet.armed.get(each, "") != armed:
+                self.fleet.kill_process(each)
+            self.fleet.arm(each, armed)
+            if each not in self.fleet.processes:
+                self.fleet.start_process(each)
+        eventually(lambda: self._is_gone(target, stopped) or self.fleet.is_ready(), within_s=60)
+
+    def settle_down(self) -> None:
+        """Let everything expire that the dead have left: nothing may stay reserved, nothing uncharged."""
+        self._start_armed("", "", False)
+        eventually(lambda: self.ask(self.rich), lambda status: status == 200, 30)
+        # An orderly end: what is still open now, nobody holds any more.
+        os.kill(self.fleet.processes[FIRST].pid, signal.SIGTERM)
+        self.fleet.processes.pop(FIRST).wait(45)
+        with psycopg.connect(self._url) as connection:
+            for table in ("hold", "lease"):
+                connection.execute(f"UPDATE billing.{table} SET expires_at = 0 WHERE state = 'open'")
+        self.fleet.start_process(FIRST)
         self.fleet.wait_until_ready()
+        eventually(self._open, lambda still: still == (0, 0, 0), 60)
+        self.verify()
 
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(self._url) as connection:
             return connection.execute(query).fetchall()  # type: ignore[call-overload,no-any-return]
 
     def verify(self) -> None:
-        """Assert, once everything has settled down: exact charges, nothing left open, books that add up."""
-        eventually(self._open, lambda still: still == (0, 0, 0), 60)
+        """Assert exact charges and books that add up. Nothing may be on its way any more."""
         charges = Counter(name for (name,) in self._rows("SELECT decision_id FROM billing.usage_event"))
-        assert not charges or max(charges.values()) == 1, "charged twice"
+        assert max(charges.values()) == 1, "charged twice"
         missing = set(self.delivered) - set(charges)
         assert not missing, f"delivered and not charged: {missing}"
         amounts = {amount for (amount,) in self._rows("SELECT amount FROM billing.usage_event")}
-        assert amounts <= {int(Decimal(TOLL) * NANO)}
-        sums = "SELECT transaction_id FROM billing.ledger_entry GROUP BY transaction_id HAVING SUM(amount) <> 0"
+        assert amounts == {int(Decimal(TOLL) * NANO)}
+        sums = (
+            "SELECT transaction_id FROM billing.ledger_entry GROUP BY transaction_id HAVING SUM(amount) <> 0"
+        )
         assert not self._rows(sums)
+        assert not self._rows("SELECT id FROM billing.account WHERE held <> 0 OR leased <> 0")
         assert "the books add up" in self.fleet.command("billing", "check")
 
     def _open(self) -> tuple[int, int, int]:
-        """Count what is reserved or not settled yet, but for leases that are still being spent from."""
+        """Count open holds, open leases, and charges that are not booked."""
         holds = "SELECT COUNT(*) FROM billing.hold WHERE state = 'open'"
         leases = "SELECT COUNT(*) FROM billing.lease WHERE state = 'open'"
         unsettled = "SELECT COUNT(*) FROM router.journal WHERE NOT settled"
@@ -133,7 +178,18 @@ class Victims:
         return holds_open, leases_open, waiting
 
 
-def stop_and_go(process_id: int, go: bool) -> None:
-    """Let a stopped process go on."""
-    if go:
-        os.kill(process_id, signal.SIGCONT)
+@contextmanager
+def running_victims(
+    folder: Path, upstream: Upstream, rounds: int
+) -> Iterator[tuple[Victims, KillableServer]]:
+    """Run a fleet of two processes over a PostgreSQL that can be killed, and its callers."""
+    server = KillableServer()
+    try:
+        server.start()
+        environment = {**ENVIRONMENT, "OMNIHUB_DATABASE_URL": server.url}
+        with running_fleet(folder, upstream, environment, 1) as fleet:
+            victims = Victims(fleet, server.url)
+            victims.prepare(rounds)
+            yield victims, server
+    finally:
+        server.remove()

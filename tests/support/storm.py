@@ -126,38 +126,38 @@ class Worker:
         return self.dice.choice(self.storm.organisations)
 
     async def hold(self) -> Callable[[], Awaitable[Any]]:
-        id, organisation, amount = self.new("hold"), self.organisation, self.dice.randint(1, 600)
+        key, organisation, amount = self.new("hold"), self.organisation, self.dice.randint(1, 600)
         ttl, now = self.dice.choice([1, 60]) * SECOND, self.storm.now
-        self.storm.holds.append(id)
-        return lambda: self.storm.store.create_hold(id, organisation, amount, ttl, now)
+        self.storm.holds.append(key)
+        return lambda: self.storm.store.create_hold(key, organisation, amount, ttl, now)
 
     async def extend(self) -> Callable[[], Awaitable[Any]]:
-        id, amount, now = self.one_of(self.storm.holds), self.dice.randint(1, 900), self.storm.now
-        return lambda: self.storm.store.extend_hold(id, amount, 60 * SECOND, now)
+        key, amount, now = self.one_of(self.storm.holds), self.dice.randint(1, 900), self.storm.now
+        return lambda: self.storm.store.extend_hold(key, amount, 60 * SECOND, now)
 
     async def release(self) -> Callable[[], Awaitable[Any]]:
-        id = self.one_of(self.storm.holds)
-        return lambda: self.storm.store.release_hold(id)
+        key = self.one_of(self.storm.holds)
+        return lambda: self.storm.store.release_hold(key)
 
     async def lease(self) -> Callable[[], Awaitable[Any]]:
-        id, organisation, now = self.new("lease"), self.organisation, self.storm.now
+        key, organisation, now = self.new("lease"), self.organisation, self.storm.now
         wanted = self.dice.randint(100, 3000)
-        self.storm.leases.append(id)
+        self.storm.leases.append(key)
         return lambda: self.storm.store.acquire_lease(
-            id, organisation, self.name, wanted, wanted // 4, 30 * SECOND, now
+            key, organisation, self.name, wanted, wanted // 4, 30 * SECOND, now
         )
 
     async def close_lease(self) -> Callable[[], Awaitable[Any]]:
-        id = self.one_of(self.storm.leases)
-        return lambda: self.storm.store.close_lease(id)
+        key = self.one_of(self.storm.leases)
+        return lambda: self.storm.store.close_lease(key)
 
     async def slices(self) -> Callable[[], Awaitable[Any]]:
         limit = self.one_of(self.storm.limits)
         if limit == "unknown":
             return await self.set_budget()
-        id, need, now = self.new("slice"), self.dice.randint(1, 900), self.storm.now
-        self.storm.slices.append(id)
-        wanted = Wanted(id, limit.id, need, need, 0)
+        key, need, now = self.new("slice"), self.dice.randint(1, 900), self.storm.now
+        self.storm.slices.append(key)
+        wanted = Wanted(key, limit.id, need, need, 0)
         return lambda: self.storm.budgets.acquire(
             limit.organisation_id, self.name, [wanted], now, now + 30 * SECOND
         )
@@ -178,10 +178,10 @@ class Worker:
                 fields["lease_id"] = self.one_of(self.storm.leases)
             if self.storm.slices:
                 fields["slice_ids"] = [self.one_of(self.storm.slices)]
-            id = self.one_of(self.storm.charges) if self.dice.random() < 0.1 else self.new("charge")
-            self.storm.charges.append(id)
+            key = self.one_of(self.storm.charges) if self.dice.random() < 0.1 else self.new("charge")
+            self.storm.charges.append(key)
             made = charge(
-                id,
+                key,
                 self.dice.randint(0, 300),
                 organisation,
                 provider=f"p{self.dice.randrange(2)}",

@@ -1,4 +1,4 @@
-"""1,000 requests of 0.10 at the same time against 5.00, through Envoy: fifty are admitted, to the last one."""
+"""1,000 requests of 0.10 at the same time against 5.00, through Envoy: exactly fifty are admitted."""
 
 from __future__ import annotations
 
