@@ -12,7 +12,7 @@ BASE ?= main
 export PYTHONPATH := .:gen
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos run test matrix unit check format bench lock check-breaking docs task-model clean
+.PHONY: help setup protos run test matrix unit chaos check format bench lock check-breaking docs task-model clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
@@ -36,6 +36,10 @@ matrix: setup ## Run the adapter test matrix and print it: every row for every a
 
 unit: setup ## Run the tests that need nothing but Python
 	@$(BIN)/python -m pytest -q tests/unit tests/architecture
+
+chaos: setup ## Kill workers, broker and database again and again under load: the long forms of the crash tests
+	@sh tools/install_test_dependencies.sh
+	@$(BIN)/python -m pytest -q -s -m chaos --timeout 1800 tests/chaos
 
 check: setup ## Format, lint, types, imports, contracts, unit tests; under a minute
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))

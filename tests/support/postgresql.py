@@ -100,7 +100,9 @@ def _initialise(binaries: Path, data: Path, password: str) -> None:
         raise PostgresqlError(f"initdb failed: {done.stderr}")
 
 
-def _start(binaries: Path, data: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+def _start(
+    binaries: Path, data: Path, port: int, log: Path, *, commits_last: bool = False
+) -> subprocess.Popen[bytes]:
     fsync = os.environ.get(FSYNC_VARIABLE, "off")
     settings = {
         "listen_addresses": "127.0.0.1",
@@ -109,7 +111,8 @@ def _start(binaries: Path, data: Path, port: int, log: Path) -> subprocess.Popen
         "max_connections": "200",
         "shared_buffers": "32MB",
         "fsync": fsync,
-        "synchronous_commit": fsync,
+        # Without it a killed server forgets its last commits.
+        "synchronous_commit": "on" if commits_last else fsync,
         "full_page_writes": fsync,
         "lc_messages": "C",
     }
@@ -178,6 +181,39 @@ class Server:
     def _execute(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(statement)
+
+
+class KillableServer:
+    """A private PostgreSQL that a test kills and starts again with what it has kept."""
+
+    def __init__(self) -> None:
+        self._binaries = find_binaries()
+        self._folder = Path(tempfile.mkdtemp(prefix="omnihub-postgresql-"))
+        self._data, self._log = self._folder / "data", self._folder / "log"
+        password = secrets.token_hex(16)
+        _initialise(self._binaries, self._data, password)
+        self._port = free_port()
+        self.url = f"postgresql://omnihub:{password}@127.0.0.1:{self._port}/postgres"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and return once it answers."""
+        self._process = _start(self._binaries, self._data, self._port, self._log, commits_last=True)
+        if not _answers(self._process, self.url):
+            raise PostgresqlError(f"PostgreSQL does not start: {self._log.read_text()}")
+
+    def kill(self) -> None:
+        """End it at once, with all its sessions."""
+        process, self._process = self._process, None
+        if process is not None:
+            # The server's own way to end without cleaning up; a plain kill would leave its shared memory.
+            process.send_signal(signal.SIGQUIT)
+            process.wait(STOP_TIMEOUT_S)
+
+    def remove(self) -> None:
+        """End it and forget what it has kept."""
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @contextmanager

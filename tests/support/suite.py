@@ -92,12 +92,16 @@ class Suite:
             "OMNIHUB_GRPC_LISTEN": f"127.0.0.1:{self._grpc[target]}",
             "OMNIHUB_HTTP_LISTEN": f"127.0.0.1:{self._http[target]}",
         }
-        if len(self._targets) > 1:
-            for peer in self._targets:
-                if peer != target and peer not in ("edge", "gateway"):
-                    environment[f"OMNIHUB_PEERS__{peer.upper()}"] = self.grpc_address(peer)
-            environment["OMNIHUB_PEERS__FACADE"] = f"127.0.0.1:{self._http['gateway']}"
-        return environment
+        peers = self._peers_of(target).items()
+        return environment | {f"OMNIHUB_PEERS__{peer.upper()}": address for peer, address in peers}
+
+    def _peers_of(self, target: str) -> dict[str, str]:
+        """Return where a process finds the others."""
+        if len(self._targets) == 1:
+            return {}
+        others = [peer for peer in self._targets if peer not in (target, "edge", "gateway")]
+        facade = {"facade": f"127.0.0.1:{self._http['gateway']}"}
+        return {peer: self.grpc_address(peer) for peer in others} | facade
 
     def start(self) -> None:
         """Start every process and wait until requests are answered."""
@@ -109,7 +113,7 @@ class Suite:
         """Start one process."""
         with (self.folder / f"{target}.log").open("ab") as log:
             self.processes[target] = subprocess.Popen(
-                [sys.executable, "-m", "services", "serve", f"--target={target}"],
+                [sys.executable, "-m", "services", "serve", f"--target={target.partition('#')[0]}"],
                 cwd=self.folder,
                 env=self._environment_of(target),
                 stdout=log,
