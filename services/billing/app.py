@@ -42,6 +42,7 @@ from services.billing.store.tables import changes
 from services.billing.sweeper import Sweeper
 from services.common.change_feed import ChangeFeed
 from services.common.clock import now
+from services.common.crash import CrashPoints
 from services.common.service import Infrastructure, Service
 from services.credits.money import NANO
 
@@ -74,6 +75,7 @@ def build(
     plans = read_book(tomllib.loads(PLANS.read_text()), configured_plans, settings.default_plan)
     budgets = BudgetStore(database, feed, plans)
     store.limits = budgets
+    store.crash = budgets.crash = CrashPoints(settings.crash_at)
     price_store = PriceStore(database)
     fallback = configured_price(settings.fallback_price, FALLBACK)
     prices = Prices(book, price_store, feed, now, fallback)

@@ -194,3 +194,5 @@ class BillingSettings(Section):
     """How often it is looked at whose monthly credits are due."""
     auth_wait_s: float = Field(60.0, gt=0)
     """How long the start waits for the auth service."""
+    crash_at: str = Field("", pattern=r"^([a-z_]+(:[1-9][0-9]*(:stop)?)?)?$")
+    """For tests only: end the process at this place, the given time it passes (`after_reserve:3`)."""

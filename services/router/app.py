@@ -22,6 +22,7 @@ from omnihub.router.v1.router_service_api import RouterService
 from omnihub.router.v1.routing_policy_service_api import RoutingPolicyService
 
 from services.common.change_feed import ChangeFeed
+from services.common.crash import CrashPoints
 from services.common.rpc import Call, RpcError
 from services.common.service import Infrastructure, Service
 from services.credits.money import parse_nano
@@ -92,13 +93,15 @@ class RouterApp:
         self._providers = infrastructure.connector.connect(ProviderService, "providers")
         billing = infrastructure.connector.connect(BillingService, "billing")
         self._store = JournalStore(self._database)
+        crash = CrashPoints(settings.crash_at)
         self._journal = Journal(
             self._database,
             infrastructure.instance_id,
             survive_power_loss=settings.journal_survives_power_loss,
+            crash=crash,
         )
         self._settlement = Settlement(
-            self._store, self._journal, billing, infrastructure.instance_id, settings.settle_interval_s
+            self._store, self._journal, billing, infrastructure.instance_id, settings.settle_interval_s, crash
         )
         self._leases = Leases(
             billing,
@@ -106,6 +109,8 @@ class RouterApp:
             parse_nano(settings.lease_minimum),
             parse_nano(settings.lease_maximum),
             self._settlement.settle_lease,
+            slices=settings.leases,
+            crash=crash,
         )
         self._prices = Prices(billing, vendors, flag_unknown=settings.unknown_price == "flag")
         limits = infrastructure.connector.connect(BudgetService, "billing")

@@ -20,6 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from services.common.crash import CrashPoints
 from services.common.db import Database
 from services.router.response_store import stored_response
 from services.router.store import Record, journal
@@ -55,9 +56,11 @@ class Journal:
         pauses_s: Sequence[float] = PAUSES_S,
         *,
         survive_power_loss: bool = False,
+        crash: CrashPoints | None = None,
     ) -> None:
         self._database = database
         self._survive_power_loss = survive_power_loss
+        self._crash = crash or CrashPoints()
         self._instance_id = instance_id
         self._pauses_s = pauses_s
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
@@ -182,7 +185,10 @@ class Journal:
             connection.execute(
                 sa.update(journal).where(journal.c.attempt_id.in_(settled)).values(settled=True)
             )
+        if rows:
+            self._crash.pass_by("before_journal_commit")
         connection.commit()
+        self._crash.pass_by("after_journal_write" if rows else "after_settled_mark")
 
     def _disconnect(self) -> None:
         """Let the connection go; the next commit opens a new one."""

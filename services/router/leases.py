@@ -17,6 +17,7 @@ from typing import Any
 from omnihub.billing.v1 import billing_service_pb2 as pb
 from omnihub.billing.v1.billing_service_api import BillingService
 
+from services.common.crash import CrashPoints
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.router.domain.limits import Drawn
@@ -35,6 +36,8 @@ BILLING_TIMEOUT_S = 5.0
 LONGEST_HOLD_S = 86_400
 # A lease is not spent from when its expiry is nearer than this; a lost second must not matter.
 EXPIRY_MARGIN_S = 5.0
+# For so long billing is not asked again what it has just refused: a crowd must not become a queue.
+REFUSED_S = 0.1
 RENEW_EVERY_S = 8.0
 # Unused for this long, a lease goes back.
 IDLE_S = 20.0
@@ -86,6 +89,15 @@ class Reservation:
         return self.lease.lease_id if self.lease is not None else ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What billing has said to `amount`, and until when that need not be asked again."""
+
+    error: RpcError
+    amount: int
+    until: float
+
+
 class Leases:
     """The leases of this process. `settle_lease` books what a lease still owes before it is closed."""
 
@@ -96,7 +108,12 @@ class Leases:
         minimum: int,
         maximum: int,
         settle_lease: Callable[[str], Awaitable[None]],
+        *,
+        slices: bool = True,
+        crash: CrashPoints | None = None,
     ) -> None:
+        self._slices = slices
+        self._crash = crash or CrashPoints()
         self._billing = billing
         self._holder = holder
         self._minimum = minimum
@@ -106,6 +123,7 @@ class Leases:
         self._open: dict[str, Lease] = {}
         self._holds: dict[str, Reservation] = {}
         self._available: dict[str, int] = {}
+        self._refusals: dict[str, _Refusal] = {}
         self._acquiring: dict[str, asyncio.Lock] = {}
         # The event loop keeps only weak references to tasks.
         self._background: set[asyncio.Task[Any]] = set()
@@ -123,6 +141,9 @@ class Leases:
         """
         if amount == 0:
             return Reservation(organisation_id, 0)
+        if not self._slices:
+            self._refuse_again(organisation_id, amount)
+            return await self._hold(organisation_id, amount, hold_ttl_s)
         return self._draw(organisation_id, amount) or await self._acquire(organisation_id, amount, hold_ttl_s)
 
     def _draw(self, organisation_id: str, amount: int) -> Reservation | None:
@@ -139,6 +160,7 @@ class Leases:
             drawn = self._draw(organisation_id, amount)
             if drawn is not None:
                 return drawn
+            self._refuse_again(organisation_id, amount)
             share = self._available.get(organisation_id, 0) // SHARE
             wanted = max(LEASE_FACTOR * amount, min(max(share, self._minimum), self._maximum))
             for _ in range(LEASE_TRIES):
@@ -155,6 +177,19 @@ class Leases:
         if drawn is None:
             raise RpcError("UNAVAILABLE", "billing grants leases that expire at once; raise lease_ttl_s")
         return drawn
+
+    def _refuse_again(self, organisation_id: str, amount: int) -> None:
+        """Say again what billing has said a moment ago of so little or less. Raises RpcError."""
+        refusal = self._refusals.get(organisation_id)
+        if refusal is None:
+            return
+        if time.monotonic() >= refusal.until:
+            del self._refusals[organisation_id]
+        elif amount >= refusal.amount:
+            told = refusal.error
+            raise RpcError(
+                told.reason, told.message, metadata=told.metadata, retry_after_s=told.retry_after_s
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start `work` on its own: it runs on when a caller leaves, so that no grant is forgotten."""
@@ -179,6 +214,7 @@ class Leases:
         )
         asked_at = time.monotonic()
         answer = await self._billing.acquire_lease(request, Call.internal(BILLING_TIMEOUT_S))
+        self._crash.pass_by("after_lease_grant")
         lease = Lease(
             request.lease_id,
             organisation_id,
@@ -203,6 +239,15 @@ class Leases:
         return reservation
 
     async def _create_hold(self, reservation: Reservation) -> None:
+        try:
+            await self._ask_for_hold(reservation)
+        except RpcError as error:
+            if error.row.http == 402:
+                until = time.monotonic() + REFUSED_S
+                self._refusals[reservation.organisation_id] = _Refusal(error, reservation.amount, until)
+            raise
+
+    async def _ask_for_hold(self, reservation: Reservation) -> None:
         request = pb.CreateHoldRequest(
             hold_id=reservation.hold_id,
             organisation_id=reservation.organisation_id,
@@ -219,6 +264,7 @@ class Leases:
             # A refused id stays refused.
             reservation.hold_id = request.hold_id = new_id("hold")
             await self._billing.create_hold(request, Call.internal(BILLING_TIMEOUT_S))
+        self._crash.pass_by("after_hold_grant")
         reservation.hold_expires_at = asked_at + reservation.hold_ttl_s
         self._holds[reservation.hold_id] = reservation
 
@@ -345,6 +391,7 @@ class Leases:
         self._forget(lease)
         await self._settle_lease(lease.lease_id)
         request = pb.CloseLeaseRequest(lease_id=lease.lease_id)
+        self._crash.pass_by("before_lease_close")
         await self._billing.close_lease(request, Call.internal(BILLING_TIMEOUT_S))
         self._open.pop(lease.lease_id, None)
 

@@ -224,12 +224,17 @@ class RouterSettings(Section):
     """What to do with a model that has no price: `flag` charges `billing.fallback_price` and says so."""
     default_output_tokens: int = Field(4096, ge=1)
     """Output tokens to reserve credits for when the caller names no limit."""
+    leases: bool = True
+    """Lease credits in slices and spend them in memory; without, each request has a hold of its own at
+    billing: slower, and nothing but running requests is ever set aside."""
     lease_minimum: Amount = "0.05"
     """Smallest lease, in credits."""
     lease_maximum: Amount = "5"
     """Largest lease, in credits, unless one request needs more."""
     settle_interval_s: float = Field(1, gt=0, le=60)
     """How often charges go from the journal to billing."""
+    crash_at: str = Field("", pattern=r"^([a-z_]+(:[1-9][0-9]*(:stop)?)?)?$")
+    """For tests only: end the process at this place, the given time it passes (`after_reserve:3`)."""
     decision_retention_days: int = Field(30, ge=1)
     """How long records of requests are kept."""
     response_retention_days: int = Field(90, ge=1)

@@ -14,6 +14,7 @@ from omnihub.billing.v1 import billing_service_pb2 as pb
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.usage_pb2 import Charge
 
+from services.common.crash import CrashPoints
 from services.common.rpc import Call, RpcError
 from services.router.journal import Journal
 from services.router.leases import RENEW_EVERY_S, Leases
@@ -39,7 +40,9 @@ class Settlement:
         billing: BillingService,
         instance_id: str,
         interval_s: float,
+        crash: CrashPoints | None = None,
     ) -> None:
+        self._crash = crash or CrashPoints()
         self._store = store
         self._journal = journal
         self._billing = billing
@@ -80,6 +83,7 @@ class Settlement:
 
     async def _book(self, charges: list[Charge]) -> None:
         """Book charges, one by one when billing refuses them together."""
+        self._crash.pass_by("before_settle")
         try:
             await self._billing.settle(pb.SettleRequest(charges=charges), Call.internal(SETTLE_TIMEOUT_S))
         except RpcError as error:
@@ -93,6 +97,7 @@ class Settlement:
             for charge in charges:
                 await self._book([charge])
             return
+        self._crash.pass_by("after_settle")
         await self._journal.mark_settled([charge.charge_id for charge in charges])
 
     async def reap(self, leases: Leases) -> None:

@@ -17,7 +17,7 @@ from services.billing.domain.errors import (
     NotFoundError,
 )
 from services.billing.domain.grant import Grant
-from services.billing.store import Store
+from services.billing.store import Store, reservations
 from tests.support.billing import ORGANISATION, SECOND, assert_books_balance, charge, fund, open_store, wallet
 
 TEN_CENTS = 100_000_000
@@ -64,11 +64,16 @@ async def test_a_thousand_requests_at_once_never_overspend(store: Store, leases:
     assert (posted, held + leased) == (5_000_000_000, 5_000_000_000)
 
 
-async def test_without_its_guard_the_statement_overspends(database_url: str) -> None:
+@pytest.mark.parametrize("leases", [False, True], ids=["holds", "leases"])
+async def test_without_its_guard_the_statement_overspends(
+    database_url: str, leases: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A lease is cut from what is there, too: the mutant looks at neither.
+    monkeypatch.setattr(reservations, "slice_of", lambda available, wanted, minimum: wanted)
     async with open_store(database_url, UnguardedStore) as mutant:
         await fund(mutant, "5.00")
         # So the test above would notice that the guard is gone.
-        assert await admitted(mutant, 100, leases=False) == 100
+        assert await admitted(mutant, 100, leases=leases) == 100
         posted, held, leased = await wallet(mutant)
         assert posted - held - leased < 0
 

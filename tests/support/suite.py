@@ -21,6 +21,9 @@ STOP_TIMEOUT_S = 45
 # What runs alone when the suite is split, in the order of needs.
 SPLIT = ("auth", "billing", "providers", "router", "agents", "workflow", "worker", "gateway", "edge")
 
+# Listeners of HTTP that the edge leads to, and the targets that have them.
+HTTP_PEERS = (("facade", "gateway"), ("files", "workflow"))
+
 
 class Suite:
     """A running OmniHub. `targets` says which process serves what."""
@@ -92,13 +95,16 @@ class Suite:
             "OMNIHUB_GRPC_LISTEN": f"127.0.0.1:{self._grpc[target]}",
             "OMNIHUB_HTTP_LISTEN": f"127.0.0.1:{self._http[target]}",
         }
-        if len(self._targets) > 1:
-            for peer in self._targets:
-                if peer != target and peer not in ("edge", "gateway", "worker"):
-                    environment[f"OMNIHUB_PEERS__{peer.upper()}"] = self.grpc_address(peer)
-            environment["OMNIHUB_PEERS__FACADE"] = f"127.0.0.1:{self._http['gateway']}"
-            environment["OMNIHUB_PEERS__FILES"] = f"127.0.0.1:{self._http['workflow']}"
-        return environment
+        peers = self._peers_of(target).items()
+        return environment | {f"OMNIHUB_PEERS__{peer.upper()}": address for peer, address in peers}
+
+    def _peers_of(self, target: str) -> dict[str, str]:
+        """Return where a process finds the others."""
+        if len(self._targets) == 1:
+            return {}
+        others = [peer for peer in self._targets if peer not in (target, "edge", "gateway", "worker")]
+        http = {name: f"127.0.0.1:{self._http[at]}" for name, at in HTTP_PEERS if at in self._http}
+        return {peer: self.grpc_address(peer) for peer in others} | http
 
     def start(self) -> None:
         """Start every process and wait until requests are answered."""
@@ -110,7 +116,7 @@ class Suite:
         """Start one process."""
         with (self.folder / f"{target}.log").open("ab") as log:
             self.processes[target] = subprocess.Popen(
-                [sys.executable, "-m", "services", "serve", f"--target={target}"],
+                [sys.executable, "-m", "services", "serve", f"--target={target.partition('#')[0]}"],
                 cwd=self.folder,
                 env=self._environment_of(target),
                 stdout=log,

@@ -20,6 +20,7 @@ from services.billing.domain.accounts import (
 )
 from services.billing.domain.errors import NotFoundError
 from services.billing.store.tables import account, audit
+from services.common.crash import CrashPoints
 from services.common.db import Database
 from services.common.ids import new_id
 
@@ -64,6 +65,7 @@ class Accounts:
     def __init__(self, database: Database, in_flight_retry_after_s: float = 1.0) -> None:
         self.database = database
         self.in_flight_retry_after_s = in_flight_retry_after_s
+        self.crash = CrashPoints()
         self._insert: Any = sqlite.insert if database.sqlite else postgresql.insert
         # Platform accounts known to exist: they are never deleted.
         self._opened: set[str] = set()

@@ -16,6 +16,7 @@ from services.billing.domain.difference import Difference, Report
 from services.billing.domain.grant import PAID as PAID_GRANT
 from services.billing.domain.ledger import PICO_PER_NANO
 from services.billing.domain.purse import RAISING
+from services.billing.store.budget_tables import budget_counter, budget_slice
 from services.billing.store.chain_check import check_chain
 from services.billing.store.tables import (
     account,
@@ -213,6 +214,30 @@ def rounding() -> sa.Select[Any]:
     return _unequal(account.c.id, total, found).where(account.c.id == ROUNDING)
 
 
+def budget_leased() -> sa.Select[Any]:
+    """What is set aside of a limit's window is the sum of what is unspent in its open slices."""
+    rest = sa.case(
+        (budget_slice.c.granted > budget_slice.c.spent, budget_slice.c.granted - budget_slice.c.spent),
+        else_=0,
+    )
+    columns = (budget_slice.c.limit_id, budget_slice.c.window_start)
+    open_ones = budget_slice.c.state == "open"
+    slices: Any = sa.select(*columns, sa.func.sum(rest).label("total")).where(open_ones).group_by(*columns)
+    parts = slices.subquery()
+    same = sa.and_(
+        parts.c.limit_id == budget_counter.c.limit_id,
+        parts.c.window_start == budget_counter.c.window_start,
+    )
+    query = _unequal(budget_counter.c.limit_id, _or_zero(parts.c.total), budget_counter.c.leased)
+    return query.select_from(budget_counter.outerjoin(parts, same))
+
+
+def budget_slice_spent() -> sa.Select[Any]:
+    """No slice has given more than it was granted."""
+    query = sa.select(budget_slice.c.id, budget_slice.c.granted, budget_slice.c.spent)
+    return query.where(budget_slice.c.spent > budget_slice.c.granted)
+
+
 RULES: tuple[Rule, ...] = (
     zero_sum,
     posted,
@@ -228,4 +253,6 @@ RULES: tuple[Rule, ...] = (
     slices,
     receivable,
     rounding,
+    budget_leased,
+    budget_slice_spent,
 )

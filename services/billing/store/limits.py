@@ -28,6 +28,7 @@ from services.billing.store.budget_tables import (
 )
 from services.billing.store.tables import account, audit, usage_event
 from services.common.change_feed import ChangeFeed
+from services.common.crash import CrashPoints
 from services.common.db import Database
 from services.common.ids import new_id
 from services.credits.windows import window_end, window_start
@@ -84,6 +85,7 @@ class BudgetRecords:
         self.database = database
         self.feed = feed
         self.plan_book = plan_book
+        self.crash = CrashPoints()
         self._insert: Any = sqlite.insert if database.sqlite else postgresql.insert
 
     async def _booking(self, connection: AsyncConnection) -> None:

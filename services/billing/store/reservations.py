@@ -100,10 +100,15 @@ class Holds(Reservations):
         async with self.database.transaction() as connection:
             if not await self._insert_new(connection, hold, row):
                 return await self._known_hold(connection, hold_id, wallet, amount)
-            if await self._reserve(connection, wallet, account.c.held, amount) is not None:
-                return now + ttl
-            refused = await self._keep_refusal(connection, hold, hold_id, wallet, amount)
-        raise refused
+            self.crash.pass_by("after_hold_insert")
+            refused = None
+            if await self._reserve(connection, wallet, account.c.held, amount) is None:
+                refused = await self._keep_refusal(connection, hold, hold_id, wallet, amount)
+            self.crash.pass_by("after_reserve")
+        if refused is not None:
+            raise refused
+        self.crash.pass_by("after_hold_commit")
+        return now + ttl
 
     async def _known_hold(self, connection: AsyncConnection, hold_id: str, wallet: str, amount: int) -> int:
         known = (await connection.execute(sa.select(hold).where(hold.c.id == hold_id))).one()
@@ -140,6 +145,7 @@ class Holds(Reservations):
             )
             row = released.one_or_none()
             if row is not None:
+                self.crash.pass_by("after_release")
                 await self._add(connection, {row.account_id: {"held": -row.amount}})
             elif await connection.scalar(sa.select(hold.c.id).where(hold.c.id == hold_id)) is None:
                 raise NotFoundError(f"there is no hold {hold_id}")
@@ -202,9 +208,13 @@ class Leases(Reservations):
             if rest is not None:
                 values = {"granted": granted}
                 await connection.execute(sa.update(lease).where(lease.c.id == lease_id).values(values))
-                return granted, now + ttl, rest
-            refused = await self._keep_refusal(connection, lease, lease_id, wallet, minimum)
-        raise refused
+                self.crash.pass_by("before_lease_commit")
+            else:
+                refused = await self._keep_refusal(connection, lease, lease_id, wallet, minimum)
+        if rest is None:
+            raise refused
+        self.crash.pass_by("after_lease_commit")
+        return granted, now + ttl, rest
 
     async def _known_lease(
         self, connection: AsyncConnection, lease_id: str, wallet: str, holder: str
@@ -244,6 +254,7 @@ class Leases(Reservations):
                 raise NotFoundError(f"there is no lease {lease_id}")
             if known.state == "open":
                 await self._close(connection, [known])
+            self.crash.pass_by("before_close_commit")
         return max(0, int(known.granted - known.spent))
 
     async def expired_leases(self, holder: str, now: int) -> list[tuple[str, str]]:

@@ -83,12 +83,15 @@ class Settlements(Postings):
             if fresh:
                 settlement = settle(fresh, leases, holds)
                 await self._end_reservations(connection, settlement)
+                self.crash.pass_by("after_capture")
                 for organisation_id, posting in postings.items():
                     posting.fingerprint = _fingerprint((rows[each] for each in booked), organisation_id)
                 if self.limits is not None:
                     raised = await self.limits.book(connection, fresh, now)
                 await self._book(connection, fresh, settlement, postings, now)
                 await roll_up(connection, self._insert, [rows[each] for each in booked])
+                self.crash.pass_by("before_settle_commit")
+        self.crash.pass_by("after_settle_commit")
         announce(raised)
         return len(fresh)
 

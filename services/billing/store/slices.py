@@ -89,6 +89,8 @@ class Slices(BudgetRecords):
                     raise refusal(limit, each.need, each.minimum_total - granted, spent, at)
                 answers.append(Granted(each.id, total, available - (total - granted)))
                 await self._store(connection, each, key, holder, total, expires_at)
+            self.crash.pass_by("before_slice_commit")
+        self.crash.pass_by("after_slice_commit")
         return answers
 
     async def _named(
