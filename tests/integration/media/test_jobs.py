@@ -10,6 +10,7 @@ from omnihub.workflow.v1 import job_service_pb2 as pb
 from services.common.foreign import ForeignClient
 from services.common.rpc import RpcError
 from services.workflow.files.outputs import Outputs
+from services.workflow.files.provenance import Provenance
 from tests.integration.jobs.conftest import CALLER
 from tests.integration.jobs.test_engine import begin, seen
 from tests.support.fake_vendor import CutAfter
@@ -23,14 +24,28 @@ BEGIN = {"replicate": "create", "fal": "submit", "comfyui": "prompt", "automatic
 
 async def take_in(engine, read) -> None:
     """Take in a notification, as its receiver does."""
-    for attempt, job in await engine.attempts.by_provider_job(read.provider_job_id):
+    for attempt, job in await engine.notices.by_provider_job(read.provider_job_id):
         await engine.worker.take_in(attempt, job, read.progress, ())
 
 
 async def poll(engine, after_us: int = LATER_US) -> None:
     """Ask once about everything that is due."""
-    for attempt, job in await engine.attempts.due_polls(engine.now() + after_us, 60):
+    for attempt, job in await engine.rounds.due_polls(engine.now() + after_us, 60):
         await engine.worker.poll(attempt, job)
+
+
+def keep_with(engine, download) -> None:
+    """Keep outputs as the product does, fetched by `download`; what is fetched has no place to be kept in."""
+    no_files, no_voices = None, None
+    engine.worker._outputs = Outputs(
+        no_files,  # type: ignore[arg-type]
+        engine.router,
+        download,
+        no_voices,  # type: ignore[arg-type]
+        Provenance(),
+        0,
+        engine.clock,
+    )
 
 
 def served(maker, engine, **abilities) -> None:
@@ -62,7 +77,7 @@ async def test_polls_at_once_settle_a_graph_once(engine, comfy, on_comfy):
     job = await begin(engine)
     await engine.work_off()
     await comfy.finish(comfy.pending[0][1])
-    due = await engine.attempts.due_polls(engine.now() + LATER_US, 60)
+    due = await engine.rounds.due_polls(engine.now() + LATER_US, 60)
     assert len(due) == 1
     await asyncio.gather(*(engine.worker.poll(*due[0]) for _ in range(4)))
     await engine.work_off()
@@ -113,7 +128,7 @@ async def test_what_another_job_began_with_the_same_words_is_not_adopted(engine,
     engine.later_s = 10.0
     await engine.work_off()
     for job, prediction in zip((first, second), replicate.predictions, strict=True):
-        ((_, owner),) = await engine.attempts.by_provider_job(prediction)
+        ((_, owner),) = await engine.notices.by_provider_job(prediction)
         assert owner.id == job.job_id
     assert replicate.count("create") == 2
 
@@ -176,7 +191,7 @@ async def test_hostile_results_are_refused_and_see_no_key(engine, vendors, vendo
     async def download(url: str, most: int) -> bytes:
         return await client.download(url, min(1000, most))
 
-    engine.worker._outputs = Outputs(None, engine.router, download, None)  # type: ignore[arg-type]
+    keep_with(engine, download)
     fake.steps = [fake.steps[-1]]
     async with running_fault_server() as host:
         host.scripts = {
@@ -220,7 +235,7 @@ async def test_a_result_that_cannot_be_fetched_yet_is_no_end(engine, fal, on_fal
         refused.append(url)
         raise RpcError("PROVIDER_FAILED", "v3.fal.media answered 503")
 
-    engine.worker._outputs = Outputs(None, engine.router, download, None)  # type: ignore[arg-type]
+    keep_with(engine, download)
     job = await begin(engine)
     await engine.work_off()
     await poll(engine)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.common.v1.media_pb2 import SpeechInput
 from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.provider.v1.provider_service_api import ProviderService
@@ -25,9 +26,9 @@ from tests.support.billing import (
     ORGANISATION,
     Directory,
     assert_books_balance,
+    billing_connector,
     call_of,
     open_store,
-    running_billing,
     wallet,
 )
 from tests.support.fault_server import Disconnect, Endless, FaultServer, Head, Send, running_fault_server
@@ -50,8 +51,9 @@ async def speaking(server: FaultServer, folder: Path, database_url: str) -> Asyn
     vendors = {"eleven": "elevenlabs", "wall": "wall"}
     async with AsyncExitStack() as stack:
         directory = Directory(ORGANISATION, bootstrap=ORGANISATION)
-        billing = await stack.enter_async_context(running_billing(database_url, folder, directory))
-        registry.add(BillingService, billing)
+        books = await stack.enter_async_context(billing_connector(database_url, folder, directory))
+        for interface in (BillingService, BudgetService):
+            registry.add(interface, books.connect(interface, "billing"))
         makers = providers.build(settings, infrastructure)
         for interface, implementation in makers.interfaces:
             registry.add(interface, implementation)
