@@ -24,13 +24,16 @@ from services.common.service import Infrastructure
 from services.listener import HttpListener
 from services.workflow import tables
 from services.workflow.admission import Admission
+from services.workflow.desk import Desk
 from services.workflow.engine.crash import CrashPoints
 from services.workflow.engine.worker import Worker
 from services.workflow.http import FileRoutes
 from services.workflow.server import JobServer
 from services.workflow.settings import WorkflowSettings
-from services.workflow.store.attempts import Attempts
-from services.workflow.store.jobs import Jobs
+from services.workflow.store.batches import Batches
+from services.workflow.store.letters import Letters
+from services.workflow.store.notices import Notices
+from services.workflow.store.rounds import Rounds
 from services.workflow.wiring import Parts, build_parts
 from tests.support.jobs import CountingRouter
 from tests.support.postgresql import free_port
@@ -113,8 +116,8 @@ class Bench:
     parts: Parts
     database: Database
     outbox: Outbox
-    jobs: Jobs
-    attempts: Attempts
+    jobs: Batches
+    attempts: Letters
     router: RecordingRouter
     books: Books
     server: JobServer
@@ -178,7 +181,8 @@ async def open_bench(
     database = Database(database_url, "workflow")
     await database.migrate(MIGRATIONS)
     outbox = Outbox(database, tables.outbox)
-    jobs, attempts = Jobs(database, outbox), Attempts(database, outbox)
+    jobs, attempts = Batches(database, outbox), Letters(database, outbox)
+    rounds, notices = Rounds(database, outbox), Notices(database, outbox)
     router, books = RecordingRouter(), Books()
     port = free_port()
     infrastructure = Infrastructure(
@@ -202,8 +206,9 @@ async def open_bench(
         clock=clock,
     )
     admission = Admission(jobs, parts.materials, books, parts.inputs, clock, parts.check_endpoint)
-    server = JobServer(jobs, admission, parts.links.to, lambda: None, clock, parts.remove_outputs)
-    worker = Worker(attempts, parts.materials, parts.outputs, "w1", clock, CrashPoints(""))
+    desk = Desk(admission, notices, attempts, parts.materials, clock)
+    server = JobServer(jobs, admission, desk, parts.links.to, lambda: None, clock, parts.remove_outputs)
+    worker = Worker(attempts, rounds, parts.materials, parts.outputs, "w1", clock, CrashPoints(""))
     consents = parts.interfaces(jobs.cancel, lambda: None)[1][1]
 
     async def no_problems() -> dict[str, str]:

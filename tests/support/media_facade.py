@@ -14,11 +14,13 @@ from typing import Any
 import msgspec
 from omnihub.billing.v1 import billing_service_pb2 as billing
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.common.v1.chat_pb2 import ParameterReceipt
 from omnihub.common.v1.media_pb2 import MediaOutput, MediaUsage
 from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.router.v1 import media_router_service_pb2 as router
 from omnihub.router.v1.media_router_service_api import MediaRouterService
+from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
 from PIL import Image
 
@@ -177,13 +179,18 @@ class MediaFacade:
 
 
 @asynccontextmanager
-async def running_media_facade(folder: Path) -> AsyncIterator[MediaFacade]:
-    """Serve gateway and workflow on a free port, with their own SQLite file."""
+async def running_media_facade(folder: Path, provenance: bool = False) -> AsyncIterator[MediaFacade]:
+    """Serve gateway, workflow and worker on a free port, with their own SQLite file.
+
+    Without `provenance` outputs are what the maker made, byte for byte.
+    """
     maker, till = MediaMaker(), Till()
     registry = Registry()
     registry.add(MediaRouterService, maker)
     registry.add(BillingService, till)
+    registry.add(ReportService, Fake())
     registry.add(RouterService, Fake())
+    registry.add(ResponseService, Fake())
     identities = {
         KEY: Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"chat"})),
         OTHER_KEY: Identity(organisation_id="org_2", key_id="key_2", scopes=frozenset({"chat"})),
@@ -192,7 +199,9 @@ async def running_media_facade(folder: Path) -> AsyncIterator[MediaFacade]:
     infrastructure = Infrastructure(
         connector=Connector(registry, {}), data_dir=folder, authenticator=authenticator
     )
-    jobs = workflow.build(WorkflowSettings(), infrastructure, public_url="http://hub.test")
+    settings = WorkflowSettings(provenance=provenance)
+    jobs = workflow.build(settings, infrastructure, public_url="http://hub.test")
+    worker = workflow.build_worker(settings, infrastructure, public_url="")
     for interface, implementation in jobs.interfaces:
         registry.add(interface, implementation)
     limits = GatewaySettings(body_limit_bytes=BODY_LIMIT, file_limit_bytes=FILE_LIMIT)
@@ -204,10 +213,12 @@ async def running_media_facade(folder: Path) -> AsyncIterator[MediaFacade]:
     port = free_port()
     listener = HttpListener(f"127.0.0.1:{port}", facade.routes, no_problems, 1)
     await jobs.start()
+    await worker.start()
     await listener.start()
     try:
         yield MediaFacade(f"http://127.0.0.1:{port}", maker, till)
     finally:
         await listener.stop()
         await facade.stop()
+        await worker.stop()
         await jobs.stop()

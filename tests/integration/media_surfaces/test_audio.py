@@ -27,17 +27,26 @@ async def test_speech_and_what_it_cost(client: openai.AsyncOpenAI, facade: Media
     assert asked.instructions == "softly"
 
 
-async def test_speech_in_pieces_and_as_events(client: openai.AsyncOpenAI) -> None:
+async def test_speech_in_pieces_and_as_events(client: openai.AsyncOpenAI, facade: MediaFacade) -> None:
     async with client.audio.speech.with_streaming_response.create(
         model="fake0/m", voice="nova", input="Hello"
     ) as answer:
         assert b"".join([piece async for piece in answer.iter_bytes(512)]) == a_recording()
     async with client.audio.speech.with_streaming_response.create(
-        model="fake0/m", voice={"id": "voice_1"}, input="Hello", stream_format="sse"
+        model="fake0/m", voice={"id": "nova"}, input="Hello", stream_format="sse"
     ) as answer:
         lines = [json.loads(line[6:]) async for line in answer.iter_lines() if line]
     assert [line["type"] for line in lines] == ["speech.audio.delta", "speech.audio.done"]
     assert base64.b64decode(lines[0]["audio"]) == a_recording()
+    assert [attempt.input.speech.voice for attempt in facade.maker.attempts] == ["nova", "nova"]
+
+
+async def test_a_cloned_voice_that_is_not_there(client: openai.AsyncOpenAI, facade: MediaFacade) -> None:
+    with pytest.raises(openai.BadRequestError, match="there is no voice voice_1") as refused:
+        await client.audio.speech.create(model="fake0/m", voice={"id": "voice_1"}, input="Hello")
+    assert refused.value.param == "voice"
+    assert not facade.maker.plans
+    assert not facade.till.holds
 
 
 async def test_an_unknown_voice(client: openai.AsyncOpenAI, facade: MediaFacade) -> None:

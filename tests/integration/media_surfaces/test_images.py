@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from PIL import Image
 
 from services.common.rpc import RpcError
-from tests.support.media_facade import COST, FILE_LIMIT, MediaFacade, a_picture
+from tests.support.media_facade import COST, FILE_LIMIT, KEY, MediaFacade, a_picture, running_media_facade
 
 
 async def test_an_image_and_what_it_cost(client: openai.AsyncOpenAI, facade: MediaFacade) -> None:
@@ -34,6 +37,17 @@ async def test_an_image_and_what_it_cost(client: openai.AsyncOpenAI, facade: Med
     asked = facade.maker.attempts[0].input
     assert (asked.image.prompt, asked.image.quality) == ("a boat", "high")
     assert json.loads(asked.extension_json) == {"lens": "wide"}
+
+
+async def test_a_picture_with_provenance_shows_the_same(tmp_path: Path) -> None:
+    async with (
+        running_media_facade(tmp_path, provenance=True) as facade,
+        openai.AsyncOpenAI(base_url=f"{facade.url}/v1", api_key=KEY, max_retries=0, timeout=20) as client,
+    ):
+        answer = await client.images.generate(model="fake0/m", prompt="a boat", size="32x16")
+    signed = base64.b64decode(answer.data[0].b64_json)
+    assert b"c2pa" in signed
+    assert Image.open(io.BytesIO(signed)).tobytes() == Image.open(io.BytesIO(a_picture(32, 16))).tobytes()
 
 
 async def test_a_link_in_place_of_the_bytes(client: openai.AsyncOpenAI) -> None:

@@ -16,7 +16,7 @@ async def test_every_kind(facade: MediaFacade) -> None:
     body = {"model": "fake0/m", "picture": encoded(a_picture()), "recording": encoded(a_recording())}
     [seen] = await run_client("openai", facade.url, KEY, [{"surface": "media", "body": body}])
     assert seen == {
-        "made": encoded(a_picture(16, 8)),
+        "made": encoded(a_picture(32, 16)),
         "edited": 1,
         "speech": encoded(a_recording()),
         "written": TEXT,

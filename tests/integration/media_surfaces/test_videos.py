@@ -21,8 +21,12 @@ async def test_a_video_from_prompt_to_file(client: openai.AsyncOpenAI, facade: M
     assert (video.object, video.status, video.prompt, video.seconds) == ("video", "queued", "a boat", "4")
     assert video.size == "1280x720"
     asked = facade.maker.plans[0].input.video
-    assert (asked.duration_s, asked.width, asked.first_frame.data) == (4, 1280, a_picture())
+    assert (asked.duration_s, asked.width, asked.first_frame.mime) == (4, 1280, "image/png")
+    # It is planned by its id, and made from its content.
+    assert asked.first_frame.file_id.startswith("file_")
     ended = await client.videos.poll(video.id, poll_interval_ms=200)
+    made_from = facade.maker.attempts[0].input.video
+    assert (made_from.duration_s, made_from.width, made_from.first_frame.data) == (4, 1280, a_picture())
     assert (ended.status, ended.progress, ended.model) == ("completed", 100, "fake0/m")
     assert ended.completed_at is not None
     assert ended.completed_at >= ended.created_at

@@ -61,7 +61,7 @@ function response(answer) {
 
 async function media({ picture, recording, model }) {
   const file = (data, name, type) => toFile(Buffer.from(data, "base64"), name, { type });
-  const made = await client.images.generate({ model, prompt: "a boat", size: "16x8" });
+  const made = await client.images.generate({ model, prompt: "a boat", size: "32x16" });
   const image = await file(picture, "a.png", "image/png");
   const edited = await client.images.edit({ model, image: [image, image], prompt: "blue" });
   const speech = await client.audio.speech.create({ model, voice: "nova", input: "Hello" });
