@@ -16,7 +16,7 @@ from PIL import Image
 from services.common.rpc import Call, RpcError
 from tests.support.media import Maker, running_media
 
-CALL = Call.internal(30)
+CALL = Call("req_unit")
 # Speaks a tenth of a second for each letter, and knows two voices.
 STAND_IN = f"""#!{sys.executable}
 import io, sys, wave
