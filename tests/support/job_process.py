@@ -19,11 +19,13 @@ from typing import Any
 import uvloop
 
 from services.common import clock
+from services.common.authenticator import Authenticator
 from services.common.ids import new_id
 from services.common.rpc import Connector, Registry
 from services.common.service import Infrastructure, Service
 from services.workflow import app
 from services.workflow.settings import WorkflowSettings
+from tests.support.fakes import Fake
 
 
 def built(target: str, given: dict[str, Any]) -> tuple[Service, Connector]:
@@ -35,6 +37,7 @@ def built(target: str, given: dict[str, Any]) -> tuple[Service, Connector]:
         database_url=given["database"],
         amqp_url=given["broker"],
         instance_id=new_id("proc"),
+        authenticator=Authenticator(Fake()),
     )
     settings = WorkflowSettings(**given["settings"])
     make = app.build_worker if target == "worker" else app.build

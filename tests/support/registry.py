@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict, ParseDict
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.budget_service_api import BudgetService
+from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1 import registry_service_pb2 as pb
@@ -89,6 +90,7 @@ async def running(
     peers.add(ProviderService, providers)
     peers.add(BudgetService, FakeBudgets())
     peers.add(StoredResponseService, Fake())
+    peers.add(MediaProviderService, Fake())
     peers.add(StoredResponseService, Fake())
     connector = Connector(peers, {})
     infrastructure = Infrastructure(

@@ -10,8 +10,11 @@ from typing import Any
 from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.provider.v1.provider_service_pb2 import GetCapabilitiesRequest
+from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
+from omnihub.workflow.v1.file_content_service_api import FileContentService
+from omnihub.workflow.v1.job_service_api import JobService
 
 from services.common.rpc import Call, Connector, Identity, Registry
 from services.common.service import Infrastructure
@@ -60,6 +63,9 @@ async def running_stack(
     registry.add(RouterService, router.client)
     registry.add(ReportService, Fake())
     registry.add(ResponseService, Fake())
+    registry.add(JobService, Fake())
+    registry.add(MediaRouterService, Fake())
+    registry.add(FileContentService, Fake())
     identity = Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"chat"}))
     infrastructure.authenticator = FakeAuthenticator(**{KEY: identity})  # type: ignore[assignment]
     facade = gateway.build(GatewaySettings(), infrastructure)

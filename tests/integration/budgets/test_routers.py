@@ -16,6 +16,7 @@ from omnihub.billing.v1 import budget_service_pb2 as pb
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.budget_pb2 import LimitTerms
 from omnihub.billing.v1.budget_service_api import BudgetService
+from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1 import router_service_pb2
@@ -102,6 +103,7 @@ async def running(url: str, folder: Path, routers: int) -> AsyncIterator[Platfor
     platform = Platform(registry, url, folder)
     registry.add(ProviderService, platform.providers)
     registry.add(StoredResponseService, Fake())
+    registry.add(MediaProviderService, Fake())
     price = PriceSettings(per_request=Decimal("0.1"))
     async with AsyncExitStack() as stack:
         billing = build_billing(

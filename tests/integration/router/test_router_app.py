@@ -12,6 +12,7 @@ import pytest
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.common.v1.change_pb2 import Change
+from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1 import router_service_pb2 as pb
@@ -42,6 +43,7 @@ async def running(peers: Peers, database_url: str, folder: Path) -> AsyncIterato
     registry.add(BudgetService, FakeBudgets())
     registry.add(ProviderService, peers.providers)
     registry.add(StoredResponseService, Fake())
+    registry.add(MediaProviderService, Fake())
     connector = Connector(registry, {})
     infrastructure = Infrastructure(
         connector=connector, data_dir=folder, database_url=database_url, instance_id=new_id("proc")

@@ -15,6 +15,7 @@ import pytest
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.common.v1.chat_pb2 import ChatInput
+from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1 import explain_pb2 as explain
@@ -80,6 +81,7 @@ async def running(peers: Peers, database_url: str, folder: Path, **settings: Any
     registry.add(ProviderService, peers.providers)
     registry.add(BudgetService, FakeBudgets())
     registry.add(StoredResponseService, Fake())
+    registry.add(MediaProviderService, Fake())
     connector = Connector(registry, {})
     infrastructure = Infrastructure(
         connector=connector, data_dir=folder, database_url=database_url, instance_id=new_id("proc")

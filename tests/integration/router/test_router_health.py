@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.common.v1.chat_pb2 import Finish
+from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.provider.v1.stored_response_service_api import StoredResponseService
 from omnihub.router.v1 import provider_health_service_pb2 as pb
@@ -72,6 +73,7 @@ async def running(database_url: str, folder: Path, **settings: Any) -> AsyncIter
     registry.add(ProviderService, providers)
     registry.add(BudgetService, FakeBudgets())
     registry.add(StoredResponseService, Fake())
+    registry.add(MediaProviderService, Fake())
     connector = Connector(registry, {})
     infrastructure = Infrastructure(
         connector=connector, data_dir=folder, database_url=database_url, instance_id=new_id("proc")
