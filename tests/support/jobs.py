@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections import Counter
 from typing import Any
 
 from omnihub.common.v1.media_pb2 import MediaOutput, MediaUsage
 from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.router.v1 import media_router_service_pb2 as router
+from PIL import Image
 
 from services.common.rpc import Call, RpcError
+
+
+def _picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# A real picture: what is not what it is said to be is refused.
+PNG = _picture()
 
 
 class CountingRouter:
@@ -107,7 +119,7 @@ class CountingRouter:
 
 
 def _done() -> provider.MediaProgress:
-    output = provider.ProviderOutput(data=b"made", facts=MediaOutput(mime="image/png"))
+    output = provider.ProviderOutput(data=PNG, facts=MediaOutput(mime="image/png"))
     return provider.MediaProgress(state="succeeded", outputs=[output], usage=MediaUsage(images=1))
 
 
