@@ -80,7 +80,7 @@ COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" .setup/uv/bin/uv pip compile --
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@$(PYTHON) -m venv .venv || { echo 'Debian: apt-get install python3-venv' >&2; exit 1; }
 	@echo 'Installing the pinned packages into .venv (a minute, once)'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
 		-r requirements/runtime.txt -r requirements/development.txt
 	@printf '#!/bin/sh\nPYTHONPATH="%s:%s/gen" exec "%s/.venv/bin/python" -m services "$$@"\n' \
 		"$(CURDIR)" "$(CURDIR)" "$(CURDIR)" > $(BIN)/omnihub && chmod +x $(BIN)/omnihub

@@ -48,6 +48,6 @@ def require_litellm() -> Path:
     print(f"installing LiteLLM into {home} (about a minute)", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
     pip = [str(home / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    subprocess.run([*pip, "--require-hashes", "-r", str(requirements)], check=True)
+    subprocess.run([*pip, "--require-hashes", "--no-deps", "-r", str(requirements)], check=True)
     marker.write_text(fingerprint)
     return home
