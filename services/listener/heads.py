@@ -28,9 +28,7 @@ class Head(NamedTuple):
     """The connection lives on after the response."""
 
 
-def write_head(
-    status: int, headers: Iterable[tuple[bytes, bytes]], scope: Scope, keep_alive: bool
-) -> Head:
+def write_head(status: int, headers: Iterable[tuple[bytes, bytes]], scope: Scope, keep_alive: bool) -> Head:
     """Write a head. Raises ValueError for headers that would be something else on the wire."""
     pieces = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
     length, chunked, lines = None, False, 2
