@@ -1,6 +1,6 @@
 """The upstream of slow streams: `python -m bench.paced PORT`.
 
-`POST /paced/<milliseconds>/<anything>` answers with one SSE chunk, each in its own write, every so many
+`POST /paced<milliseconds>/<anything>` answers with one SSE chunk, each in its own write, every so many
 milliseconds until the client leaves. One timer per interval writes to all its streams in turn, so that the
 server itself costs little.
 """
@@ -80,12 +80,12 @@ class Connection(asyncio.Protocol):
         if self._answered or b"\r\n\r\n" not in self._received:
             return
         path = self._received.split(b" ", 2)[1].decode()
-        if not path.startswith("/paced/"):
+        if not path.startswith("/paced"):
             self._received = b""
             self._transport.write(READY)
             return
         self._answered = True
-        milliseconds = path.split("/")[2]
+        milliseconds = path.split("/")[1].removeprefix("paced")
         if milliseconds not in self._paces:
             self._paces[milliseconds] = Pace(int(milliseconds) / 1000)
         self._transport.write(HEAD + EVENT)

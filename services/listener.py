@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
 
 import prometheus_client
 import uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, Router
+
+from services.common.sockets import UNIX
 
 # Longer than the edge keeps idle connections, so that the edge never writes into a closing one.
 KEEP_ALIVE_S = 120
@@ -33,13 +36,13 @@ class _Server(uvicorn.Server):
         try:
             await super().startup(sockets)  # type: ignore[arg-type]
         except SystemExit:
-            address = f"{self.config.host}:{self.config.port}"
+            address = self.config.uds or f"{self.config.host}:{self.config.port}"
             raise OSError(f"no HTTP listener on {address}: set OMNIHUB_HTTP_LISTEN to a free one") from None
         self.listening.set()
 
 
 class HttpListener:
-    """Serves routes on `host:port`. `problems` returns what keeps requests from being answered."""
+    """Serves routes on `host:port` or `unix:/path`. `problems` tells what keeps requests waiting."""
 
     def __init__(
         self,
@@ -49,7 +52,6 @@ class HttpListener:
         drain_timeout_s: float,
     ) -> None:
         self._problems = problems
-        host, _, port = listen.rpartition(":")
         own = [
             Route("/health", self._health),
             Route("/ready", self._ready),
@@ -58,8 +60,7 @@ class HttpListener:
         router = Router([*routes, *own], redirect_slashes=False)
         config = uvicorn.Config(
             router,
-            host=host.strip("[]"),
-            port=int(port),
+            **_place(listen),
             http="httptools",
             ws="none",
             lifespan="off",
@@ -103,3 +104,11 @@ class HttpListener:
     async def _metrics(self, _: Request) -> Response:
         content = prometheus_client.generate_latest()
         return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+
+def _place(listen: str) -> dict[str, Any]:
+    """Return uvicorn's settings for `host:port` or `unix:/path`."""
+    if listen.startswith(UNIX):
+        return {"uds": listen.removeprefix(UNIX)}
+    host, _, port = listen.rpartition(":")
+    return {"host": host.strip("[]"), "port": int(port)}

@@ -114,6 +114,8 @@ def _start(
         # Without it a killed server forgets its last commits.
         "synchronous_commit": "on" if commits_last else fsync,
         "full_page_writes": fsync,
+        # DROP DATABASE waits for a session that was left while it authenticated.
+        "authentication_timeout": "5s",
         "lc_messages": "C",
     }
     command = [str(binaries / "postgres"), "-D", str(data)]
