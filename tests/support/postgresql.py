@@ -198,6 +198,12 @@ class KillableServer:
         self.url = f"postgresql://omnihub:{password}@127.0.0.1:{self._port}/postgres"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """Return the process that leads all of it."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start, and return once it answers."""
         self._process = _start(self._binaries, self._data, self._port, self._log, commits_last=True)
