@@ -59,7 +59,9 @@ class Meter:
         if from_upstream and not answered <= served <= answered + in_flight:
             raise BenchError(f"{served} requests reached the upstream for {answered} answers")
         if not from_upstream and served:
-            raise BenchError(f"{served} of {answered} requests reached the upstream: not answered from a cache")
+            raise BenchError(
+                f"{served} of {answered} requests reached the upstream: not answered from a cache"
+            )
         requests = served if from_upstream else answered
         seconds = now.time - before.time
         programs = {

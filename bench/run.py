@@ -125,7 +125,9 @@ class Bench:
         # Each round begins with another subject, so that none always follows the same neighbour.
         turn = number % len(able) if able else 0
         for name in able[turn:] + able[:turn]:
-            progress(f"round {number + 1} of {self._tools.plan.rounds}: {case.scenario} {case.size or ''} {name}")
+            progress(
+                f"round {number + 1} of {self._tools.plan.rounds}: {case.scenario} {case.size or ''} {name}"
+            )
             try:
                 measured = await self._measure(case, name, number, started)
             except FAILURES as error:

@@ -1,7 +1,7 @@
 """Keeps the cores awake: `python -m bench.spin CORE` burns what nobody else wants of one core.
 
-Between two requests at a low rate a core falls asleep, and a virtual one takes long to wake: that, and not the
-subject, then makes up the latency. Under SCHED_IDLE the spinner gives way to whatever else can run.
+Between two requests at a low rate a core falls asleep, and a virtual one takes long to wake: that, and not
+the subject, then makes up the latency. Under SCHED_IDLE the spinner gives way to whatever else can run.
 """
 
 from __future__ import annotations

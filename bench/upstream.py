@@ -1,4 +1,4 @@
-"""The upstream: nginx, one worker, the same answer to every request of a kind; and the server of slow streams."""
+"""The upstream: nginx, one worker, one answer for each kind of request; and the server of slow streams."""
 
 from __future__ import annotations
 

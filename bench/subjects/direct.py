@@ -24,7 +24,9 @@ PASSES_BYTES = {
 async def start(place: Place) -> AsyncIterator[Running]:
     """Use the upstream itself."""
     upstream = place.upstream
-    yield Running(upstream.server, lambda kind: by_path(kind, upstream.base(kind).removesuffix(f"/{kind.name}")))
+    yield Running(
+        upstream.server, lambda kind: by_path(kind, upstream.base(kind).removesuffix(f"/{kind.name}"))
+    )
 
 
 SUBJECT = Subject(
