@@ -17,7 +17,7 @@ from services.billing.domain.usage import Period
 from services.billing.store import Store
 from services.billing.store.budgets import BudgetStore
 from services.billing.store.checks import check_ledger
-from services.billing.store.rollup import roll_up
+from services.billing.store.rollup import adding_up, roll_up
 from services.billing.store.tables import (
     account,
     changes,
@@ -58,7 +58,7 @@ def events(count: int, organisations: int, keys: int, transactions: int) -> Iter
     made = charge("", AMOUNT, provider=PROVIDER, cost_nano_credits=COST, task="chat", modality="text")
     made.usage.input_total, made.usage.output_total = 900, 300
     made.at.FromMicroseconds(START)
-    pattern = event_row(made, "", False, START)
+    pattern = dict(zip(usage_event.c.keys(), event_row(made, "", False, START), strict=True))
     for number in range(count):
         # A key asks ten times in a row.
         turn = number // 10
@@ -185,10 +185,11 @@ async def check_million(database_url: str, entries: int) -> dict[str, Any]:
 
 async def grow(store: Store, count: int, keys: int) -> None:
     """Store usage events of one organisation and their sums, booked by few transactions."""
+    adding = adding_up(store.database)
     for rows in batched(events(count, 1, keys, 1000)):
         await _insert(store, (usage_event, rows))
         async with store.database.transaction() as connection:
-            await roll_up(connection, store._insert, rows)
+            await roll_up(connection, adding, [tuple(row.values()) for row in rows])
     if not store.database.sqlite:
         async with store.database.transaction() as connection:
             await connection.exec_driver_sql("ANALYZE")

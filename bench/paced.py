@@ -1,6 +1,6 @@
 """The upstream of slow streams: `python -m bench.paced PORT`.
 
-`POST /paced/<milliseconds>/<anything>` answers with one SSE chunk, each in its own write, every so many
+`POST /paced<milliseconds>/<anything>` answers with one SSE chunk, each in its own write, every so many
 milliseconds until the client leaves. One timer per interval writes to all its streams in turn, so that the
 server itself costs little.
 """
@@ -18,21 +18,22 @@ HEAD = (
 READY = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nready"
 
 
-def event() -> bytes:
+def event(word: str) -> bytes:
     """Return one content chunk as OpenAI writes it, framed for HTTP."""
     chunk = {
         "id": "chatcmpl-bench",
         "object": "chat.completion.chunk",
         "created": 1700000000,
         "model": "gpt-bench",
-        "choices": [{"index": 0, "delta": {"content": " word"}, "finish_reason": None}],
+        "choices": [{"index": 0, "delta": {"content": f" {word}"}, "finish_reason": None}],
         "usage": None,
     }
     data = f"data: {json.dumps(chunk)}\n\n".encode()
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-EVENT = event()
+# Not always the same one: LiteLLM ends a stream that repeats itself.
+EVENTS = [event(word) for word in ("one", "two", "six", "ten")]
 
 
 class Pace:
@@ -43,7 +44,7 @@ class Pace:
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
         self._slots: list[set[asyncio.Transport]] = [set() for _ in range(self.SLOTS)]
-        self._next = 0
+        self._next = self._ticks = 0
         asyncio.get_running_loop().call_soon(self._tick, asyncio.get_running_loop().time())
 
     def add(self, stream: asyncio.Transport) -> None:
@@ -55,8 +56,10 @@ class Pace:
         self._next = (self._next + 1) % self.SLOTS
         for stream in [stream for stream in slot if stream.is_closing()]:
             slot.discard(stream)
+        self._ticks += 1
+        chunk = EVENTS[self._ticks // self.SLOTS % len(EVENTS)]
         for stream in slot:
-            stream.write(EVENT)
+            stream.write(chunk)
         following = due + self._interval_s / self.SLOTS
         asyncio.get_running_loop().call_at(following, self._tick, following)
 
@@ -80,15 +83,15 @@ class Connection(asyncio.Protocol):
         if self._answered or b"\r\n\r\n" not in self._received:
             return
         path = self._received.split(b" ", 2)[1].decode()
-        if not path.startswith("/paced/"):
+        if not path.startswith("/paced"):
             self._received = b""
             self._transport.write(READY)
             return
         self._answered = True
-        milliseconds = path.split("/")[2]
+        milliseconds = path.split("/")[1].removeprefix("paced")
         if milliseconds not in self._paces:
             self._paces[milliseconds] = Pace(int(milliseconds) / 1000)
-        self._transport.write(HEAD + EVENT)
+        self._transport.write(HEAD + EVENTS[0])
         self._paces[milliseconds].add(self._transport)
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import prometheus_client
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from services.common.sockets import UNIX
 from services.listener.routing import Dispatcher
 from services.listener.server import HttpServer
 
 
 class HttpListener:
-    """Serves routes on `host:port`. `problems` returns what keeps requests from being answered."""
+    """Serves routes on `host:port` or `unix:/path`. `problems` tells what keeps requests waiting."""
 
     def __init__(
         self,
@@ -23,7 +25,7 @@ class HttpListener:
         problems: Callable[[], Awaitable[dict[str, str]]],
         drain_timeout_s: float,
     ) -> None:
-        self._listen = listen
+        self._addresses = [listen]
         self._problems = problems
         self._drain_timeout_s = drain_timeout_s
         own = [
@@ -34,17 +36,21 @@ class HttpListener:
         self._app = Dispatcher([*routes, *own])
         self._server: HttpServer | None = None
 
+    def also_listen(self, address: str) -> None:
+        """Serve at the Unix socket `unix:/path` too."""
+        self._addresses.append(address)
+
     async def start(self) -> None:
-        """Listen. Raises OSError when the address is taken."""
-        host, _, port = self._listen.rpartition(":")
+        """Listen. Raises OSError when an address is taken."""
         server = HttpServer(self._app)
-        try:
-            await server.listen(host.strip("[]"), int(port))
-        except OSError:
-            await server.stop(0)
-            raise OSError(
-                f"no HTTP listener on {self._listen}: set OMNIHUB_HTTP_LISTEN to a free one"
-            ) from None
+        for address in self._addresses:
+            try:
+                await _listen(server, address)
+            except OSError:
+                await server.stop(0)
+                raise OSError(
+                    f"no HTTP listener on {address}: set OMNIHUB_HTTP_LISTEN to a free one"
+                ) from None
         self._server = server
 
     async def stop(self) -> None:
@@ -64,3 +70,11 @@ class HttpListener:
     async def _metrics(self, _: Request) -> Response:
         content = prometheus_client.generate_latest()
         return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+
+async def _listen(server: HttpServer, address: str) -> None:
+    if address.startswith(UNIX):
+        await server.listen_unix(Path(address.removeprefix(UNIX)))
+    else:
+        host, _, port = address.rpartition(":")
+        await server.listen(host.strip("[]"), int(port))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from starlette.types import ASGIApp
 
@@ -29,6 +30,11 @@ class HttpServer:
     async def listen(self, host: str, port: int) -> None:
         """Listen on an address. Raises OSError."""
         listener = await self._loop.create_server(self._connection, host, port, backlog=BACKLOG)
+        self._listeners.append(listener)
+
+    async def listen_unix(self, path: Path) -> None:
+        """Listen at a Unix socket; one left behind by a process that was killed is replaced. Raises OSError."""
+        listener = await self._loop.create_unix_server(self._connection, str(path), backlog=BACKLOG)
         self._listeners.append(listener)
 
     def _connection(self) -> Connection:

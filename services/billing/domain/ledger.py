@@ -130,7 +130,6 @@ class Settlement:
 
 def is_late(charge: Charge, leases: Mapping[str, Lease], holds: Mapping[str, Hold]) -> bool:
     """Tell whether what the charge was reserved by has ended. Such a charge is booked all the same."""
-    wallet = wallet_of(charge.organisation_id)
     reservation: Lease | Hold | None
     if charge.hold_id:
         reservation = holds.get(charge.hold_id)
@@ -138,7 +137,9 @@ def is_late(charge: Charge, leases: Mapping[str, Lease], holds: Mapping[str, Hol
         reservation = leases.get(charge.lease_id)
     else:
         return False
-    return reservation is None or not reservation.open or reservation.account_id != wallet
+    if reservation is None or not reservation.open:
+        return True
+    return reservation.account_id != wallet_of(charge.organisation_id)
 
 
 def settle(charges: Iterable[Charge], leases: Mapping[str, Lease], holds: Mapping[str, Hold]) -> Settlement:

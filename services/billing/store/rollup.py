@@ -6,14 +6,15 @@ organisation are sums over all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from operator import add, itemgetter
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.billing.store.tables import usage_event, usage_rollup
+from services.common.bulk import BulkInsert, Row
+from services.common.db import Database
 
 HOUR = 3_600_000_000
 # What fits an index of every engine. Longer names are summed under their beginning.
@@ -35,40 +36,38 @@ DIMENSIONS = {
 }
 TOTAL = ""
 PLATFORM_DIMENSIONS = (TOTAL, "model", "provider")
-_COLUMNS = ("organisation_id", "dimension", "hour", "value", "requests", *SUMS)
-_values = itemgetter(*(column.name for column in DIMENSIONS.values()))
-_numbers = itemgetter(*SUMS)
+_AT = {column.name: number for number, column in enumerate(usage_event.c)}
+_who = itemgetter(_AT["organisation_id"])
+_when = itemgetter(_AT["at"])
+_values = itemgetter(*(_AT[column.name] for column in DIMENSIONS.values()))
+_numbers = itemgetter(*(_AT[name] for name in SUMS))
 
 
-async def roll_up(connection: AsyncConnection, insert: Any, events: Iterable[Mapping[str, Any]]) -> None:
-    """Add events, each of them new, to the sums. The last locks of a transaction, in order of their keys."""
+def adding_up(database: Database) -> BulkInsert:
+    """Return the statement that adds to sums, of which there may be none yet."""
+    key = ", ".join(column.name for column in usage_rollup.primary_key)
+    sums = ", ".join(f"{name} = {usage_rollup.name}.{name} + excluded.{name}" for name in ("requests", *SUMS))
+    return BulkInsert(database, usage_rollup, f"({key}) DO UPDATE SET {sums}")
+
+
+async def roll_up(connection: AsyncConnection, adding: BulkInsert, events: Iterable[Row]) -> None:
+    """Add rows of events, each of them new, to the sums. The last locks of a transaction, in their order."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for event in events:
         # Those of a batch are much alike: each sum is then made of few.
-        _add(alike, (event["organisation_id"], event["at"] // HOUR, *_values(event)), (1, *_numbers(event)))
+        _add(alike, (_who(event), _when(event) // HOUR, *_values(event)), (1, *_numbers(event)))
     sums: dict[tuple[str, str, int, str], list[int]] = {}
     for same, numbers in alike.items():
         for key in _keys(*same):
             _add(sums, key, numbers)
-    if not sums:
-        return
-    rows = [dict(zip(_COLUMNS, (*key, *sums[key]), strict=True)) for key in sorted(sums)]
-    await connection.execute(_adding(insert), rows)
+    if sums:
+        rows = [(*key, *sums[key]) for key in sorted(sums)]
+        await connection.exec_driver_sql(adding.text, adding.arguments(rows))
 
 
 def _add(sums: dict[Any, list[int]], key: Any, numbers: Sequence[int]) -> None:
     known = sums.get(key)
     sums[key] = list(numbers) if known is None else list(map(add, known, numbers))
-
-
-@cache
-def _adding(insert: Any) -> Any:
-    """Return the statement, made once: making it anew costs more than a row of it."""
-    statement = insert(usage_rollup)
-    added = {name: usage_rollup.c[name] + statement.excluded[name] for name in ("requests", *SUMS)}
-    return statement.on_conflict_do_update(
-        index_elements=[column.name for column in usage_rollup.primary_key], set_=added
-    )
 
 
 def _keys(organisation_id: str, hour: int, *values: str) -> Iterable[tuple[str, str, int, str]]:
