@@ -22,8 +22,10 @@ class Head(NamedTuple):
 
     data: bytes
     length: int | None
-    """Bytes of the body; None when nobody knows beforehand."""
+    """Bytes of the body; None when nobody knows beforehand, or where there is none."""
     chunked: bool
+    silent: bool
+    """No body follows, whatever the handler sends."""
     keep_alive: bool
     """The connection lives on after the response."""
 
@@ -37,8 +39,9 @@ def write_head(status: int, headers: Iterable[tuple[bytes, bytes]], scope: Scope
         lines += 1
         if name == b"content-length":
             length = int(value)
-    if scope["method"] == "HEAD" or status in _WITHOUT_BODY:
-        length = 0
+    silent = scope["method"] == "HEAD" or status in _WITHOUT_BODY
+    if silent:
+        length = None
     elif length is None and scope["http_version"] == "1.0":
         # The end of the connection is the end of the body.
         keep_alive = False
@@ -54,7 +57,7 @@ def write_head(status: int, headers: Iterable[tuple[bytes, bytes]], scope: Scope
     # A line break within a value would be the end of a header, or of the head.
     if data.count(b"\n") != lines or data.count(b"\r") != lines or b"\0" in data:
         raise ValueError("a header holds a line break")
-    return Head(data, length, chunked, keep_alive)
+    return Head(data, length, chunked, silent, keep_alive)
 
 
 def plain(status: int) -> bytes:

@@ -67,6 +67,7 @@ class Request:
         "_left",
         "_length",
         "_on_disconnect",
+        "_silent",
         "_size",
         "_waiter",
         "finished",
@@ -95,6 +96,7 @@ class Request:
         self._on_disconnect: Callable[[], None] | None = None
         self._head = b""
         self._chunked = False
+        self._silent = False
         self._length: int | None = None
         scope[ON_DISCONNECT] = self.on_disconnect
 
@@ -191,7 +193,7 @@ class Request:
             raise RuntimeError("the response has already begun")
         head: Head = write_head(message["status"], message["headers"], self.scope, self.keep_alive)
         self.started = True
-        self._chunked, self._length = head.chunked, head.length
+        self._chunked, self._length, self._silent = head.chunked, head.length, head.silent
         self.keep_alive = head.keep_alive
         if head.length is None:
             # Who waits for a stream is told that it has begun.
@@ -202,7 +204,9 @@ class Request:
     def _send_piece(self, data: bytes, more: bool) -> None:
         if not self.started or self.finished:
             raise RuntimeError("a piece of a body outside a response")
-        if self._length is not None:
+        if self._silent:
+            data = b""
+        elif self._length is not None:
             self._length -= len(data)
             if self._length < 0 or (self._length and not more):
                 raise RuntimeError("the body is not as long as `content-length` says")

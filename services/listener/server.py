@@ -24,6 +24,7 @@ class HttpServer:
         self._app = app
         self._loop = asyncio.get_running_loop()
         self._listeners: list[asyncio.Server] = []
+        self._sockets: list[Path] = []
         self._running: set[Request] = set()
         self._sweep = self._loop.call_later(SWEEP_S, self._close_overdue)
 
@@ -33,9 +34,10 @@ class HttpServer:
         self._listeners.append(listener)
 
     async def listen_unix(self, path: Path) -> None:
-        """Listen at a Unix socket; one left behind by a process that was killed is replaced. Raises OSError."""
+        """Listen at a Unix socket. One left behind is replaced. Raises OSError."""
         listener = await self._loop.create_unix_server(self._connection, str(path), backlog=BACKLOG)
         self._listeners.append(listener)
+        self._sockets.append(path)
 
     def _connection(self) -> Connection:
         return Connection(self, self._loop)
@@ -71,6 +73,8 @@ class HttpServer:
         await self._wait_for_handlers(FAREWELL_S)
         await self._wait_for_callers()
         self._sweep.cancel()
+        for path in self._sockets:
+            path.unlink(missing_ok=True)
 
     async def _wait_for_handlers(self, limit_s: float) -> None:
         if tasks := [request.task for request in self._running if request.task is not None]:
