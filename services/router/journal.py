@@ -74,6 +74,10 @@ class Unbooked:
     def forget(self) -> None:
         """Leave them to the table."""
         self._charges.clear()
+        self.look_there()
+
+    def look_there(self) -> None:
+        """Note that the table may hold what was never here."""
         self.complete = False
 
 

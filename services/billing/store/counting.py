@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.billing.domain.ledger import at_of
 from services.billing.domain.limit import Limit, crossed, subjects_of, units_of, who_of
 from services.billing.store.budget_tables import budget_alert, budget_limit, budget_slice
 from services.billing.store.limits import BudgetRecords, Key, limit_of
@@ -55,7 +56,7 @@ class Booking(BudgetRecords):
         freed: dict[Key, int] = {}
         spent: dict[str, tuple[int, int]] = {}
         for charge in charges:
-            at = charge.at.ToMicroseconds() if charge.HasField("at") else now
+            at = at_of(charge, now)
             # A kept answer that is given again is a request, and uses nothing else.
             tokens = 0 if charge.cached else charge.usage.input_total + charge.usage.output_total
             drawn = {slices[each].limit_id: slices[each] for each in charge.slice_ids if each in slices}

@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.billing.domain.ledger import cost_of
+from services.billing.domain.ledger import at_of, cost_of
 from services.billing.domain.usage import DAY_0, Period
 from services.billing.store.accounts import Accounts
 from services.billing.store.rollup import (
@@ -68,7 +68,7 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> Row:
 
     A charge without a time of its own happened `now`.
     """
-    at = charge.at.ToMicroseconds() if charge.HasField("at") else now
+    at = at_of(charge, now)
     usage, units = charge.usage, charge.units
     amount, saved, formula = charge.amount_nano_credits, charge.savings_nano_credits, charge.savings_formula
     saved_by_cache = charge.savings_cache_nano_credits
