@@ -45,16 +45,16 @@ async def test_every_type_comes_back_as_it_was(database: Database) -> None:
     ]
     insert = BulkInsert(database, journal)
     async with database.transaction() as connection:
-        await connection.exec_driver_sql(insert.text, insert.arguments(rows))
+        await connection.exec_driver_sql(*insert.of(rows))
     assert await stored(database) == rows
 
 
 async def test_what_is_there_stays_and_the_new_ones_are_named(database: Database) -> None:
     insert = BulkInsert(database, journal, returning="attempt_id")
     async with database.transaction() as connection:
-        await connection.exec_driver_sql(insert.text, insert.arguments([row(1, text="first")]))
-        both = insert.arguments([row(1, text="second"), row(2, text="second")])
-        answer = await connection.exec_driver_sql(insert.text, both)
+        await connection.exec_driver_sql(*insert.of([row(1, text="first")]))
+        both = [row(1, text="second"), row(2, text="second")]
+        answer = await connection.exec_driver_sql(*insert.of(both))
         if not database.sqlite:
             assert answer.scalars().all() == ["att_2"]
     assert [each[2] for each in await stored(database)] == ["first", "second"]
@@ -64,7 +64,7 @@ async def test_rows_that_exist_can_be_changed(database: Database) -> None:
     insert = BulkInsert(database, journal, "(attempt_id) DO UPDATE SET at = journal.at + excluded.at")
     for _ in range(2):
         async with database.transaction() as connection:
-            await connection.exec_driver_sql(insert.text, insert.arguments([row(1, at=5), row(2, at=7)]))
+            await connection.exec_driver_sql(*insert.of([row(1, at=5), row(2, at=7)]))
     assert [each[5] for each in await stored(database)] == [10, 14]
 
 
@@ -72,7 +72,7 @@ async def test_any_number_of_ids_is_one_parameter(database: Database) -> None:
     insert, ids = BulkInsert(database, journal), OneOf(database)
     names = [f"att_{number}" for number in range(40_000)]
     async with database.transaction() as connection:
-        await connection.exec_driver_sql(insert.text, insert.arguments([row(n) for n in range(3)]))
+        await connection.exec_driver_sql(*insert.of([row(n) for n in range(3)]))
         mark = f"UPDATE {name_of(database, journal)} SET settled = TRUE WHERE attempt_id {ids.text}"
         await connection.exec_driver_sql(mark, (ids.argument([*names[1:], TEXT, "'"]),))
     assert [each[-1] for each in await stored(database)] == [False, True, True]
@@ -81,7 +81,7 @@ async def test_any_number_of_ids_is_one_parameter(database: Database) -> None:
 async def test_statements_tell_how_many_rows_they_touched(database: Database) -> None:
     insert = BulkInsert(database, journal)
     async with database.transaction() as connection:
-        await connection.exec_driver_sql(insert.text, insert.arguments([row(n) for n in range(3)]))
+        await connection.exec_driver_sql(*insert.of([row(n) for n in range(3)]))
         change = sa.update(journal).values(at=9)
         assert (await connection.execute(change)).rowcount == 3
         returned = await connection.execute(change.where(journal.c.at == 9).returning(journal.c.attempt_id))

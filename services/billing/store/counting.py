@@ -21,6 +21,10 @@ from services.credits.windows import window_start
 
 _alerts = meter.create_counter("omnihub.budget.alerts", unit="{alert}")
 _logger = logging.getLogger(__name__)
+_LIMITS = sa.select(budget_limit).where(
+    budget_limit.c.organisation_id.in_(sa.bindparam("organisations", expanding=True)),
+    budget_limit.c.scope_id.in_(sa.bindparam("scope_ids", expanding=True)),
+)
 
 
 Who = tuple[str, ...]
@@ -82,11 +86,9 @@ class Booking(BudgetRecords):
         subjects = {who: subjects_of(who) for who in everyone}
         organisations = {who[0] for who in subjects}
         scope_ids = {scope_id for each in subjects.values() for _, scope_id in each}
-        query = sa.select(budget_limit).where(
-            budget_limit.c.organisation_id.in_(organisations), budget_limit.c.scope_id.in_(scope_ids)
-        )
         found = await self._plan_limits(connection, organisations)
-        for row in await connection.execute(query):
+        asked = {"organisations": list(organisations), "scope_ids": list(scope_ids)}
+        for row in await connection.execute(_LIMITS, asked):
             found[row.organisation_id].append(limit_of(row))
         by_subject: dict[tuple[str, tuple[str, str]], list[Limit]] = {}
         for organisation_id, limits in found.items():

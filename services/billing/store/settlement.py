@@ -126,11 +126,9 @@ class Settlements(Postings):
             stored = set(known.scalars())
             new = [each for each in rows if each not in stored]
             if new:
-                insert = self._new_events.arguments([rows[each] for each in new])
-                await connection.exec_driver_sql(self._new_events.text, insert)
+                await connection.exec_driver_sql(*self._new_events.of([rows[each] for each in new]))
             return new
-        arguments = self._new_events.arguments(list(rows.values()))
-        inserted = await connection.exec_driver_sql(self._new_events.text, arguments)
+        inserted = await connection.exec_driver_sql(*self._new_events.of(list(rows.values())))
         return inserted.scalars().all()
 
     async def _lock_leases(self, connection: AsyncConnection, charges: Sequence[Charge]) -> dict[str, Lease]:
