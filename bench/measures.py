@@ -32,7 +32,7 @@ class Plan:
     rounds: int = 5
     seconds: float = 3
     constant_seconds: float = 8
-    warm_up_s: float = 1
+    warm_up_s: float = 2
     spin: bool = True
 
 

@@ -138,7 +138,7 @@ def answered(*parts: bytes) -> tuple[Answer, list[bool]]:
 def test_an_answer_ends_by_its_length_or_with_its_last_chunk():
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
     assert answered(head[:20], head[20:], b"ab", b"cd")[1] == [False, False, False, True]
-    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\nx-content-length: 9\r\ntransfer-encoding: chunked\r\n\r\n"
     token = FIRST_PIECE.encode()
     answer, ends = answered(head, b"5\r\nrole:\r\n", b"6\r\n" + token + b"\r\n", b"0\r\n\r\n")
     assert ends == [False, False, False, True]
@@ -243,7 +243,7 @@ def test_a_tree_counts_ended_children_and_children_in_another_session():
 
 def test_the_configuration_of_omnihub_routes_each_kind_to_its_own_upstream():
     server = ProcessTree(1)
-    upstream = Upstream(server, server, 18400, 18401)
+    upstream = Upstream(server, server, 18400, 18401, {})
     parsed = tomllib.loads(configuration(upstream, Setup(models=2)))
     assert parsed["models"]["bench-stream50"]["route"] == ["stream50/gpt-bench"]
     assert parsed["providers"]["stream50"]["base_url"] == "http://127.0.0.1:18400/stream50/v1"
