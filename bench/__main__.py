@@ -85,7 +85,7 @@ def parse(arguments: list[str]) -> Plan:
         constant_seconds=options.constant_seconds,
         spin=not options.no_spin,
     )
-    return replace(plan, rounds=1, seconds=1, constant_seconds=2, warm_up_s=1) if options.quick else plan
+    return replace(plan, rounds=1, seconds=1, constant_seconds=2) if options.quick else plan
 
 
 async def run(plan: Plan) -> bool:

@@ -182,6 +182,25 @@ def one_failure() -> Iterator[None]:
         raise first from None
 
 
+async def visit(target: Target, connections: int) -> None:
+    """Send each variant once, so that what a first use costs is paid before anything is measured."""
+    require_loopback(target)
+    numbers = iter(target.variants)
+    client = Client(target)
+
+    async def send() -> None:
+        for number in numbers:
+            await client.ask(request_bytes(target.variant(number)))
+
+    try:
+        with one_failure():
+            async with asyncio.TaskGroup() as group:
+                for _ in range(connections):
+                    group.create_task(send())
+    finally:
+        client.close()
+
+
 async def drained(target: Target, seconds: float, connections: int) -> Load:
     """Send one request after another over so many connections; after `seconds` wait for the last answers.
 

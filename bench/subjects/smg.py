@@ -13,7 +13,6 @@ from bench.payload import KINDS
 from bench.processes import POLL_INTERVAL_S, clean_environment, running
 from bench.subjects.base import READY_LIMIT_S, Features, Place, Running, Setup, Subject, by_model
 
-
 ENGINES_LIMIT_S = 30
 
 

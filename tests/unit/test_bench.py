@@ -6,13 +6,14 @@ import subprocess
 import sys
 import tomllib
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import pytest
 
 from bench.__main__ import parse
-from bench.client import Answer, constant_rate, drained, percentile
+from bench.client import Answer, constant_rate, drained, percentile, visit
 from bench.errors import BenchError
 from bench.load import check_answer, lua_script, require_loopback
 from bench.measure import ProcessTree
@@ -181,8 +182,9 @@ async def test_every_request_that_was_sent_is_answered_and_counted():
         assert found.requests == server.requests > 3
         before = server.requests
         latencies = await constant_rate(server.target, rate=100, seconds=0.2)
+        await visit(replace(server.target, variants=tuple(range(30))), connections=3)
     assert len(latencies.last_byte) == 20
-    assert server.requests - before == 24
+    assert server.requests - before == 24 + 30
     assert min(latencies.last_byte) > 0
 
 
