@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 
 from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.common.v1.chat_pb2 import Usage
@@ -333,7 +332,7 @@ class Admission:
         request.cost_source, request.cost = "cache", 0
         would = sell_of(request.usage, price, request.margin).sell
         saved = savings_of(request.usage, would, (price, request.margin), self._baseline_of(request))
-        request.saved = saved = replace(saved, cache=would)
+        request.saved = saved = saved._replace(cache=would)
         request.savings = saved.total
 
     def _baseline_of(self, request: Request) -> tuple[Price, Margin | None] | None:
