@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.common.v1.chat_pb2 import Usage
@@ -371,7 +372,7 @@ class Admission:
         written = self._journal.append(request.record())
         self._endings.add(written)
         # Runs before whoever waits goes on.
-        written.add_done_callback(lambda _: self._recorded(request, written))
+        written.add_done_callback(partial(self._recorded, request))
         return written
 
     def _recorded(self, request: Request, written: asyncio.Future[None]) -> None:
