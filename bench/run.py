@@ -158,12 +158,13 @@ def awake(wanted: bool) -> Iterator[None]:
         yield
         return
     try:
+        file = LATENCY.open("wb", buffering=0)
+    except OSError as error:
+        raise BenchError(f"--awake needs root on Linux: {error}") from None
+    with file:
         # The kernel keeps to a latency for as long as the file is open; 0 us leaves no time to wake up in.
-        with LATENCY.open("wb", buffering=0) as file:
-            file.write(struct.pack("i", 0))
-            yield
-    except PermissionError as error:
-        raise BenchError(f"--awake needs root: {error}") from None
+        file.write(struct.pack("i", 0))
+        yield
 
 
 @contextmanager
