@@ -29,6 +29,7 @@ from services.billing.store.tables import (
     usage_event,
 )
 from services.billing.store.usage import event_row
+from services.common.bulk import BulkInsert
 from services.common.change_feed import ChangeFeed
 from tests.support.billing import charge, open_store
 
@@ -74,11 +75,12 @@ def events(count: int, organisations: int, keys: int, transactions: int) -> Iter
 
 
 async def fill(store: Store, count: int, organisations: int, keys: int) -> None:
-    """Book `count` charges, each in a transaction of its own, as `settle` would; no rollup, no seals."""
+    """Book `count` charges, each in a transaction of its own, as `settle` would; no seals."""
     grants = [Grant(f"grant:{n}", organisation(n), 10**14) for n in range(organisations)]
     await store.welcome(grants, START)
     await store.settle([charge("first", 1, organisation(0), provider=PROVIDER)], START)
     of_event = EVENT_CONTENT[FORMAT]
+    adding = adding_up(store.database)
     for rows in batched(events(count, organisations, keys, count)):
         transactions: list[dict[str, Any]] = []
         entries: list[dict[str, Any]] = []
@@ -112,7 +114,13 @@ async def fill(store: Store, count: int, organisations: int, keys: int) -> None:
             (unsealed, waiting),
             (usage_event, rows),
         )
+        await _sum_up(store, adding, rows)
     await _project(store, count, organisations)
+
+
+async def _sum_up(store: Store, adding: BulkInsert, rows: list[dict[str, Any]]) -> None:
+    async with store.database.transaction() as connection:
+        await roll_up(connection, adding, [tuple(row.values()) for row in rows])
 
 
 async def _insert(store: Store, *parts: tuple[sa.Table, list[dict[str, Any]]]) -> None:
@@ -188,8 +196,7 @@ async def grow(store: Store, count: int, keys: int) -> None:
     adding = adding_up(store.database)
     for rows in batched(events(count, 1, keys, 1000)):
         await _insert(store, (usage_event, rows))
-        async with store.database.transaction() as connection:
-            await roll_up(connection, adding, [tuple(row.values()) for row in rows])
+        await _sum_up(store, adding, rows)
     if not store.database.sqlite:
         async with store.database.transaction() as connection:
             await connection.exec_driver_sql("ANALYZE")

@@ -25,7 +25,8 @@ POLL_BEFORE_S = 0.0015
 OPEN_BEFORE = 4
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
-LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+# Not the one of another header's name: LiteLLM passes on the upstream's with a prefix.
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 TOKEN = FIRST_PIECE.encode()
 
 
@@ -74,7 +75,7 @@ class Answer:
             if end < 0:
                 return False
             self._head = end + len(HEAD_END)
-            found = LENGTH.search(self.received, 0, end)
+            found = LENGTH.search(self.received, 0, end + 2)
             self._length = int(found.group(1)) if found else -1
         if not self.first_token_at and TOKEN in self.received:
             self.first_token_at = now
@@ -179,6 +180,25 @@ def one_failure() -> Iterator[None]:
         if isinstance(first, TimeoutError):
             raise BenchError(f"an answer took more than {REQUEST_LIMIT_S} s: cannot keep up") from None
         raise first from None
+
+
+async def visit(target: Target, connections: int) -> None:
+    """Send each variant once, so that what a first use costs is paid before anything is measured."""
+    require_loopback(target)
+    numbers = iter(target.variants)
+    client = Client(target)
+
+    async def send() -> None:
+        for number in numbers:
+            await client.ask(request_bytes(target.variant(number)))
+
+    try:
+        with one_failure():
+            async with asyncio.TaskGroup() as group:
+                for _ in range(connections):
+                    group.create_task(send())
+    finally:
+        client.close()
 
 
 async def drained(target: Target, seconds: float, connections: int) -> Load:

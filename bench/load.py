@@ -36,7 +36,7 @@ function request()
   at = (at + 1) % count
   local digits = string.format("%06d", at * step)
   local headers = {{}}
-  for name, value in pairs(wrk.headers) do headers[name] = value:gsub("{variant}", digits) end
+  for name, value in pairs(wrk.headers) do headers[name] = (tostring(value):gsub("{variant}", digits)) end
   return wrk.format(nil, nil, headers, (wrk.body:gsub("{variant}", digits)))
 end
 """

@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.client import OPEN_BEFORE, constant_rate, drained, percentile
+from bench.client import OPEN_BEFORE, constant_rate, drained, percentile, visit
 from bench.load import Load, check_answer, saturate
 from bench.measure import ProcessTree
 from bench.meter import Meter, Values
 from bench.payload import KINDS, Target
 from bench.streams import chunk_cost, stream_weight
-from bench.subjects.base import Running
+from bench.subjects.base import ACTIVE_KEYS, Running
 from bench.upstream import Upstream
 
 MEBIBYTE = 1024 * 1024
@@ -30,8 +30,8 @@ class Plan:
     subjects: list[str]
     scenarios: list[str]
     rounds: int = 5
-    seconds: float = 3
-    constant_seconds: float = 8
+    seconds: float = 2
+    constant_seconds: float = 6
     warm_up_s: float = 1
     spin: bool = True
 
@@ -82,6 +82,8 @@ class Saturation(Measure):
         kind = KINDS[self.kind]
         target = running.target(kind)
         await check_answer(kind, target)
+        if len(target.variants) <= ACTIVE_KEYS:
+            await visit(target, self.connections)
         await self._load(tools, target, tools.plan.warm_up_s, -1)
 
     async def _load(self, tools: Tools, target: Target, seconds: float, number: int) -> Load:

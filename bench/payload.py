@@ -276,4 +276,11 @@ KINDS = {
         Kind("paced2000", stream, str, check_event, content_type=SSE),
     )
 }
-STATIC = [kind for kind in KINDS.values() if not kind.name.startswith("paced")]
+PACED = {"paced50": 50, "paced2000": 2000}
+"""Milliseconds between the chunks of the endless streams."""
+STATIC = [kind for kind in KINDS.values() if kind.name not in PACED]
+
+
+def models(kind: str) -> str:
+    """Return the list of models of an upstream that answers one kind."""
+    return json.dumps({"object": "list", "data": [{"id": f"bench-{kind}", "object": "model"}]})

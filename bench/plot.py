@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 COSTS = (
     "chat",
@@ -157,6 +157,7 @@ def starts(axes: Axes, run: Run) -> None:
 
 def growth(axes: Axes, run: Run, scenario: str, unit: str) -> None:
     """Draw cost by size, as a multiple of the smallest."""
+    sizes = sorted({int(key.split("/")[1]) for key in run.summary if key.startswith(f"{scenario}/")})
     for subject in run.subjects:
         points = [
             (int(key.split("/")[1]), found["median"])
@@ -178,11 +179,20 @@ def growth(axes: Axes, run: Run, scenario: str, unit: str) -> None:
             )
     axes.axhspan(0, FLAT, color="#f0f0f0", zorder=0)
     axes.set_xscale("log")
-    readable(axes.xaxis)
+    axes.set_xticks(sizes, [plain(size) for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"{unit} (logarithmic)")
     axes.set_ylabel("CPU per request, times the smallest")
     axes.set_title(f"Growth by {unit}; grey: flat within {FLAT - 1:.0%}")
+
+
+def blank_unmeasured(axes: Axes) -> None:
+    """Say so where a run has nothing to draw; an empty frame would look like a result."""
+    if not axes.lines and not axes.containers:
+        axes.clear()
+        axes.axis("off")
+        axes.text(0.5, 0.5, "not measured in this run", ha="center", va="center", color="#888888")
 
 
 def draw(run: Run, path: Path) -> None:
@@ -196,6 +206,8 @@ def draw(run: Run, path: Path) -> None:
     starts(figure.add_subplot(grid[1, 2]), run)
     for place, (scenario, unit) in enumerate(GROWTH.items()):
         growth(figure.add_subplot(grid[2, place]), run, scenario, unit)
+    for axes in figure.axes:
+        blank_unmeasured(axes)
     handles = [
         plt.Line2D([], [], color=STYLES[each][0], marker=STYLES[each][1], label=each) for each in run.subjects
     ]

@@ -202,14 +202,11 @@ class Report:
 
     def noise(self) -> str:
         """Return how much others disturbed the run."""
-        values = [
-            self.results.largest(name)
-            for name in ("other_programs_cores", "stolen_cores", "client_late_p99_ms")
-        ]
-        return (
-            f"Noise, of the worst sample: other programs used {values[0]:.2f} cores, the hypervisor took "
-            f"{values[1]:.2f}; the constant-rate client was {values[2]:.2f} ms late (p99)."
-        )
+        others, stolen = (self.results.largest(name) for name in ("other_programs_cores", "stolen_cores"))
+        text = f"Noise, of the worst sample: other programs used {others:.2f} cores, stolen were {stolen:.2f}"
+        if late := self.results.largest("client_late_p99_ms"):
+            text += f"; the constant-rate client was {late:.2f} ms late (p99)"
+        return f"{text}."
 
     def sections(self) -> Iterator[str]:
         """Yield the parts of the report."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,6 +171,18 @@ async def spinning(wanted: bool, logs: Path) -> AsyncIterator[list[ProcessTree]]
         yield trees
 
 
+@contextmanager
+def only_run() -> Iterator[None]:
+    """Refuse to run beside another run of this checkout: each would spoil the other's figures and folders."""
+    WORK.mkdir(exist_ok=True)
+    with (WORK / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchError("another run is under way here; wait until it has ended") from None
+        yield
+
+
 def prepare_folders() -> tuple[Path, Path]:
     """Return an empty folder for data and one for logs.
 
@@ -185,9 +198,9 @@ def prepare_folders() -> tuple[Path, Path]:
 async def execute(plan: Plan) -> list[Sample]:
     """Start every subject, run all rounds, stop everything, also when interrupted."""
     programs = require_programs()
-    data, logs = prepare_folders()
     ports = Ports()
-    try:
+    with only_run():
+        data, logs = prepare_folders()
         async with (
             upstreams(programs["nginx"], data / "nginx", ports, logs) as upstream,
             spinning(plan.spin, logs) as spinners,
@@ -196,6 +209,5 @@ async def execute(plan: Plan) -> list[Sample]:
             bench = Bench(tools, data, logs, ports)
             for cases in families(plan):
                 await bench.run(cases)
-            return bench.samples
-    finally:
         await asyncio.to_thread(shutil.rmtree, data, ignore_errors=True)
+        return bench.samples

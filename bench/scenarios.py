@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.measures import Chunks, ColdStart, FixedRate, IdleStreams, Measure, Saturation
 from bench.subjects.base import Setup
 
-CONNECTIONS = 16
+CONNECTIONS = 8
 
 
 @dataclass(frozen=True)

@@ -39,5 +39,6 @@ SUBJECT = Subject(
         "chunks": "the upstream itself",
         "idle-streams": "the upstream itself",
         "cold-start": "the upstream itself",
+        "growth-connections": "the upstream itself",
     },
 )

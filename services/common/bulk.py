@@ -27,9 +27,9 @@ _TYPES = (
 class BulkInsert:
     """Inserts rows, as tuples in the order of the table's columns.
 
-    `connection.exec_driver_sql(insert.text, insert.arguments(rows))`, on a connection of either kind.
-    `then` says what happens to rows whose keys exist. With `returning`, PostgreSQL answers that column
-    of the rows that were written; SQLite, which has no answer to many rows, answers nothing.
+    `connection.exec_driver_sql(*insert.of(rows))`, on a connection of either kind. `then` says what happens
+    to rows whose keys exist. With `returning`, PostgreSQL answers that column of the rows that were
+    written; SQLite, which has no answer to many rows, answers nothing.
     """
 
     def __init__(
@@ -37,19 +37,24 @@ class BulkInsert:
     ) -> None:
         self._sqlite = database.sqlite
         columns = ", ".join(f'"{column.name}"' for column in table.c)
-        text = f"INSERT INTO {name_of(database, table)} ({columns}) "
+        text, end = f"INSERT INTO {name_of(database, table)} ({columns}) ", f" ON CONFLICT {then}"
         if self._sqlite:
-            marks = ", ".join("?" * len(table.c))
-            self.text = f"{text}VALUES ({marks}) ON CONFLICT {then}"
+            self._one = f"{text}VALUES ({', '.join('?' * len(table.c))}){end}"
             return
-        arrays = ", ".join(f"%b::{_type_of(column)}[]" for column in table.c)
-        self.text = f"{text}SELECT * FROM unnest({arrays}) ON CONFLICT {then}"
         if returning:
-            self.text += f' RETURNING "{returning}"'
+            end += f' RETURNING "{returning}"'
+        types = [_type_of(column) for column in table.c]
+        # One row is nothing to make arrays of.
+        self._one = f"{text}VALUES ({', '.join(f'%b::{each}' for each in types)}){end}"
+        self._many = f"{text}SELECT * FROM unnest({', '.join(f'%b::{each}[]' for each in types)}){end}"
 
-    def arguments(self, rows: Sequence[Row]) -> Any:
-        """Return what the driver wants to know; `rows` are not empty."""
-        return list(rows) if self._sqlite else tuple(map(list, zip(*rows, strict=True)))
+    def of(self, rows: Sequence[Row]) -> tuple[str, Any]:
+        """Return the statement that inserts `rows`, of which there is at least one, and its parameters."""
+        if len(rows) == 1:
+            return self._one, rows[0]
+        if self._sqlite:
+            return self._one, list(rows)
+        return self._many, tuple(map(list, zip(*rows, strict=True)))
 
 
 class OneOf:

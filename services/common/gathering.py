@@ -19,7 +19,9 @@ class Gathering[Item, Result]:
     that cannot be done does not keep the others from it: `work` must be one that may be repeated.
     """
 
-    def __init__(self, work: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], most: int = MOST) -> None:
+    def __init__(
+        self, work: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], most: int = MOST
+    ) -> None:
         self._work = work
         self._most = most
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []

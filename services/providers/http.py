@@ -195,20 +195,27 @@ class Exchange:
 
     async def read_body(self, limit: int = BODY_LIMIT) -> bytes:
         """Return the whole body. Raises PROVIDER_PROTOCOL when it is too large."""
+        content = self._response.content
+        if content.is_eof() and content.exception() is None:
+            # Most answers are here whole, beside their head.
+            body = content.read_nowait()
+            if len(body) <= limit:
+                self.release()
+                return body
+            raise self._too_large(limit)
         pieces: list[bytes] = []
         size = 0
         while piece := await self._read(self._started + self._timeouts.total_s):
             size += len(piece)
             if size > limit:
-                raise self._failures.of(
-                    "PROVIDER_PROTOCOL",
-                    f"its answer exceeds {limit} bytes",
-                    self.phase,
-                    http_status=self.status,
-                )
+                raise self._too_large(limit)
             pieces.append(piece)
         self.release()
         return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+
+    def _too_large(self, limit: int) -> ProviderError:
+        message = f"its answer exceeds {limit} bytes"
+        return self._failures.of("PROVIDER_PROTOCOL", message, self.phase, http_status=self.status)
 
     async def read_error(self) -> bytes:
         """Return the start of an error's body."""

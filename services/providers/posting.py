@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import aiohttp
+from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
@@ -46,21 +47,20 @@ class Answer:
         status: int,
         headers: Mapping[str, str],
         content: aiohttp.StreamReader,
-        connection: aiohttp.connector.Connection,
+        connection: Connection,
     ) -> None:
         self.status = status
         self.headers = headers
         self.content = content
-        self._connection: aiohttp.connector.Connection | None = connection
+        self._connection: Connection | None = connection
 
     def release(self) -> None:
         """Give the connection back, if the body has come to its end and the request went out whole."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        transport = connection.transport
-        if transport is None or transport.get_write_buffer_size():
-            connection.close()
+        if _unsent(connection):
+            _drop(connection)
         else:
             connection.release()
 
@@ -71,7 +71,20 @@ class Answer:
             return
         if self.content.exception() is None:
             self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
-        connection.close()
+        _drop(connection)
+
+
+def _unsent(connection: Connection) -> bool:
+    transport = connection.transport
+    return transport is not None and transport.get_write_buffer_size() > 0
+
+
+def _drop(connection: Connection) -> None:
+    """Close a connection at once. Merely closed, it would first wait until its peer takes what is unsent."""
+    if _unsent(connection):
+        assert connection.transport is not None
+        connection.transport.abort()
+    connection.close()
 
 
 class Posting:
@@ -133,13 +146,13 @@ class Posting:
             finally:
                 timer.cancel()
         except HttpProcessingError as error:
-            connection.close()
+            _drop(connection)
             raise aiohttp.ClientPayloadError(error.message) from None
         except BaseException:
-            connection.close()
+            _drop(connection)
             raise
 
-    async def _connect(self, head: Head, connect_s: float) -> aiohttp.connector.Connection:
+    async def _connect(self, head: Head, connect_s: float) -> Connection:
         """Return a connection on which nothing has come that was not asked for."""
         while True:
             try:

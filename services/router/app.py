@@ -122,7 +122,9 @@ class RouterApp:
             self._settlement.replay,
         )
         keeper = infrastructure.connector.connect(StoredResponseService, "providers")
-        self._response_store = ResponseStore(self._database, infrastructure.instance_id)
+        self._response_store = ResponseStore(
+            self._database, infrastructure.instance_id, self._journal.unbooked.look_there
+        )
         self._responses = StoredResponses(self._response_store, keeper)
         self._sweeper: asyncio.Task[None] | None = None
         health, latencies = Health(settings.breaker), Latencies()

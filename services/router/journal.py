@@ -74,6 +74,10 @@ class Unbooked:
     def forget(self) -> None:
         """Leave them to the table."""
         self._charges.clear()
+        self.look_there()
+
+    def look_there(self) -> None:
+        """Note that the table may hold what was never here."""
         self.complete = False
 
 
@@ -215,7 +219,7 @@ class Journal:
         if self._database.sqlite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         if rows:
-            connection.exec_driver_sql(self._insert.text, self._insert.arguments(rows))
+            connection.exec_driver_sql(*self._insert.of(rows))
         if self._responses:
             connection.execute(self._insert_responses, self._responses)
         if settled:

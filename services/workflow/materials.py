@@ -100,6 +100,8 @@ class Inputs:
     foreign: ForeignClient
     permission: Permission
     remixes: Remixes
+    limit: int
+    """Bytes of all files of one generation together."""
 
     async def __call__(self, given: MediaInput, call: Call) -> MediaInput:
         """Return the input with every file kept here, by its id.
@@ -117,8 +119,13 @@ class Inputs:
         for path, each in found:
             if each.WhichOneof("source") is None:
                 raise _invalid(path, "has no source: send file_id, url or data")
+        total = 0
         for path, each in found:
             await self._resolve(path, each, _WANTED.get(kind, "any"), call)
+            total += each.size
+            if total > self.limit:
+                rule = f"with it the files are larger than {self.limit} bytes together"
+                raise _at(path, RpcError("BODY_TOO_LARGE", rule))
         if consent_id:
             actor = Actor(call.identity.key_id or call.identity.user_id, call.request_id)
             now = round(self.uploads.clock().timestamp() * SECOND)

@@ -133,7 +133,7 @@ def build_parts(
         files=files,
         uploads=uploads,
         links=links,
-        inputs=Inputs(files, uploads, foreign, permission, remixes),
+        inputs=Inputs(files, uploads, foreign, permission, remixes, settings.largest_input_bytes),
         materials=materials,
         outputs=Outputs(
             files, router, foreign.download, consents.keep_resource, provenance, settings.output_days, clock

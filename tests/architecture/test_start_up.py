@@ -73,12 +73,16 @@ def test_commands_are_loaded_only_when_they_are_named() -> None:
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_serving_does_not_load(name: str, modules: set[str]) -> None:
     found = {module for module in modules if module == name or module.startswith(f"{name}.")}
-    assert not found, f"{name} is for: {FORBIDDEN[name]}. Import it where it is used, with services.common.late"
+    assert not found, (
+        f"{name} is for: {FORBIDDEN[name]}. Import it where it is used, with services.common.late"
+    )
 
 
 def test_forbidden_modules_are_named_as_they_are() -> None:
     """A name that exists nowhere would forbid nothing."""
-    program = "import importlib.util, sys; print([n for n in sys.argv[1:] if not importlib.util.find_spec(n)])"
+    program = (
+        "import importlib.util, sys; print([n for n in sys.argv[1:] if not importlib.util.find_spec(n)])"
+    )
     assert loaded(program, *FORBIDDEN).strip() == "[]"
 
 

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import tomllib
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import pytest
 
 from bench.__main__ import parse
-from bench.client import Answer, constant_rate, drained, percentile
+from bench.client import Answer, constant_rate, drained, percentile, visit
 from bench.errors import BenchError
 from bench.load import check_answer, lua_script, require_loopback
 from bench.measure import ProcessTree
@@ -138,7 +139,7 @@ def answered(*parts: bytes) -> tuple[Answer, list[bool]]:
 def test_an_answer_ends_by_its_length_or_with_its_last_chunk():
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
     assert answered(head[:20], head[20:], b"ab", b"cd")[1] == [False, False, False, True]
-    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\nx-content-length: 9\r\ntransfer-encoding: chunked\r\n\r\n"
     token = FIRST_PIECE.encode()
     answer, ends = answered(head, b"5\r\nrole:\r\n", b"6\r\n" + token + b"\r\n", b"0\r\n\r\n")
     assert ends == [False, False, False, True]
@@ -181,8 +182,9 @@ async def test_every_request_that_was_sent_is_answered_and_counted():
         assert found.requests == server.requests > 3
         before = server.requests
         latencies = await constant_rate(server.target, rate=100, seconds=0.2)
+        await visit(replace(server.target, variants=tuple(range(30))), connections=3)
     assert len(latencies.last_byte) == 20
-    assert server.requests - before == 24
+    assert server.requests - before == 24 + 30
     assert min(latencies.last_byte) > 0
 
 
@@ -243,7 +245,7 @@ def test_a_tree_counts_ended_children_and_children_in_another_session():
 
 def test_the_configuration_of_omnihub_routes_each_kind_to_its_own_upstream():
     server = ProcessTree(1)
-    upstream = Upstream(server, server, 18400, 18401)
+    upstream = Upstream(server, server, 18400, 18401, {})
     parsed = tomllib.loads(configuration(upstream, Setup(models=2)))
     assert parsed["models"]["bench-stream50"]["route"] == ["stream50/gpt-bench"]
     assert parsed["providers"]["stream50"]["base_url"] == "http://127.0.0.1:18400/stream50/v1"

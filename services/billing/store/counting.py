@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.billing.domain.ledger import at_of
 from services.billing.domain.limit import Limit, crossed, subjects_of, units_of, who_of
 from services.billing.store.budget_tables import budget_alert, budget_limit, budget_slice
 from services.billing.store.limits import BudgetRecords, Key, limit_of
@@ -20,6 +21,10 @@ from services.credits.windows import window_start
 
 _alerts = meter.create_counter("omnihub.budget.alerts", unit="{alert}")
 _logger = logging.getLogger(__name__)
+_LIMITS = sa.select(budget_limit).where(
+    budget_limit.c.organisation_id.in_(sa.bindparam("organisations", expanding=True)),
+    budget_limit.c.scope_id.in_(sa.bindparam("scope_ids", expanding=True)),
+)
 
 
 Who = tuple[str, ...]
@@ -55,7 +60,7 @@ class Booking(BudgetRecords):
         freed: dict[Key, int] = {}
         spent: dict[str, tuple[int, int]] = {}
         for charge in charges:
-            at = charge.at.ToMicroseconds() if charge.HasField("at") else now
+            at = at_of(charge, now)
             # A kept answer that is given again is a request, and uses nothing else.
             tokens = 0 if charge.cached else charge.usage.input_total + charge.usage.output_total
             drawn = {slices[each].limit_id: slices[each] for each in charge.slice_ids if each in slices}
@@ -81,11 +86,9 @@ class Booking(BudgetRecords):
         subjects = {who: subjects_of(who) for who in everyone}
         organisations = {who[0] for who in subjects}
         scope_ids = {scope_id for each in subjects.values() for _, scope_id in each}
-        query = sa.select(budget_limit).where(
-            budget_limit.c.organisation_id.in_(organisations), budget_limit.c.scope_id.in_(scope_ids)
-        )
         found = await self._plan_limits(connection, organisations)
-        for row in await connection.execute(query):
+        asked = {"organisations": list(organisations), "scope_ids": list(scope_ids)}
+        for row in await connection.execute(_LIMITS, asked):
             found[row.organisation_id].append(limit_of(row))
         by_subject: dict[tuple[str, tuple[str, str]], list[Limit]] = {}
         for organisation_id, limits in found.items():

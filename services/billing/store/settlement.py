@@ -6,7 +6,8 @@ transaction is what it took from the organisation, and each event exists once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Container, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -36,6 +37,8 @@ from services.common.bulk import BulkInsert, OneOf, Row, name_of
 from services.common.db import Database
 from services.common.ids import new_id
 
+# After so many rows, requests of the same process that wait for their turn get one.
+TURN = 100
 _IDS: Any = sa.bindparam("ids", expanding=True)
 _LOCK_LEASES = sa.select(lease).where(lease.c.id.in_(_IDS)).order_by(lease.c.id).with_for_update()
 _LOCK_HOLDS = sa.select(hold).where(hold.c.id.in_(_IDS)).order_by(hold.c.id).with_for_update()
@@ -82,16 +85,12 @@ class Settlements(Postings):
         async with self.database.transaction() as connection:
             leases = await self._lock_leases(connection, charges)
             holds = await self._lock_holds(connection, charges)
-            rows = {
-                charge.charge_id: event_row(
-                    charge, postings[charge.organisation_id].id, is_late(charge, leases, holds), now
-                )
-                for charge in by_id.values()
-            }
+            late = {each.charge_id for each in by_id.values() if is_late(each, leases, holds)}
+            rows = await self._rows(by_id.values(), postings, late, now)
             booked = await self._store_new(connection, rows)
             fresh = [by_id[charge_id] for charge_id in booked]
             if fresh:
-                settlement = settle(fresh, leases, holds)
+                settlement = settle(fresh, leases, holds, late)
                 await self._end_reservations(connection, settlement)
                 self.crash.pass_by("after_capture")
                 events = [rows[each] for each in booked]
@@ -105,6 +104,19 @@ class Settlements(Postings):
         announce(raised)
         return len(fresh)
 
+    async def _rows(
+        self, charges: Iterable[Charge], postings: Mapping[str, Posting], late: Container[str], now: int
+    ) -> dict[str, Row]:
+        """Return the rows of usage events, by their ids."""
+        rows = {}
+        for number, charge in enumerate(charges, 1):
+            charge_id = charge.charge_id
+            transaction_id = postings[charge.organisation_id].id
+            rows[charge_id] = event_row(charge, transaction_id, charge_id in late, now)
+            if number % TURN == 0:
+                await asyncio.sleep(0)
+        return rows
+
     async def _store_new(self, connection: AsyncConnection, rows: Mapping[str, Row]) -> Sequence[str]:
         """Store the events that are not stored yet, and return their ids."""
         if self.database.sqlite:
@@ -114,11 +126,9 @@ class Settlements(Postings):
             stored = set(known.scalars())
             new = [each for each in rows if each not in stored]
             if new:
-                insert = self._new_events.arguments([rows[each] for each in new])
-                await connection.exec_driver_sql(self._new_events.text, insert)
+                await connection.exec_driver_sql(*self._new_events.of([rows[each] for each in new]))
             return new
-        arguments = self._new_events.arguments(list(rows.values()))
-        inserted = await connection.exec_driver_sql(self._new_events.text, arguments)
+        inserted = await connection.exec_driver_sql(*self._new_events.of(list(rows.values())))
         return inserted.scalars().all()
 
     async def _lock_leases(self, connection: AsyncConnection, charges: Sequence[Charge]) -> dict[str, Lease]:

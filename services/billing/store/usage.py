@@ -1,7 +1,7 @@
 """Usage events: how a charge is kept, and sums over them.
 
-Sums come from the rollup for the whole hours of a period and from the events for the rest of it, so
-that they are exact and cost the same however many events there are.
+Sums come from the rollup for the whole hours of a period, totals also for its whole minutes, and from the
+events for the rest of it: exact, and totals cost the same however many events there are.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from google.protobuf.message import Message
 from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.billing.domain.ledger import cost_of
+from services.billing.domain.ledger import at_of, cost_of
 from services.billing.domain.usage import DAY_0, Period
 from services.billing.store.accounts import Accounts
 from services.billing.store.rollup import (
+    BY_MINUTE,
     DIMENSIONS,
     EVERYONE,
     HOUR,
     LONGEST_VALUE,
+    MINUTE,
     SUMS,
     TOTAL,
     edges,
-    whole_hours,
+    whole,
 )
 from services.billing.store.tables import usage_event, usage_rollup
 from services.common.bulk import Row
@@ -39,6 +41,8 @@ from services.common.bulk import Row
 DAY = "day"
 HOURS_OF_DAY = 24
 DAY_US = HOURS_OF_DAY * HOUR
+# What totals answer, which are kept by the minute, too.
+_BY_TIME_ALONE = (TOTAL, DAY, "organisation")
 TYPE_MESSAGE = FieldDescriptor.TYPE_MESSAGE
 _encode = msgspec.json.Encoder().encode
 _texts_of = itemgetter(
@@ -68,7 +72,7 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> Row:
 
     A charge without a time of its own happened `now`.
     """
-    at = charge.at.ToMicroseconds() if charge.HasField("at") else now
+    at = at_of(charge, now)
     usage, units = charge.usage, charge.units
     amount, saved, formula = charge.amount_nano_credits, charge.savings_nano_credits, charge.savings_formula
     saved_by_cache = charge.savings_cache_nano_credits
@@ -203,13 +207,7 @@ async def sums_of(
     dearest_first: bool = False,
 ) -> list[UsageSum]:
     """Return sums by a dimension, or by day, or one total; of one organisation or of EVERYONE."""
-    parts = [
-        _of_events(organisation_id, Period(start, end), group_by)
-        for start, end in edges(period.start, period.end)
-    ]
-    if whole_hours(period.start, period.end)[2]:
-        parts.append(_of_rollup(organisation_id, period, group_by))
-    every = sa.union_all(*parts).subquery()
+    every = sa.union_all(*_parts(organisation_id, period, group_by)).subquery()
     names = ("requests", *SUMS)
     sums = [sa.func.coalesce(sa.func.sum(every.c[name]), 0).label(name) for name in names]
     if group_by == TOTAL:
@@ -221,6 +219,20 @@ async def sums_of(
             query = query.where(every.c.group > (_day_number(after) if group_by == DAY else after))
     rows = await connection.execute(query.limit(limit))
     return [_sum(row, group_by) for row in rows]
+
+
+def _parts(organisation_id: str, period: Period, group_by: str) -> list[sa.Select[Any]]:
+    """Return what a period consists of: the fewest rows whose sum it is."""
+    units = (HOUR, MINUTE) if group_by in _BY_TIME_ALONE else (HOUR,)
+    parts, rest = [], [(period.start, period.end)]
+    for unit in units:
+        parts += [
+            _of_rollup(organisation_id, Period(*part), group_by, unit)
+            for part in rest
+            if whole(*part, unit)[2]
+        ]
+        rest = [edge for part in rest for edge in edges(*part, unit)]
+    return parts + [_of_events(organisation_id, Period(*part), group_by) for part in rest]
 
 
 def _of_events(organisation_id: str, period: Period, group_by: str) -> sa.Select[Any]:
@@ -251,22 +263,22 @@ def _whole(column: sa.ColumnElement[int], each: int) -> sa.ColumnElement[int]:
     return column.op("/")(sa.literal(each, sa.BigInteger))
 
 
-def _of_rollup(organisation_id: str, period: Period, group_by: str) -> sa.Select[Any]:
+def _of_rollup(organisation_id: str, period: Period, group_by: str, unit: int) -> sa.Select[Any]:
     rollup = usage_rollup.c
-    by_hour_alone = group_by in (TOTAL, DAY, "organisation")
-    conditions = [rollup.dimension == (TOTAL if by_hour_alone else group_by)]
+    total = TOTAL if unit == HOUR else BY_MINUTE
+    conditions = [rollup.dimension == (total if group_by in _BY_TIME_ALONE else group_by)]
     if group_by == "organisation":
         conditions.append(rollup.organisation_id != EVERYONE)
     else:
         conditions.append(rollup.organisation_id == organisation_id)
-    first, end, _ = whole_hours(period.start, period.end)
+    first, end, _ = whole(period.start, period.end, unit)
     if first is not None:
         conditions.append(rollup.hour >= first)
     if end is not None:
         conditions.append(rollup.hour < end)
     groups: dict[str, sa.ColumnElement[Any]] = {
         TOTAL: sa.literal(""),
-        DAY: _whole(rollup.hour, HOURS_OF_DAY),
+        DAY: _whole(rollup.hour, DAY_US // unit),
         "organisation": rollup.organisation_id,
     }
     return sa.select(

@@ -11,7 +11,7 @@ question over the same options gives the same plan, for ever.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress, repeat
@@ -21,6 +21,7 @@ from typing import NamedTuple
 from services.credits.money import LARGEST_NANO, format_nano
 from services.router.domain.catalogue import Model, Target
 from services.router.domain.errors import NoCandidateError, PriceUnknownError
+from services.router.domain.estimate import LARGEST
 from services.router.domain.routing import Weights
 
 # Of the rules on this page; a stored decision names the one it was made by.
@@ -139,6 +140,13 @@ class Scale(NamedTuple):
     """Taken for a target that was never measured."""
 
 
+class Room(NamedTuple):
+    """Tokens that every one of some options has room for, as far as is known."""
+
+    context: int
+    output: int
+
+
 @dataclass(slots=True)
 class Plan:
     """What to ask, best first, and what was left out. Not frozen, as its candidates are not."""
@@ -189,6 +197,20 @@ def runs_in(region: str, known: frozenset[str]) -> bool:
     return bool(known) and all(each == region or each.startswith(f"{region}-") for each in known)
 
 
+def room_of(options: Iterable[Option]) -> Room:
+    """Return the tightest sizes among options. It can be kept for the next request."""
+    contexts = [option.context_length for option in options if option.context_length]
+    outputs = [option.max_output for option in options if option.max_output]
+    return Room(min(contexts, default=LARGEST), min(outputs, default=LARGEST))
+
+
+def _all_fit(exclusions: Sequence[Exclusion | None], estimates: Sequence[int | None], limit: int) -> bool:
+    """Tell whether nobody is excluded, sizes apart. Usual, and quickly seen."""
+    if any(exclusions) or not estimates or None in estimates:
+        return False
+    return max(estimates) <= limit  # type: ignore[type-var, operator]
+
+
 def decide(
     question: Question,
     options: Sequence[Option],
@@ -197,12 +219,13 @@ def decide(
     latencies: Sequence[int],
     paused: Paused = never_paused,
     scale: Scale | None = None,
+    room: Room | None = None,
 ) -> Plan:
     """Return the plan for a question. The sequences belong together, one entry for each option.
 
     `estimates` are the most a request can cost, in nano-credits, None without a price; `latencies`
     milliseconds, 0 where nothing was measured. `scale` is given when only a part of the options is at
-    hand. Raises NoCandidateError, PriceUnknownError.
+    hand; `room` spares a look at the size of each. Raises NoCandidateError, PriceUnknownError.
     """
     task, scored = question.task, question.scored
     limit = UNLIMITED if question.max_cost is None else question.max_cost
@@ -210,16 +233,17 @@ def decide(
     output = question.output_tokens if scored else 0
     needed = question.input_tokens + output if scored else 0
     matches = [option.strengths.get(task, option.usual_match) for option in options]
-    fit = [
-        exclusion is None
-        and estimate is not None
-        and estimate <= limit
-        and not needed > option.context_length > 0
-        and not (output and output > option.max_output > 0)
-        for option, exclusion, estimate in zip(options, exclusions, estimates, strict=True)
-    ]
     excluded: tuple[Candidate, ...] = ()
-    if not all(fit):
+    roomy = room is not None and needed <= room.context and output <= room.output
+    if not (roomy and _all_fit(exclusions, estimates, limit)):
+        fit = [
+            exclusion is None
+            and estimate is not None
+            and estimate <= limit
+            and not needed > option.context_length > 0
+            and not (output and output > option.max_output > 0)
+            for option, exclusion, estimate in zip(options, exclusions, estimates, strict=True)
+        ]
         rows = zip(options, exclusions, estimates, latencies, matches, fit, strict=True)
         excluded = tuple(
             [
