@@ -36,6 +36,7 @@ from services.providers.server import ProviderServer
 from services.providers.settings import ProviderSettings
 
 CONNECTIONS = 8
+PACED_STREAMS, PACED_MS, PACED_S = 100, 20, 2
 Work = Callable[[], Awaitable[object]]
 
 
@@ -60,7 +61,11 @@ async def works(upstream: Upstream) -> AsyncIterator[dict[str, Work]]:
         name: ProviderSettings.model_validate(
             {"adapter": "openai", "base_url": base, "api_key": "sk-bench-0123456789"}
         )
-        for name, base in (("json", f"{upstream.url}/v1"), ("sse", f"{upstream.url}/stream/v1"))
+        for name, base in (
+            ("json", f"{upstream.url}/v1"),
+            ("sse", f"{upstream.url}/stream/v1"),
+            ("paced", f"{upstream.paced_url}/paced/{PACED_MS}"),
+        )
     }
     registry = Registry()
     connector = Connector(registry, {})
@@ -98,6 +103,26 @@ async def works(upstream: Upstream) -> AsyncIterator[dict[str, Work]]:
         async def stream_local() -> object:
             return [message async for message in local.stream_chat(streamed, call)]
 
+        async def paced() -> object:
+            """Return the CPU in us per chunk of slow streams."""
+            asked = pb.StreamChatRequest(attempt=attempt("paced", stream=True))
+            chunks = 0
+
+            async def read() -> None:
+                nonlocal chunks
+                async for _ in local.stream_chat(asked, call):
+                    chunks += 1
+
+            readers = [asyncio.create_task(read()) for _ in range(PACED_STREAMS)]
+            await asyncio.sleep(0.5)
+            started, before = time.process_time(), chunks
+            await asyncio.sleep(PACED_S)
+            cost = (time.process_time() - started) / (chunks - before) * 1e6
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+            return cost
+
         call = Call.internal(600)
         try:
             yield {
@@ -106,6 +131,7 @@ async def works(upstream: Upstream) -> AsyncIterator[dict[str, Work]]:
                 "chat local": through_local,
                 "stream": stream_direct,
                 "stream local": stream_local,
+                "paced chunk": paced,
             }
         finally:
             await service.stop()
@@ -137,7 +163,10 @@ async def measure(rounds: int, count: int, only: str) -> dict[str, list[float]]:
                 for name, work in named.items():
                     if only and name != only:
                         continue
-                    per_run = await burst(work, count if number else 400)
+                    if name == "paced chunk":
+                        per_run = float(await work())  # type: ignore[arg-type]
+                    else:
+                        per_run = await burst(work, count if number else 400)
                     if number:
                         results.setdefault(name, []).append(per_run)
             return results

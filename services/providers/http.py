@@ -285,6 +285,9 @@ class Exchange:
 
     async def finish(self) -> None:
         """Wait briefly for the end of the body, so that the connection can be used again."""
+        if self._response.content.at_eof():
+            self.release()
+            return
         try:
             async with asyncio.timeout(_DRAIN_S):
                 while await self._response.content.readany():
