@@ -20,6 +20,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from services.common import sqlite
+
 # A write that waits longer than this for a lock fails instead of hanging.
 LOCK_TIMEOUT_MS = 10_000
 
@@ -42,7 +44,8 @@ class Database:
         self._write_lock = asyncio.Lock()
         options: dict[str, Any] = {}
         if self.sqlite:
-            options = {"connect_args": {"timeout": LOCK_TIMEOUT_MS / 1000}}
+            timeout_s = LOCK_TIMEOUT_MS / 1000
+            options = {"connect_args": {"timeout": timeout_s, "async_creator_fn": sqlite.connect}}
         else:
             # Connections beyond the pool's size would be opened and closed again for every transaction.
             options = {

@@ -5,6 +5,7 @@ Rows are written by the journal, in the transaction that makes the answer's reco
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -75,9 +76,13 @@ class StoredResponse:
 class ResponseStore:
     """Reads the table, and ends what is pending."""
 
-    def __init__(self, database: Database, instance_id: str) -> None:
+    def __init__(
+        self, database: Database, instance_id: str, on_charge: Callable[[], None] = lambda: None
+    ) -> None:
         self._database = database
         self._instance_id = instance_id
+        self._on_charge = on_charge
+        """Told when a charge was put into the journal's table that its writer knows nothing of."""
 
     async def find(self, organisation_id: str, response_id: str) -> StoredResponse | None:
         """Return an organisation's response."""
@@ -127,6 +132,7 @@ class ResponseStore:
                     "settled": False,
                 }
                 await connection.execute(sa.update(journal).where(record).values(values))
+        self._on_charge()
         return True
 
     async def delete(self, stored: StoredResponse) -> None:

@@ -54,7 +54,20 @@ class Settlement:
 
     async def settle_own(self) -> None:
         """Book all charges this process has written."""
-        await self._settle(instance_id=self._instance_id)
+        unbooked = self._journal.unbooked
+        try:
+            while taken := unbooked.take(BATCH):
+                await self._book([Charge.FromString(each) for each in taken])
+        except BaseException:
+            unbooked.forget()
+            raise
+        if not unbooked.complete:
+            unbooked.complete = True
+            try:
+                await self._settle(instance_id=self._instance_id)
+            except BaseException:
+                unbooked.complete = False
+                raise
 
     async def settle_orphans(self) -> None:
         """Book charges that a process left behind."""

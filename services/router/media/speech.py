@@ -20,7 +20,7 @@ from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import to_rpc_error
-from services.credits.media_rating import rate_made
+from services.credits.media_rating import charge_media
 from services.credits.money import format_nano
 from services.router.domain.catalogue import Target
 from services.router.domain.errors import NoCandidateError
@@ -57,8 +57,8 @@ class _Speaking:
     target: pb.MediaTarget | None = None
     """Who speaks."""
     receipt: list[ParameterReceipt] = field(default_factory=list)
-    cost: int = 0
-    cost_source: str = ""
+    rated: Charge | None = None
+    """What is paid; None while nothing is."""
     recorded: bool = False
 
     @property
@@ -66,17 +66,22 @@ class _Speaking:
         """Return the name of who speaks, or an empty string."""
         return "" if self.target is None else f"{self.target.provider}/{self.target.model}"
 
+    @property
+    def cost(self) -> int:
+        """Return what is paid, in nano-credits."""
+        return 0 if self.rated is None else self.rated.amount_nano_credits
+
     def rate(self, usage: MediaUsage) -> None:
         """Work out the cost. Nobody pays more for a guess than what was set aside."""
         assert self.target is not None
-        price, estimate = self.target.price, self.target.estimate_nano_credits
-        cost, self.cost_source = rate_made(usage, price, estimate)
-        self.cost = min(cost, self.reservation.amount) if self.cost_source == "estimate" else cost
+        margin = self.target.margin if self.target.HasField("margin") else None
+        limit = self.reservation.amount
+        self.rated = charge_media(usage, self.target.expected, self.target.price, margin, limit)
 
     def record(self, state: str, reason: str) -> Record:
         """Return the journal's record."""
         attempt_id = self.attempts[-1].attempt_id if self.attempts else new_id("att")
-        charge = self._charge(attempt_id, state).SerializeToString() if self.cost_source else b""
+        charge = b"" if self.rated is None else self._charge(attempt_id, state).SerializeToString()
         return Record(
             attempt_id=attempt_id,
             decision_id=self.decision_id,
@@ -119,7 +124,6 @@ class _Speaking:
             workspace_id=identity.workspace_id,
             lease_id=self.reservation.lease_id,
             hold_id=self.reservation.hold_id,
-            amount_nano_credits=self.cost,
             request_id=self.call.request_id,
             decision_id=self.decision_id,
             key_id=identity.key_id,
@@ -127,12 +131,12 @@ class _Speaking:
             provider=self.target.provider,
             model=self.model_used,
             task=KIND,
-            price_version=self.target.price.version,
-            cost_source=self.cost_source,
             state=state,
             latency_ms=self._latency_ms(),
             modality=KIND,
         )
+        if self.rated is not None:
+            charge.MergeFrom(self.rated)
         charge.at.FromMilliseconds(int(self.started_at * 1000))
         return charge
 
@@ -240,7 +244,7 @@ class Speech:
         self._endings.discard(written)
         # Taken, so that nobody warns of it: who waits is told as well.
         written.exception()
-        if speaking.cost_source:
+        if speaking.rated is not None:
             self._leases.spend(speaking.reservation, speaking.cost)
         else:
             self._leases.cancel(speaking.reservation)

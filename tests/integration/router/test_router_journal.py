@@ -49,7 +49,7 @@ class WatchedJournal(Journal):
         self.entered = threading.Event()
         self.failures: list[Exception] = []
 
-    def _commit(self, engine: sa.Engine, rows: Sequence[dict[str, Any]], settled: Sequence[str]) -> None:
+    def _commit(self, engine: sa.Engine, rows: Sequence[tuple[Any, ...]], settled: Sequence[str]) -> None:
         self.entered.set()
         self.gate.wait()
         if self.failures:

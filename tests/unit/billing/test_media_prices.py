@@ -13,7 +13,7 @@ from omnihub.common.v1.media_pb2 import MediaFile, MediaInput, MediaUsage, Speec
 from services.billing.domain.price_book import PriceBook
 from services.billing.media_prices import MediaPriceList, read_entries
 from services.billing.price_list import GenaiPriceList
-from services.credits.media_rating import bound_media, covers_media, rate_made, rate_media
+from services.credits.media_rating import bound_media, charge_media, covers_media, expected_of
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_what_is_listed(book: PriceBook, vendor: str, model: str, usage: MediaUs
     price = find(book, vendor, model)
     assert price is not None
     assert covers_media(price)
-    assert rate_media(usage, price) == pytest.approx(nano, rel=1e-5)
+    assert charge_media(usage, MediaUsage(), price).amount_nano_credits == pytest.approx(nano, rel=1e-5)
 
 
 def test_what_is_not_listed_is_unknown(book: PriceBook) -> None:
@@ -82,17 +82,8 @@ def test_the_bound_covers_tokens_of_sound(book: PriceBook) -> None:
     price = find(book, "openai", "gpt-4o-transcribe")
     assert price is not None
     given = MediaInput(transcription=TranscriptionInput(audio=MediaFile(data=bytes(60_000))))
-    assert bound_media(given, price) >= 60 * 0.0001 * 10**9
+    assert bound_media(expected_of(given), price) >= 60 * 0.0001 * 10**9
     spoken = MediaInput(speech=SpeechInput(text="x" * 100))
     mini = find(book, "openai", "gpt-4o-mini-tts")
     assert mini is not None
-    assert bound_media(spoken, mini) > 0
-
-
-def test_nothing_is_free_by_silence() -> None:
-    price = Price(character_pico=1_000_000, source="configured")
-    assert rate_made(MediaUsage(seconds=3), price, 77) == (77, "estimate")
-    assert rate_made(MediaUsage(characters=3), price, 77) == (3000, "price")
-    assert rate_made(MediaUsage(characters=3, estimated=True), price, 77) == (3000, "estimate")
-    assert rate_made(MediaUsage(provider_cost="0"), price, 77) == (0, "provider")
-    assert rate_made(MediaUsage(), Price(source="free"), 77) == (0, "price")
+    assert bound_media(expected_of(spoken), mini) > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from omnihub.billing.v1.price_pb2 import Price
+from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.common.v1.media_pb2 import ImageInput, MediaInput, SpeechInput
 from omnihub.provider.v1.media_provider_service_pb2 import KindModels, MediaCapabilities
 from omnihub.router.v1 import media_router_service_pb2 as pb
@@ -38,7 +38,8 @@ MAKERS = {
     )
 }
 PRICE = Price(version="p1", image_pico=10**10, character_pico=10**7, source="configured")
-FREE = Price(version="free", source="free")
+FREE = Price(source="free")
+MARGIN = Margin(version="m1", basis_points=2500)
 
 
 def planned(
@@ -60,7 +61,10 @@ def planned(
             return None
         return FREE if target.provider == "local" else PRICE
 
-    return plan(request, candidates(request, catalogue, MAKERS), MAKERS, price_of)
+    def margin_of(target: Target) -> Margin | None:
+        return MARGIN if target.model == "dearer" else None
+
+    return plan(request, candidates(request, catalogue, MAKERS), MAKERS, price_of, margin_of)
 
 
 def names(answer: pb.PlanMediaResponse) -> list[str]:
@@ -121,3 +125,13 @@ def test_max_cost_leaves_out_what_may_cost_more() -> None:
     assert names(planned(model="openai/gpt-image-1", max_cost="0.01")) == ["openai/gpt-image-1"]
     with pytest.raises(NoCandidateError, match="may cost more"):
         planned(model="openai/gpt-image-1", max_cost="0.009")
+
+
+def test_a_margin_is_part_of_the_estimate_and_of_what_is_compared() -> None:
+    (target,) = planned(model="openai/dearer").targets
+    assert target.estimate_nano_credits == 12_500_000
+    assert (target.margin.version, target.expected.images) == ("m1", 1)
+    assert not planned(model="openai/gpt-image-1").targets[0].HasField("margin")
+    assert names(planned(model="openai/dearer", max_cost="0.0125")) == ["openai/dearer"]
+    with pytest.raises(NoCandidateError, match="may cost more"):
+        planned(model="openai/dearer", max_cost="0.0124")
