@@ -26,6 +26,8 @@ JSON = (b"content-type", b"application/json")
 BODY_LIMIT_HEADER = "x-omnihub-body-limit"
 # What is read of bodies that are refused. The edge alone answers to what says that it is longer.
 DISCARD_LIMIT = 512 * 2**20
+# The same, of callers whom nobody knows.
+DISCARD_LIMIT_UNKNOWN = 32 * 2**20
 DISCARD_LIMIT_S = 30.0
 
 _logger = logging.getLogger(__name__)
@@ -102,7 +104,7 @@ class Exchange:
         self._read_whole = not message.get("more_body", False)
         return message.get("body", b"")  # type: ignore[no-any-return]
 
-    async def discard(self) -> None:
+    async def discard(self, limit: int) -> None:
         """Read the rest of a body that is not wanted: many clients lose an answer that comes while they send.
 
         Not without end: whoever sends too much, or too slowly, is answered meanwhile.
@@ -110,7 +112,7 @@ class Exchange:
         size = 0
         try:
             async with asyncio.timeout(DISCARD_LIMIT_S):
-                while not self._read_whole and size <= DISCARD_LIMIT:
+                while not self._read_whole and size <= limit:
                     size += len(await self._next_piece())
         except (TimeoutError, CallerLeftError):
             return
@@ -187,9 +189,10 @@ class Endpoint:
         event = RequestEvent("http", self._name)
         event.request_id = exchange.request_id
         traced = Traced(self._name, exchange.headers.get("traceparent", ""))
-        outcome = "OK"
+        outcome, known = "OK", False
         try:
             call = await self._enter(exchange, traced.traceparent)
+            known = True
             event.identify(call.request_id, call.identity, call.traceparent)
             await self._work(exchange, call, event)
         except CallerLeftError:
@@ -204,7 +207,7 @@ class Endpoint:
             outcome = visible.reason
             if isinstance(visible, InternalError):
                 _logger.error("request_failed %s", exchange.request_id, exc_info=error)
-            await exchange.discard()
+            await exchange.discard(DISCARD_LIMIT if known else DISCARD_LIMIT_UNKNOWN)
             await self._tell(exchange, visible)
         finally:
             event.finish(outcome)
