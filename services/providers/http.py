@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from services.providers.domain.failure import BEFORE, MID_STREAM, Failures, Phase, ProviderError
-from services.providers.posting import LARGEST_BODY, SKIPPED_HEADERS, Answer, Posting
+from services.providers.posting import LARGEST_BODY, SKIPPED_HEADERS, Answer, Connector, Posting
 
 BODY_LIMIT = 64 * 2**20
 FRAME_LIMIT = 16 * 2**20
@@ -36,13 +36,15 @@ class Upstream:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._posting: Posting | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._client_timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Open the session."""
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60)
+            self._loop = asyncio.get_running_loop()
+            connector = Connector()
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -82,7 +84,7 @@ class Upstream:
         if self._posting is None:
             raise failures.of("UNAVAILABLE", "the providers service has not been started or is stopping")
         method = method or ("GET" if body is None else "POST")
-        started = asyncio.get_running_loop().time()
+        started = self._loop.time()
         # A whole answer may take its time before the first header.
         wait_s = min(timeouts.first_token_s, timeouts.total_s) if stream else timeouts.total_s
         head = None
@@ -101,7 +103,7 @@ class Upstream:
             raise failures.of("PROVIDER_TIMEOUT", f"no answer within {wait_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _broken(error, failures) from None
-        return Exchange(response, timeouts, failures, started)
+        return Exchange(response, timeouts, failures, started, self._loop)
 
     async def _request(
         self,
@@ -171,6 +173,7 @@ class Exchange:
         timeouts: Timeouts,
         failures: Failures,
         started: float,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
@@ -180,7 +183,7 @@ class Exchange:
         self._response = response
         self._timeouts = timeouts
         self._failures = failures
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._started = started
         self._deadline = started + timeouts.total_s
         self._waiting = False
