@@ -185,7 +185,7 @@ class Exchange:
         self._failures = failures
         self._loop = loop
         self._started = started
-        self._deadline = started + timeouts.total_s
+        self._deadline = self._last = started + timeouts.total_s
         self._waiting = False
         self._expired = ""
         self._armed_for = math.inf
@@ -208,7 +208,7 @@ class Exchange:
             raise self._too_large(limit)
         pieces: list[bytes] = []
         size = 0
-        while piece := await self._read(self._started + self._timeouts.total_s):
+        while piece := await self._read(self._last):
             size += len(piece)
             if size > limit:
                 raise self._too_large(limit)
@@ -233,14 +233,12 @@ class Exchange:
 
     def read_chunk(self) -> Awaitable[bytes]:
         """Return what has arrived, waiting for it within the limits; empty at the end of the stream."""
-        now = self._loop.time()
-        limit = (
-            now + self._timeouts.idle_s if self.got_token else self._started + self._timeouts.first_token_s
-        )
-        return self._read(limit)
+        if self.got_token:
+            return self._read(self._loop.time() + self._timeouts.idle_s)
+        return self._read(self._started + self._timeouts.first_token_s)
 
     async def _read(self, deadline: float) -> bytes:
-        self._deadline = min(deadline, self._started + self._timeouts.total_s)
+        self._deadline = deadline if deadline < self._last else self._last
         # What has all arrived needs no clock.
         if self._deadline < self._armed_for and not self._response.content.is_eof():
             self._arm(self._deadline)
@@ -270,13 +268,12 @@ class Exchange:
     def _tick(self) -> None:
         """Close the connection when it is the provider that is being waited for. Late ticks are re-armed."""
         now = self._loop.time()
-        total = self._started + self._timeouts.total_s
-        if not self._waiting and now < total:
-            self._arm(min(now + self._timeouts.idle_s, total))
-        elif now < self._deadline and now < total:
+        if not self._waiting and now < self._last:
+            self._arm(min(now + self._timeouts.idle_s, self._last))
+        elif now < self._deadline and now < self._last:
             self._arm(self._deadline)
         else:
-            self._expired = self._describe(now >= total)
+            self._expired = self._describe(now >= self._last)
             self._response.close()
 
     def _describe(self, total: bool) -> str:
