@@ -51,8 +51,11 @@ def frame_message(data: bytes, text: str, progress: Progress, output_chars: int)
 
 def typed_message(event: Event) -> pb.StreamChatResponse:
     """Return an event of the normalised model."""
+    message = pb.StreamChatResponse()
     if isinstance(event, PartDelta):
-        return pb.StreamChatResponse(part_delta=event)
-    if isinstance(event, PartStart):
-        return pb.StreamChatResponse(part_start=event)
-    return pb.StreamChatResponse(part_stop=event)
+        message.part_delta.CopyFrom(event)
+    elif isinstance(event, PartStart):
+        message.part_start.CopyFrom(event)
+    else:
+        message.part_stop.CopyFrom(event)
+    return message
