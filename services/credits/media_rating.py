@@ -1,15 +1,20 @@
-"""Rating of media: what images, seconds, characters and so on cost at a price. Pure, like `rating.py`."""
+"""Rating of media: what images, seconds, characters and so on cost at a price. Pure, like `rating.py`.
+
+A media usage is first put into the whole units that a charge keeps, and rated from those: so rating the
+charge again gives the same number.
+"""
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, Decimal
+import math
+from dataclasses import dataclass
 
-from omnihub.billing.v1.price_pb2 import Price
+from omnihub.billing.v1.price_pb2 import Margin, Price
+from omnihub.billing.v1.usage_pb2 import Units
 from omnihub.common.v1.chat_pb2 import Usage
 from omnihub.common.v1.media_pb2 import MediaInput, MediaUsage
 
-from services.credits.money import decimal_to_nano_up, pico_to_nano
-from services.credits.rating import provider_cost_of, rate
+from services.credits.rating import Rated, provider_cost_of, sell_of
 
 # What is assumed of a request that does not say.
 PIXELS = 1024 * 1024
@@ -24,35 +29,62 @@ CHARACTERS_PER_TOKEN = 2
 TOKENS_PER_SECOND = 20
 
 
-def rate_media(usage: MediaUsage, price: Price) -> int:
-    """Return the cost of `usage` in nano-credits, rounded up once. The provider's own figure wins."""
-    reported = provider_cost_of(Usage(provider_cost=usage.provider_cost))
-    if reported is not None:
-        return decimal_to_nano_up(reported)
-    fractions = Decimal(usage.megapixels) * price.megapixel_pico + Decimal(usage.seconds) * price.second_pico
-    pico = (
-        price.request_pico
-        + usage.images * price.image_pico
-        + usage.characters * price.character_pico
-        + int(fractions.to_integral_value(ROUND_CEILING))
-    )
-    tokens = Price()
-    tokens.CopyFrom(price)
-    tokens.request_pico = 0
-    return pico_to_nano(pico) + (rate(usage.tokens, tokens) if usage.HasField("tokens") else 0)
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made, in the units of a charge, and what it comes to."""
+
+    rated: Rated
+    usage: Usage
+    units: Units
+    source: str
+    """Where the cost is from: provider, price or estimate."""
 
 
-def rate_made(usage: MediaUsage, price: Price, estimate: int) -> tuple[int, str]:
-    """Return the cost of what was made, and where it is from: provider, price or estimate.
+def rate_made(
+    usage: MediaUsage,
+    price: Price,
+    assumed: MediaUsage,
+    margin: Margin | None = None,
+    limit: int | None = None,
+) -> Made:
+    """Rate what was made. The provider's own figure wins.
 
-    When the usage says nothing that the price counts, the estimate is paid: only what is free costs nothing.
+    When the usage says nothing that the price counts, what was `assumed` of the request is paid: only what
+    is free costs nothing. Nobody pays more than `limit` nano-credits for a guess.
     """
-    amount = rate_media(usage, price)
-    if usage.provider_cost:
-        return amount, "provider"
-    if not amount and price.source != "free":
-        return estimate, "estimate"
-    return amount, "estimate" if usage.estimated else "price"
+    source = "estimate" if usage.estimated else "price"
+    if provider_cost_of(_tokens_of(usage)) is not None:
+        source = "provider"
+    elif price.source != "free" and not sell_of(_tokens_of(usage), price, units=_units_of(usage)).cost:
+        usage, source = assumed, "estimate"
+    tokens, units = _tokens_of(usage), _units_of(usage)
+    tokens.estimated = source == "estimate"
+    return Made(
+        sell_of(tokens, price, margin, limit if tokens.estimated else None, units), tokens, units, source
+    )
+
+
+def _units_of(usage: MediaUsage) -> Units:
+    """Return what was made besides tokens, in whole units: parts of one count as one."""
+    return Units(
+        images=usage.images,
+        pixels=_whole(usage.megapixels, 1_000_000),
+        milliseconds=_whole(usage.seconds, 1000),
+        characters=usage.characters,
+        compute_milliseconds=_whole(usage.compute_seconds, 1000),
+    )
+
+
+def _whole(amount: float, parts: int) -> int:
+    """Return an amount in parts. What a float has beyond its accuracy is no part."""
+    return max(0, math.ceil(round(amount * parts, 3)))
+
+
+def _tokens_of(usage: MediaUsage) -> Usage:
+    tokens = Usage()
+    tokens.CopyFrom(usage.tokens)
+    tokens.provider_cost = usage.provider_cost
+    return tokens
 
 
 def covers_media(price: Price) -> bool:
@@ -68,15 +100,17 @@ def covers_media(price: Price) -> bool:
     )
 
 
-def bound_media(given: MediaInput, price: Price) -> int:
-    """Return the most that making `given` is expected to cost, in nano-credits.
+def bound_media(given: MediaInput, price: Price, margin: Margin | None = None) -> int:
+    """Return the most that making `given` is expected to cost, in nano-credits, margin included.
 
     What a provider turns out to have made beyond it is paid all the same.
     """
-    return rate_media(_most(given), price)
+    assumed = assumed_of(given)
+    return sell_of(_tokens_of(assumed), price, margin, units=_units_of(assumed)).sell
 
 
-def _most(given: MediaInput) -> MediaUsage:
+def assumed_of(given: MediaInput) -> MediaUsage:
+    """Return the most that is expected to be made of a request."""
     match given.WhichOneof("kind"):
         case "image":
             return _pictures(given.image.count, given.image.width, given.image.height)

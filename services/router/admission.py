@@ -250,7 +250,7 @@ class Admission:
         rated = sell_of(usage, lane.price or Price(), lane.margin, limit)
         record.usage.CopyFrom(usage)
         record.cost = format_nano(rated.sell)
-        request.lost.add(lane.part(rated, limit), usage)
+        request.lost.add(lane.part(rated, limit), usage, rated.rounding_pico)
 
     async def afford_rescue(self, request: Request, candidate: Candidate, text_bytes: int) -> bool:
         """Reserve what `candidate` may cost to go on after `text_bytes`, beside what has been spent."""
@@ -281,7 +281,7 @@ class Admission:
             request.speaker.cost = format_nano(rated.sell)
             request.broken.reason = request.speaker.reason
         request.price = self._price_of(request)
-        request.broken.add(request.part(rated, None), request.usage)
+        request.broken.add(request.part(rated, None), request.usage, rated.rounding_pico)
         request.rescued_from.append(request.target.name)
         request.usage = Usage()
 

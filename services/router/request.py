@@ -227,6 +227,7 @@ class Request:
             self.limit = None
             self.cost = sum(part.amount_nano_credits for part in self.parts)
             self.taken = sum(part.cost_nano_credits for part in self.parts)
+            self.rounding_pico += self.lost.rounding_pico + self.broken.rounding_pico
         if self.rescued_from:
             self.usage = sum_of(self.broken.usage, self.usage)
         guessed = self.lost.usage.estimated or (bool(self.rescued_from) and self.usage.estimated)

@@ -6,17 +6,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from omnihub.billing.v1.price_pb2 import Price
+from omnihub.billing.v1.price_pb2 import Margin, Price
+from omnihub.common.v1.media_pb2 import MediaInput
 from omnihub.provider.v1.media_provider_service_pb2 import MediaCapabilities
 from omnihub.router.v1 import media_router_service_pb2 as pb
 
-from services.credits.media_rating import bound_media, covers_media
+from services.credits.media_rating import assumed_of, bound_media, covers_media
 from services.credits.money import parse_nano
 from services.router.domain.catalogue import AUTO, Catalogue, Model, Provider, Target, may_use
 from services.router.domain.errors import NoCandidateError, PriceUnknownError
 from services.router.settings import RouteSettings
 
 PriceOf = Callable[[Target, Model], Price | None]
+MarginOf = Callable[[Target], Margin | None]
+# What needs no price: made here, by rules.
+FREE = "free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ def plan(
     given: Sequence[Candidate],
     makers: Mapping[str, MediaCapabilities],
     price_of: PriceOf,
+    margin_of: MarginOf,
 ) -> pb.PlanMediaResponse:
     """Return the plan of a request. Raises NoCandidateError, PriceUnknownError."""
     kind = request.input.WhichOneof("kind") or ""
@@ -85,7 +90,7 @@ def plan(
             if price is None or not covers_media(price):
                 because, unpriced = "price unknown", unpriced + 1
             else:
-                planned = _target(candidate, maker, kind, price, bound_media(request.input, price))
+                planned = _target(candidate, maker, kind, price, margin_of(target), request.input)
                 if limit is None or planned.estimate_nano_credits <= limit:
                     response.targets.append(planned)
                     continue
@@ -103,13 +108,20 @@ def _known_to_make(maker: MediaCapabilities, kind: str, model: str) -> bool:
 
 
 def _target(
-    candidate: Candidate, maker: MediaCapabilities, kind: str, price: Price, estimate: int
+    candidate: Candidate,
+    maker: MediaCapabilities,
+    kind: str,
+    price: Price,
+    margin: Margin | None,
+    given: MediaInput,
 ) -> pb.MediaTarget:
     return pb.MediaTarget(
         provider=candidate.target.provider,
         model=candidate.target.model,
-        estimate_nano_credits=estimate,
+        estimate_nano_credits=bound_media(given, price, margin),
         price=price,
+        margin=margin,
+        assumed=assumed_of(given),
         immediate=kind in maker.immediate,
         cancels=maker.cancels,
         webhooks=maker.webhooks,
@@ -119,6 +131,11 @@ def _target(
         concurrency=maker.concurrency,
         streams_speech=maker.streams_speech and kind == "speech",
     )
+
+
+def version_of(price: Price) -> str:
+    """Return what a charge names its price by: nothing where there is none to look up."""
+    return "" if price.version == FREE else price.version
 
 
 def _nothing_left(

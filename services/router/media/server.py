@@ -9,17 +9,18 @@ from typing import Any, TypeVar
 
 from omnihub.billing.v1 import billing_service_pb2 as billing
 from omnihub.billing.v1.billing_service_api import BillingService
-from omnihub.billing.v1.price_pb2 import Price, PriceKey
+from omnihub.billing.v1.price_pb2 import Margin, Price, PriceKey
 from omnihub.common.v1.media_pb2 import MediaInput
 from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.router.v1 import media_router_service_pb2 as pb
 
 from services.common.rpc import Call, RpcError
+from services.credits.margins import NO_MARGINS, MarginBook
 from services.credits.media_rating import rate_made
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.health import Health
-from services.router.media.planning import Candidate, candidates, plan
+from services.router.media.planning import FREE, Candidate, candidates, plan, version_of
 from services.router.media.speech import Speech
 
 LIMIT_S = 10.0
@@ -45,12 +46,13 @@ class MediaRouterServer:
         self._vendors = vendors
         self._health = health
         self._speech = speech
+        self._margins = NO_MARGINS
 
     async def plan_media(self, request: pb.PlanMediaRequest, call: Call) -> pb.PlanMediaResponse:
         makers = await self._makers()
         given = candidates(request, self._catalogue(), makers)
         prices = await self._prices(given)
-        free = Price(version="free", source="free")
+        free, margins = Price(version=FREE, source=FREE), self._margins
 
         def price_of(target: Target, model: Model) -> Price | None:
             maker = makers[target.provider]
@@ -58,7 +60,10 @@ class MediaRouterServer:
                 free if maker.synthetic else None
             )
 
-        return plan(request, given, makers, price_of)
+        def margin_of(target: Target) -> Margin | None:
+            return margins.of(request.organisation_id, target.name)
+
+        return plan(request, given, makers, price_of, margin_of)
 
     async def _makers(self) -> dict[str, provider.MediaCapabilities]:
         request = provider.GetMediaCapabilitiesRequest()
@@ -75,8 +80,10 @@ class MediaRouterServer:
             )
             for each in given
         ]
-        request = billing.BatchGetPricesRequest(keys=keys)
+        request = billing.BatchGetPricesRequest(keys=keys, margins_version=self._margins.version)
         answer = await self._billing.batch_get_prices(request, Call.internal(LIMIT_S))
+        if answer.margins_version != self._margins.version:
+            self._margins = MarginBook(answer.margins_version, answer.margins, answer.plans)
         return {
             (price.key.provider, price.key.model, price.key.configured_model): price
             for price in answer.prices
@@ -135,12 +142,18 @@ class MediaRouterServer:
                 yield pb.FetchOutputResponse(data=message.data)
 
     async def rate_media(self, request: pb.RateMediaRequest, call: Call) -> pb.RateMediaResponse:
-        amount, source = rate_made(request.usage, request.price, request.estimate_nano_credits)
+        target = request.target
+        margin = target.margin if target.HasField("margin") else None
+        made = rate_made(request.usage, target.price, target.assumed, margin)
         return pb.RateMediaResponse(
-            amount_nano_credits=amount,
-            cost_nano_credits=amount,
-            price_version=request.price.version,
-            cost_source=source,
+            amount_nano_credits=made.rated.sell,
+            cost_nano_credits=made.rated.cost,
+            price_version=version_of(target.price),
+            margin_version="" if margin is None else margin.version,
+            cost_source=made.source,
+            usage=made.usage,
+            units=made.units,
+            rounding_pico_credits=made.rated.rounding_pico,
         )
 
     async def stream_speech(

@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from omnihub.billing.v1.price_pb2 import Margin
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import ParameterReceipt
 from omnihub.common.v1.media_pb2 import MediaInput, MediaUsage
@@ -20,13 +21,14 @@ from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import to_rpc_error
-from services.credits.media_rating import rate_made
+from services.credits.media_rating import Made, rate_made
 from services.credits.money import format_nano
 from services.router.domain.catalogue import Target
 from services.router.domain.errors import NoCandidateError
 from services.router.health import Health
 from services.router.journal import Journal
 from services.router.leases import Leases, Reservation
+from services.router.media.planning import version_of
 from services.router.store import Record
 
 KIND = "speech"
@@ -57,8 +59,7 @@ class _Speaking:
     target: pb.MediaTarget | None = None
     """Who speaks."""
     receipt: list[ParameterReceipt] = field(default_factory=list)
-    cost: int = 0
-    cost_source: str = ""
+    made: Made | None = None
     recorded: bool = False
 
     @property
@@ -69,14 +70,24 @@ class _Speaking:
     def rate(self, usage: MediaUsage) -> None:
         """Work out the cost. Nobody pays more for a guess than what was set aside."""
         assert self.target is not None
-        price, estimate = self.target.price, self.target.estimate_nano_credits
-        cost, self.cost_source = rate_made(usage, price, estimate)
-        self.cost = min(cost, self.reservation.amount) if self.cost_source == "estimate" else cost
+        target = self.target
+        self.made = rate_made(usage, target.price, target.assumed, self.margin, self.reservation.amount)
+
+    @property
+    def cost(self) -> int:
+        """Return what is to be paid."""
+        return 0 if self.made is None else self.made.rated.sell
+
+    @property
+    def margin(self) -> Margin | None:
+        """Return what is added to the cost of who speaks."""
+        target = self.target
+        return target.margin if target is not None and target.HasField("margin") else None
 
     def record(self, state: str, reason: str) -> Record:
         """Return the journal's record."""
         attempt_id = self.attempts[-1].attempt_id if self.attempts else new_id("att")
-        charge = self._charge(attempt_id, state).SerializeToString() if self.cost_source else b""
+        charge = self._charge(attempt_id, state).SerializeToString() if self.made is not None else b""
         return Record(
             attempt_id=attempt_id,
             decision_id=self.decision_id,
@@ -112,7 +123,8 @@ class _Speaking:
 
     def _charge(self, attempt_id: str, state: str) -> Charge:
         assert self.target is not None
-        identity = self.call.identity
+        assert self.made is not None
+        identity, made, margin = self.call.identity, self.made, self.margin
         charge = Charge(
             charge_id=attempt_id,
             organisation_id=identity.organisation_id,
@@ -127,12 +139,19 @@ class _Speaking:
             provider=self.target.provider,
             model=self.model_used,
             task=KIND,
-            price_version=self.target.price.version,
-            cost_source=self.cost_source,
+            price_version=version_of(self.target.price),
+            margin_version="" if margin is None else margin.version,
+            cost_nano_credits=made.rated.cost,
+            rounding_pico_credits=made.rated.rounding_pico,
+            usage=made.usage,
+            units=made.units,
+            cost_source=made.source,
             state=state,
             latency_ms=self._latency_ms(),
             modality=KIND,
         )
+        if made.source == "estimate":
+            charge.limit_nano_credits = self.reservation.amount
         charge.at.FromMilliseconds(int(self.started_at * 1000))
         return charge
 
@@ -240,7 +259,7 @@ class Speech:
         self._endings.discard(written)
         # Taken, so that nobody warns of it: who waits is told as well.
         written.exception()
-        if speaking.cost_source:
+        if speaking.made is not None:
             self._leases.spend(speaking.reservation, speaking.cost)
         else:
             self._leases.cancel(speaking.reservation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from omnihub.billing.v1.price_pb2 import Price
+from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.common.v1.media_pb2 import ImageInput, MediaInput, SpeechInput
 from omnihub.provider.v1.media_provider_service_pb2 import KindModels, MediaCapabilities
 from omnihub.router.v1 import media_router_service_pb2 as pb
@@ -60,7 +60,10 @@ def planned(
             return None
         return FREE if target.provider == "local" else PRICE
 
-    return plan(request, candidates(request, catalogue, MAKERS), MAKERS, price_of)
+    def margin_of(target: Target) -> Margin | None:
+        return Margin(version="m1", basis_points=5000) if request.organisation_id == "org_dear" else None
+
+    return plan(request, candidates(request, catalogue, MAKERS), MAKERS, price_of, margin_of)
 
 
 def names(answer: pb.PlanMediaResponse) -> list[str]:
@@ -121,3 +124,13 @@ def test_max_cost_leaves_out_what_may_cost_more() -> None:
     assert names(planned(model="openai/gpt-image-1", max_cost="0.01")) == ["openai/gpt-image-1"]
     with pytest.raises(NoCandidateError, match="may cost more"):
         planned(model="openai/gpt-image-1", max_cost="0.009")
+
+
+def test_the_margin_is_pinned_and_in_the_estimate() -> None:
+    routes = {"pictures": ["openai/gpt-image-1"]}
+    (plain,) = planned(routes=routes, model="pictures").targets
+    (dear,) = planned(routes=routes, model="pictures", organisation_id="org_dear").targets
+    assert not plain.HasField("margin")
+    assert dear.margin.version == "m1"
+    assert dear.estimate_nano_credits == plain.estimate_nano_credits * 3 // 2
+    assert dear.assumed.images == 1
