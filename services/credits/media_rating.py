@@ -25,6 +25,8 @@ CHARACTERS_PER_SECOND = 5
 AUDIO_BYTES_PER_SECOND = 1000
 LONGEST_AUDIO_S = 4 * 3600.0
 CHARACTERS_PER_TOKEN = 2
+# Of hardware, where that is what is paid for.
+COMPUTE_S = 60.0
 # Of sound that is listened to; what is written down is less.
 TOKENS_PER_SECOND = 20
 
@@ -95,6 +97,7 @@ def covers_media(price: Price) -> bool:
         or price.megapixel_pico
         or price.second_pico
         or price.character_pico
+        or price.compute_second_pico
         or price.output_pico
         or price.source == "free"
     )
@@ -111,6 +114,12 @@ def bound_media(given: MediaInput, price: Price, margin: Margin | None = None) -
 
 def assumed_of(given: MediaInput) -> MediaUsage:
     """Return the most that is expected to be made of a request."""
+    assumed = _made_of(given)
+    assumed.compute_seconds = COMPUTE_S
+    return assumed
+
+
+def _made_of(given: MediaInput) -> MediaUsage:
     match given.WhichOneof("kind"):
         case "image":
             return _pictures(given.image.count, given.image.width, given.image.height)

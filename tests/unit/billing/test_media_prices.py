@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from omnihub.billing.v1.price_pb2 import Margin, Price, PriceKey
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import Usage
-from omnihub.common.v1.media_pb2 import MediaFile, MediaInput, MediaUsage, SpeechInput, TranscriptionInput
+from omnihub.common.v1.media_pb2 import (
+    ImageInput,
+    MediaFile,
+    MediaInput,
+    MediaUsage,
+    SpeechInput,
+    TranscriptionInput,
+)
 
 from services.billing.domain.price_book import PriceBook
 from services.billing.media_prices import MediaPriceList, read_entries
@@ -151,6 +158,17 @@ def test_a_charge_for_media_rated_again_is_the_same(
     again = rate_again(charge, {"p1": price}.get, {}.get if margin is None else {"m1": margin}.get)
     assert again == made.rated
     assert made.rated.sell >= 0
+
+
+def test_hardware_is_paid_by_the_second_and_assumed_for_a_minute() -> None:
+    price = Price(compute_second_pico=10**6, source="configured")
+    assert covers_media(price)
+    given = MediaInput(image=ImageInput(prompt="x"))
+    assert bound_media(given, price) == 60_000
+    made = rate_made(MediaUsage(images=1, compute_seconds=2.5), price, assumed_of(given))
+    assert (made.rated.sell, made.units.compute_milliseconds, made.source) == (2500, 2500, "price")
+    silent = rate_made(MediaUsage(images=1), price, assumed_of(given))
+    assert (silent.rated.sell, silent.source) == (60_000, "estimate")
 
 
 def test_the_margin_is_in_the_bound_and_in_the_charge() -> None:
