@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -15,9 +16,9 @@ from bench.errors import BenchError
 from bench.measure import ProcessTree, read_stat
 
 # Below the range from which the kernel takes ports for outgoing connections.
-FIRST_PORT, LAST_PORT = 18400, 18499
+FIRST_PORT, LAST_PORT = 18400, 18899
 STOP_LIMIT_S = 15
-POLL_INTERVAL_S = 0.1
+POLL_INTERVAL_S = 0.05
 
 
 class Ports:
@@ -52,6 +53,8 @@ class Server:
         self.process = process
         self.tree = ProcessTree(process.pid)
         self._log = log
+        self._started_at = time.monotonic()
+        self.ready_after_s = 0.0
 
     def check(self) -> None:
         """Raise when the process has ended."""
@@ -70,6 +73,7 @@ class Server:
                 with suppress(aiohttp.ClientError, TimeoutError):
                     async with session.get(url) as response:
                         if response.status == 200:
+                            self.ready_after_s = time.monotonic() - self._started_at
                             return
                 await asyncio.sleep(POLL_INTERVAL_S)
         raise BenchError(

@@ -1,20 +1,13 @@
-"""Rating of media: what images, seconds, characters and so on cost at a price. Pure, like `rating.py`.
-
-A media usage is first put into the whole units that a charge keeps, and rated from those: so rating the
-charge again gives the same number.
-"""
+"""Rating of media: what images, seconds, characters and so on cost at a price. Pure, like `rating.py`."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 from omnihub.billing.v1.price_pb2 import Margin, Price
-from omnihub.billing.v1.usage_pb2 import Units
+from omnihub.billing.v1.usage_pb2 import Charge, Units
 from omnihub.common.v1.chat_pb2 import Usage
 from omnihub.common.v1.media_pb2 import MediaInput, MediaUsage
 
-from services.credits.rating import Rated, provider_cost_of, sell_of
+from services.credits.rating import priced, provider_cost_of, sell_of
 
 # What is assumed of a request that does not say.
 PIXELS = 1024 * 1024
@@ -23,70 +16,68 @@ VIDEO_S = 10.0
 CHARACTERS_PER_SECOND = 5
 # The smallest audio that is still understood has 1 kB in a second.
 AUDIO_BYTES_PER_SECOND = 1000
+# Of sound that is not compressed: a byte each, 8,000 times.
+WAVE_BYTES_PER_SECOND = 8000
 LONGEST_AUDIO_S = 4 * 3600.0
 CHARACTERS_PER_TOKEN = 2
-# Of hardware, where that is what is paid for.
-COMPUTE_S = 60.0
 # Of sound that is listened to; what is written down is less.
 TOKENS_PER_SECOND = 20
+# Of a picture that is looked at closely.
+TOKENS_PER_PICTURE = 6500
+# Of a machine that is paid by time.
+COMPUTE_S = {"video": 900.0, "transcription": 300.0, "training": 4 * 3600.0}
+OTHER_COMPUTE_S = 120.0
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What was made, in the units of a charge, and what it comes to."""
-
-    rated: Rated
-    usage: Usage
-    units: Units
-    source: str
-    """Where the cost is from: provider, price or estimate."""
-
-
-def rate_made(
+def charge_media(
     usage: MediaUsage,
+    expected: MediaUsage,
     price: Price,
-    assumed: MediaUsage,
     margin: Margin | None = None,
     limit: int | None = None,
-) -> Made:
-    """Rate what was made. The provider's own figure wins.
+) -> Charge:
+    """Return the part of a charge that says what was made and what it comes to.
 
-    When the usage says nothing that the price counts, what was `assumed` of the request is paid: only what
-    is free costs nothing. Nobody pays more than `limit` nano-credits for a guess.
+    When the usage says nothing that the price counts, what was expected is paid: only what is free costs
+    nothing. `limit`: nano-credits that are not exceeded by what is only estimated. Rated again it comes to
+    the same, for it holds all that was counted.
     """
-    source = "estimate" if usage.estimated else "price"
-    if provider_cost_of(_tokens_of(usage)) is not None:
-        source = "provider"
-    elif price.source != "free" and not sell_of(_tokens_of(usage), price, units=_units_of(usage)).cost:
-        usage, source = assumed, "estimate"
-    tokens, units = _tokens_of(usage), _units_of(usage)
-    tokens.estimated = source == "estimate"
-    return Made(
-        sell_of(tokens, price, margin, limit if tokens.estimated else None, units), tokens, units, source
+    tokens, units = _counted(usage)
+    by_provider = provider_cost_of(tokens) is not None
+    if not by_provider and price.source != "free" and not priced(tokens, price, units):
+        tokens, units = _counted(expected)
+        tokens.estimated = True
+    if by_provider or not tokens.estimated:
+        limit = None
+    rated = sell_of(tokens, price, margin, limit, units)
+    charge = Charge(
+        amount_nano_credits=rated.sell,
+        cost_nano_credits=rated.cost,
+        rounding_pico_credits=rated.rounding_pico,
+        usage=tokens,
+        units=units,
+        price_version=price.version,
+        margin_version="" if margin is None else margin.version,
+        cost_source="provider" if by_provider else "estimate" if tokens.estimated else "price",
     )
+    if limit is not None:
+        charge.limit_nano_credits = limit
+    return charge
 
 
-def _units_of(usage: MediaUsage) -> Units:
-    """Return what was made besides tokens, in whole units: parts of one count as one."""
-    return Units(
-        images=usage.images,
-        pixels=_whole(usage.megapixels, 1_000_000),
-        milliseconds=_whole(usage.seconds, 1000),
-        characters=usage.characters,
-        compute_milliseconds=_whole(usage.compute_seconds, 1000),
-    )
-
-
-def _whole(amount: float, parts: int) -> int:
-    """Return an amount in parts. What a float has beyond its accuracy is no part."""
-    return max(0, math.ceil(round(amount * parts, 3)))
-
-
-def _tokens_of(usage: MediaUsage) -> Usage:
+def _counted(usage: MediaUsage) -> tuple[Usage, Units]:
+    """Return a usage as charges have it: tokens, and everything else in whole units."""
     tokens = Usage()
     tokens.CopyFrom(usage.tokens)
-    tokens.provider_cost = usage.provider_cost
-    return tokens
+    tokens.estimated = usage.estimated or tokens.estimated
+    tokens.provider_cost = usage.provider_cost or tokens.provider_cost
+    return tokens, Units(
+        images=usage.images,
+        pixels=round(usage.megapixels * 1_000_000),
+        milliseconds=round(usage.seconds * 1000),
+        characters=usage.characters,
+        compute_milliseconds=round(usage.compute_seconds * 1000),
+    )
 
 
 def covers_media(price: Price) -> bool:
@@ -103,28 +94,31 @@ def covers_media(price: Price) -> bool:
     )
 
 
-def bound_media(given: MediaInput, price: Price, margin: Margin | None = None) -> int:
-    """Return the most that making `given` is expected to cost, in nano-credits, margin included.
+def expected_of(given: MediaInput) -> MediaUsage:
+    """Return the most that making `given` is expected to use.
 
     What a provider turns out to have made beyond it is paid all the same.
     """
-    assumed = assumed_of(given)
-    return sell_of(_tokens_of(assumed), price, margin, units=_units_of(assumed)).sell
+    kind = given.WhichOneof("kind") or ""
+    usage = _most(given)
+    usage.compute_seconds = COMPUTE_S.get(kind, OTHER_COMPUTE_S)
+    return usage
 
 
-def assumed_of(given: MediaInput) -> MediaUsage:
-    """Return the most that is expected to be made of a request."""
-    assumed = _made_of(given)
-    assumed.compute_seconds = COMPUTE_S
-    return assumed
+def bound_media(expected: MediaUsage, price: Price, margin: Margin | None = None) -> int:
+    """Return what is expected to be used costs, in nano-credits, margin included."""
+    return charge_media(expected, expected, price, margin).amount_nano_credits
 
 
-def _made_of(given: MediaInput) -> MediaUsage:
+def _most(given: MediaInput) -> MediaUsage:
     match given.WhichOneof("kind"):
         case "image":
-            return _pictures(given.image.count, given.image.width, given.image.height)
+            image = given.image
+            return _pictures(image.count, image.width, image.height, len(image.prompt))
         case "image_edit":
-            return _pictures(given.image_edit.count, given.image_edit.width, given.image_edit.height)
+            edit = given.image_edit
+            seen = (len(edit.images) + edit.HasField("mask")) * TOKENS_PER_PICTURE
+            return _pictures(edit.count, edit.width, edit.height, len(edit.prompt) + seen, seen)
         case "upscale":
             factor = given.upscale.factor or 2
             return MediaUsage(images=1, megapixels=PIXELS * factor * factor / 1e6, seconds=VIDEO_S)
@@ -137,7 +131,9 @@ def _made_of(given: MediaInput) -> MediaUsage:
                 characters=characters, seconds=characters / CHARACTERS_PER_SECOND, tokens=tokens
             )
         case "transcription":
-            seconds = len(given.transcription.audio.data) / AUDIO_BYTES_PER_SECOND or LONGEST_AUDIO_S
+            audio = given.transcription.audio
+            each = WAVE_BYTES_PER_SECOND if audio.mime == "audio/wav" else AUDIO_BYTES_PER_SECOND
+            seconds = (audio.size or len(audio.data)) / each or LONGEST_AUDIO_S
             seconds = min(seconds, LONGEST_AUDIO_S)
             heard = round(seconds * TOKENS_PER_SECOND)
             return MediaUsage(seconds=seconds, tokens=Usage(input_total=heard, output_total=heard))
@@ -148,9 +144,10 @@ def _made_of(given: MediaInput) -> MediaUsage:
             return MediaUsage()
 
 
-def _pictures(count: int, width: int, height: int) -> MediaUsage:
+def _pictures(count: int, width: int, height: int, read: int, seen: int = 0) -> MediaUsage:
+    """Return the usage of pictures. `read`: tokens that go in, `seen` of which are pictures."""
     images = count or 1
     pixels = width * height if width and height else PIXELS
     # Providers that count tokens take about one for each 200 pixels at the finest quality.
-    tokens = Usage(output_total=images * pixels // 150)
+    tokens = Usage(input_total=read, input_image=seen, output_total=images * pixels // 150)
     return MediaUsage(images=images, megapixels=images * pixels / 1e6, tokens=tokens)

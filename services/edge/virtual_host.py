@@ -102,6 +102,12 @@ def _header(key: str, value: str) -> Json:
     return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
+def _previous_hosts() -> Json:
+    name = "envoy.retry_host_predicates.previous_hosts"
+    kind = f"{_TYPE}.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+    return {"name": name, "typed_config": {"@type": kind}}
+
+
 def switch_on() -> Json:
     """Return the route configuration that switches on a filter as the chain configures it."""
     return {"@type": f"{_TYPE}.config.route.v3.FilterConfig", "config": {}}
@@ -303,7 +309,13 @@ def virtual_host(
         "domains": ["*"],
         "routes": routes,
         # The router service owns every other retry.
-        "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2},
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream",
+            "num_retries": 2,
+            # Where there are several, another one: one that has died refuses until it is back.
+            "retry_host_predicate": [_previous_hosts()],
+            "host_selection_retry_max_attempts": 5,
+        },
         "request_headers_to_add": [_header(REQUEST_ID, ENVOY_REQUEST_ID)],
         "response_headers_to_add": [_header(REQUEST_ID, ENVOY_REQUEST_ID)],
     }

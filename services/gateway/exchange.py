@@ -60,9 +60,9 @@ class Exchange:
         """What rides as `omnihub` in the error event of a broken stream."""
         self.write_stream_error: Callable[..., bytes] | None = None
         """Ends a stream that is being written; it knows what has been written."""
+        self._scope = scope
         self._receive = receive
         self._send = send
-        self._watcher: asyncio.Task[None] | None = None
 
     async def read_body(self, limit: int) -> bytes:
         """Return the whole body. From then on the running task is cancelled when the caller leaves.
@@ -92,19 +92,15 @@ class Exchange:
 
     def watch(self) -> None:
         """Cancel the running task when the caller leaves. Only once the body has been read."""
-        self._watcher = asyncio.create_task(self._watch(asyncio.current_task()))
+        running = asyncio.current_task()
+        assert running is not None
 
-    async def _watch(self, running: asyncio.Task[Any] | None) -> None:
-        await self._receive()
-        # The server says the same when a response is complete.
-        if running is not None and not self.finished:
+        def leave() -> None:
             self.left = True
             running.cancel()
 
-    def close(self) -> None:
-        """Stop watching the caller."""
-        if self._watcher is not None:
-            self._watcher.cancel()
+        # What our listener offers beside ASGI: a task that waits in `receive` costs a tenth of the facade.
+        self._scope["omnihub.on_disconnect"](leave)
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers."""
@@ -184,7 +180,6 @@ class Endpoint:
                 _logger.error("request_failed %s", exchange.request_id, exc_info=error)
             await self._tell(exchange, visible)
         finally:
-            exchange.close()
             event.finish(outcome)
             traced.end(outcome, event.fields)
 

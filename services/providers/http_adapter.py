@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -78,6 +79,7 @@ class HttpAdapter(ABC):
             **{header: value.get_secret_value() for header, value in settings.headers.items()},
         }
         self._chat_url = self.url(self.chat_path)
+        self._timeouts = lru_cache(maxsize=64)(self._make_timeouts)
 
     def url(self, path: str) -> URL:
         """Return the address of an operation."""
@@ -358,12 +360,15 @@ class HttpAdapter(ABC):
 
     def timeouts(self, wanted: pb.Timeouts) -> Timeouts:
         """Return the limits of an attempt: the caller's, else the provider's own."""
+        return self._timeouts(wanted.connect_ms, wanted.first_token_ms, wanted.idle_ms, wanted.total_ms)
+
+    def _make_timeouts(self, connect_ms: int, first_token_ms: int, idle_ms: int, total_ms: int) -> Timeouts:
         own = self.settings.timeouts
         return Timeouts(
-            wanted.connect_ms / 1000 or own.connect_s,
-            wanted.first_token_ms / 1000 or own.first_token_s,
-            wanted.idle_ms / 1000 or own.idle_s,
-            wanted.total_ms / 1000 or own.total_s,
+            connect_ms / 1000 or own.connect_s,
+            first_token_ms / 1000 or own.first_token_s,
+            idle_ms / 1000 or own.idle_s,
+            total_ms / 1000 or own.total_s,
         )
 
     @abstractmethod

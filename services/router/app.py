@@ -25,6 +25,7 @@ from services.common.change_feed import ChangeFeed
 from services.common.crash import CrashPoints
 from services.common.rpc import Call, RpcError
 from services.common.service import Infrastructure, Service
+from services.credits.media_rating import covers_media
 from services.credits.money import parse_nano
 from services.router.admission import Admission
 from services.router.answer_store import KeptAnswers
@@ -173,13 +174,9 @@ class RouterApp:
         self.response_server = ResponseServer(self._responses)
         makers = infrastructure.connector.connect(MediaProviderService, "providers")
         self._speech = Speech(makers, self._leases, self._journal, health)
+        self._media_prices = Prices(billing, vendors, covers=covers_media)
         self.media = MediaRouterServer(
-            makers,
-            billing,
-            lambda: self._admission.catalogue,
-            lambda provider: vendors.get(provider, ""),
-            health,
-            self._speech,
+            makers, self._media_prices, lambda: self._admission.catalogue, health, self._speech
         )
 
     async def start(self) -> None:
@@ -189,6 +186,7 @@ class RouterApp:
         await _until_reachable(self._settlement.replay)
         await self._policies.start()
         await self._prices.start()
+        await self._media_prices.start()
         self._budgets.rules.start()
         await _until_reachable(self._budgets.rules.load)
         if self._settings.seed_models and not await self._models.read():
@@ -224,6 +222,7 @@ class RouterApp:
             await self._journal.stop()
             await self._policies.stop()
             await self._prices.stop()
+            await self._media_prices.stop()
             await self._budgets.stop()
             await self._budgets.rules.stop()
             await self._database.close()

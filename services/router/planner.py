@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from omnihub.common.v1.chat_pb2 import ChatInput
@@ -17,7 +17,17 @@ from services.router.detection import Detector
 from services.router.domain.catalogue import AUTO, Catalogue, Model
 from services.router.domain.estimate import LARGEST, input_sizes
 from services.router.domain.limits import OrganisationRules
-from services.router.domain.policy import Exclusion, Option, Paused, Plan, Question, decide, exclude
+from services.router.domain.policy import (
+    Exclusion,
+    Option,
+    Paused,
+    Plan,
+    Question,
+    Room,
+    decide,
+    exclude,
+    room_of,
+)
 from services.router.domain.routing import DEFAULT_POLICY, RoutingPolicy, Wishes, resolve
 from services.router.domain.shortlist import automatic, eligible, of_plan, options_of
 from services.router.domain.state import hidden_input, keeping_state, pinned_to
@@ -48,6 +58,7 @@ class Shortlist:
     options: Sequence[Option]
     scored: bool
     exclusions: dict[tuple[object, ...], Sequence[Exclusion | None]]
+    room: Room
     split: bool = False
     """Some model has versions: each request falls to one of them."""
 
@@ -173,6 +184,7 @@ class Planner:
             [self.estimate(draft, option, asked, media=media) for option in options],
             [self._latencies.of(option.target) for option in options],
             self._paused,
+            room=draft.shortlist.room,
         )
         if asked.pinned:
             return pinned_to(plan, asked.pinned)
@@ -224,11 +236,13 @@ class Planner:
             models = of_plan(eligible(requested, catalogue, allowed), requested, rules)
             scored = automatic(requested, catalogue)
             split = any(model.versions for model in models)
-            found = Shortlist(models, options_of(models, catalogue), scored, {}, split)
+            options = options_of(models, catalogue)
+            found = Shortlist(models, options, scored, {}, room_of(options), split)
             self._shortlists[key] = found
         if found.split:
             models = [model.split(unit) for model in found.models]
-            return replace(found, models=models, options=options_of(models, catalogue), exclusions={})
+            options = options_of(models, catalogue)
+            return Shortlist(models, options, found.scored, {}, room_of(options), split=True)
         return found
 
     def _exclusions(self, draft: Draft) -> Sequence[Exclusion | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from omnihub.billing.v1 import billing_service_pb2 as pb
 from omnihub.billing.v1.billing_service_api import BillingService
@@ -32,11 +32,17 @@ class PriceTable(dict[Wanted, Price | None]):
 
 
 class Prices:
-    """The prices that this process has asked for."""
+    """The prices that this process has asked for. `covers` tells whether a price says enough."""
 
     def __init__(
-        self, billing: BillingService, vendors: Mapping[str, str], *, flag_unknown: bool = False
+        self,
+        billing: BillingService,
+        vendors: Mapping[str, str],
+        *,
+        flag_unknown: bool = False,
+        covers: Callable[[Price], bool] = covers_text,
     ) -> None:
+        self._covers = covers
         self._billing = billing
         self._vendors = vendors
         self._flag_unknown = flag_unknown
@@ -86,7 +92,7 @@ class Prices:
         priced = {
             (Target(price.key.provider, price.key.model), price.key.configured_model): price
             for price in answer.prices
-            if covers_text(price)
+            if self._covers(price)
         }
         fetched = {key: priced.get(key) for key in missing}
         if len(known) + len(fetched) > CACHE_SIZE:

@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from typing import Any
 
+from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.media_pb2 import MediaOutput, MediaUsage
 from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.router.v1 import media_router_service_pb2 as router
@@ -110,12 +111,13 @@ class CountingRouter:
         return router.FindMediaResponse(provider_job_id=self.by_effect.get(request.request.effect_key, ""))
 
     async def rate_media(self, request: router.RateMediaRequest, call: Call) -> router.RateMediaResponse:
-        return router.RateMediaResponse(
+        charge = Charge(
             amount_nano_credits=7_000_000,
             cost_nano_credits=6_000_000,
             price_version="p1",
             cost_source="price",
         )
+        return router.RateMediaResponse(charge=charge)
 
 
 def _done() -> provider.MediaProgress:

@@ -251,8 +251,8 @@ def texts(value: object) -> str:
 
 
 def number(value: object) -> float:
-    """Return a number that is not negative, or 0."""
-    return float(value) if isinstance(value, int | float) and value >= 0 else 0.0
+    """Return a number that is not negative and fits 32 bits, or 0."""
+    return float(value) if isinstance(value, int | float) and 0 <= value < 2**32 else 0.0
 
 
 def whole(value: object) -> int:

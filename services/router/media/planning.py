@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from omnihub.billing.v1.price_pb2 import Margin, Price
-from omnihub.common.v1.media_pb2 import MediaInput
+from omnihub.common.v1.media_pb2 import MediaUsage
 from omnihub.provider.v1.media_provider_service_pb2 import MediaCapabilities
 from omnihub.router.v1 import media_router_service_pb2 as pb
 
-from services.credits.media_rating import assumed_of, bound_media, covers_media
+from services.credits.media_rating import bound_media, covers_media, expected_of
 from services.credits.money import parse_nano
 from services.router.domain.catalogue import AUTO, Catalogue, Model, Provider, Target, may_use
 from services.router.domain.errors import NoCandidateError, PriceUnknownError
@@ -19,8 +19,6 @@ from services.router.settings import RouteSettings
 
 PriceOf = Callable[[Target, Model], Price | None]
 MarginOf = Callable[[Target], Margin | None]
-# What needs no price: made here, by rules.
-FREE = "free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +74,7 @@ def plan(
     limit = parse_nano(request.max_cost) if request.max_cost else None
     automatic = not request.model or request.model == AUTO
     response = pb.PlanMediaResponse(requested_model=request.model or AUTO)
+    expected = expected_of(request.input)
     unpriced = 0
     for candidate in given:
         target = candidate.target
@@ -90,7 +89,7 @@ def plan(
             if price is None or not covers_media(price):
                 because, unpriced = "price unknown", unpriced + 1
             else:
-                planned = _target(candidate, maker, kind, price, margin_of(target), request.input)
+                planned = _target(candidate, maker, kind, price, margin_of(target), expected)
                 if limit is None or planned.estimate_nano_credits <= limit:
                     response.targets.append(planned)
                     continue
@@ -113,15 +112,15 @@ def _target(
     kind: str,
     price: Price,
     margin: Margin | None,
-    given: MediaInput,
+    expected: MediaUsage,
 ) -> pb.MediaTarget:
     return pb.MediaTarget(
         provider=candidate.target.provider,
         model=candidate.target.model,
-        estimate_nano_credits=bound_media(given, price, margin),
+        estimate_nano_credits=bound_media(expected, price, margin),
         price=price,
         margin=margin,
-        assumed=assumed_of(given),
+        expected=expected,
         immediate=kind in maker.immediate,
         cancels=maker.cancels,
         webhooks=maker.webhooks,
@@ -131,11 +130,6 @@ def _target(
         concurrency=maker.concurrency,
         streams_speech=maker.streams_speech and kind == "speech",
     )
-
-
-def version_of(price: Price) -> str:
-    """Return what a charge names its price by: nothing where there is none to look up."""
-    return "" if price.version == FREE else price.version
 
 
 def _nothing_left(

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from omnihub.billing.v1 import billing_service_pb2 as billing
-from omnihub.billing.v1.billing_service_api import BillingService
-from omnihub.billing.v1.price_pb2 import Margin, Price, PriceKey
+from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.common.v1.media_pb2 import MediaInput
 from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.router.v1 import media_router_service_pb2 as pb
 
 from services.common.rpc import Call, RpcError
-from services.credits.margins import NO_MARGINS, MarginBook
-from services.credits.media_rating import rate_made
+from services.credits.media_rating import charge_media
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.health import Health
-from services.router.media.planning import FREE, Candidate, candidates, plan, version_of
+from services.router.media.planning import candidates, plan
 from services.router.media.speech import Speech
+from services.router.prices import Prices
 
 LIMIT_S = 10.0
+# Of what this machine makes by rules, unless somebody sets a price.
+FREE = Price(source="free")
 
 Answer = TypeVar("Answer")
 
@@ -34,34 +34,27 @@ class MediaRouterServer:
     def __init__(
         self,
         providers: MediaProviderService,
-        billing_service: BillingService,
+        prices: Prices,
         catalogue: Callable[[], Catalogue],
-        vendors: Callable[[str], str],
         health: Health,
         speech: Speech,
     ) -> None:
         self._providers = providers
-        self._billing = billing_service
+        self._prices = prices
         self._catalogue = catalogue
-        self._vendors = vendors
         self._health = health
         self._speech = speech
-        self._margins = NO_MARGINS
 
     async def plan_media(self, request: pb.PlanMediaRequest, call: Call) -> pb.PlanMediaResponse:
         makers = await self._makers()
         given = candidates(request, self._catalogue(), makers)
-        prices = await self._prices(given)
-        free, margins = Price(version=FREE, source=FREE), self._margins
+        prices = await self._prices.of((each.target, each.model.priced_as) for each in given)
 
         def price_of(target: Target, model: Model) -> Price | None:
-            maker = makers[target.provider]
-            return prices.get((target.provider, target.model, model.priced_as)) or (
-                free if maker.synthetic else None
-            )
+            return prices[target, model.priced_as] or (FREE if makers[target.provider].synthetic else None)
 
         def margin_of(target: Target) -> Margin | None:
-            return margins.of(request.organisation_id, target.name)
+            return prices.margins.of(request.organisation_id, target.name)
 
         return plan(request, given, makers, price_of, margin_of)
 
@@ -69,25 +62,6 @@ class MediaRouterServer:
         request = provider.GetMediaCapabilitiesRequest()
         answer = await self._providers.get_media_capabilities(request, Call.internal(LIMIT_S))
         return {each.provider: each for each in answer.providers}
-
-    async def _prices(self, given: Sequence[Candidate]) -> dict[tuple[str, str, str], Price]:
-        keys = [
-            PriceKey(
-                provider=each.target.provider,
-                model=each.target.model,
-                configured_model=each.model.priced_as,
-                vendor=self._vendors(each.target.provider),
-            )
-            for each in given
-        ]
-        request = billing.BatchGetPricesRequest(keys=keys, margins_version=self._margins.version)
-        answer = await self._billing.batch_get_prices(request, Call.internal(LIMIT_S))
-        if answer.margins_version != self._margins.version:
-            self._margins = MarginBook(answer.margins_version, answer.margins, answer.plans)
-        return {
-            (price.key.provider, price.key.model, price.key.configured_model): price
-            for price in answer.prices
-        }
 
     async def submit_media(self, request: pb.SubmitMediaRequest, call: Call) -> pb.SubmitMediaResponse:
         attempt = request.attempt
@@ -144,17 +118,8 @@ class MediaRouterServer:
     async def rate_media(self, request: pb.RateMediaRequest, call: Call) -> pb.RateMediaResponse:
         target = request.target
         margin = target.margin if target.HasField("margin") else None
-        made = rate_made(request.usage, target.price, target.assumed, margin)
-        return pb.RateMediaResponse(
-            amount_nano_credits=made.rated.sell,
-            cost_nano_credits=made.rated.cost,
-            price_version=version_of(target.price),
-            margin_version="" if margin is None else margin.version,
-            cost_source=made.source,
-            usage=made.usage,
-            units=made.units,
-            rounding_pico_credits=made.rated.rounding_pico,
-        )
+        charge = charge_media(request.usage, target.expected, target.price, margin)
+        return pb.RateMediaResponse(charge=charge)
 
     async def stream_speech(
         self, request: pb.StreamSpeechRequest, call: Call

@@ -9,7 +9,6 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from omnihub.billing.v1.price_pb2 import Margin
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import ParameterReceipt
 from omnihub.common.v1.media_pb2 import MediaInput, MediaUsage
@@ -21,14 +20,13 @@ from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import to_rpc_error
-from services.credits.media_rating import Made, rate_made
+from services.credits.media_rating import charge_media
 from services.credits.money import format_nano
 from services.router.domain.catalogue import Target
 from services.router.domain.errors import NoCandidateError
 from services.router.health import Health
 from services.router.journal import Journal
 from services.router.leases import Leases, Reservation
-from services.router.media.planning import version_of
 from services.router.store import Record
 
 KIND = "speech"
@@ -59,7 +57,8 @@ class _Speaking:
     target: pb.MediaTarget | None = None
     """Who speaks."""
     receipt: list[ParameterReceipt] = field(default_factory=list)
-    made: Made | None = None
+    rated: Charge | None = None
+    """What is paid; None while nothing is."""
     recorded: bool = False
 
     @property
@@ -67,27 +66,22 @@ class _Speaking:
         """Return the name of who speaks, or an empty string."""
         return "" if self.target is None else f"{self.target.provider}/{self.target.model}"
 
+    @property
+    def cost(self) -> int:
+        """Return what is paid, in nano-credits."""
+        return 0 if self.rated is None else self.rated.amount_nano_credits
+
     def rate(self, usage: MediaUsage) -> None:
         """Work out the cost. Nobody pays more for a guess than what was set aside."""
         assert self.target is not None
-        target = self.target
-        self.made = rate_made(usage, target.price, target.assumed, self.margin, self.reservation.amount)
-
-    @property
-    def cost(self) -> int:
-        """Return what is to be paid."""
-        return 0 if self.made is None else self.made.rated.sell
-
-    @property
-    def margin(self) -> Margin | None:
-        """Return what is added to the cost of who speaks."""
-        target = self.target
-        return target.margin if target is not None and target.HasField("margin") else None
+        margin = self.target.margin if self.target.HasField("margin") else None
+        limit = self.reservation.amount
+        self.rated = charge_media(usage, self.target.expected, self.target.price, margin, limit)
 
     def record(self, state: str, reason: str) -> Record:
         """Return the journal's record."""
         attempt_id = self.attempts[-1].attempt_id if self.attempts else new_id("att")
-        charge = self._charge(attempt_id, state).SerializeToString() if self.made is not None else b""
+        charge = b"" if self.rated is None else self._charge(attempt_id, state).SerializeToString()
         return Record(
             attempt_id=attempt_id,
             decision_id=self.decision_id,
@@ -123,15 +117,13 @@ class _Speaking:
 
     def _charge(self, attempt_id: str, state: str) -> Charge:
         assert self.target is not None
-        assert self.made is not None
-        identity, made, margin = self.call.identity, self.made, self.margin
+        identity = self.call.identity
         charge = Charge(
             charge_id=attempt_id,
             organisation_id=identity.organisation_id,
             workspace_id=identity.workspace_id,
             lease_id=self.reservation.lease_id,
             hold_id=self.reservation.hold_id,
-            amount_nano_credits=self.cost,
             request_id=self.call.request_id,
             decision_id=self.decision_id,
             key_id=identity.key_id,
@@ -139,19 +131,12 @@ class _Speaking:
             provider=self.target.provider,
             model=self.model_used,
             task=KIND,
-            price_version=version_of(self.target.price),
-            margin_version="" if margin is None else margin.version,
-            cost_nano_credits=made.rated.cost,
-            rounding_pico_credits=made.rated.rounding_pico,
-            usage=made.usage,
-            units=made.units,
-            cost_source=made.source,
             state=state,
             latency_ms=self._latency_ms(),
             modality=KIND,
         )
-        if made.source == "estimate":
-            charge.limit_nano_credits = self.reservation.amount
+        if self.rated is not None:
+            charge.MergeFrom(self.rated)
         charge.at.FromMilliseconds(int(self.started_at * 1000))
         return charge
 
@@ -259,7 +244,7 @@ class Speech:
         self._endings.discard(written)
         # Taken, so that nobody warns of it: who waits is told as well.
         written.exception()
-        if speaking.made is not None:
+        if speaking.rated is not None:
             self._leases.spend(speaking.reservation, speaking.cost)
         else:
             self._leases.cancel(speaking.reservation)

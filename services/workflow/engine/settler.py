@@ -99,27 +99,21 @@ class Settler:
 
 
 def _charge(job: Any, attempt_id: str, result: EffectResult) -> Charge:
-    provider = result.model_used.partition("/")[0]
-    return Charge(
+    """Return what is to be paid for one result: what was rated, and whose it is."""
+    charge = Charge(
         charge_id=attempt_id,
         organisation_id=job.organisation_id,
         hold_id=job.hold_id,
-        amount_nano_credits=result.amount_nano_credits,
-        cost_nano_credits=result.cost_nano_credits,
-        rounding_pico_credits=result.rounding_pico_credits,
         at=Timestamp(seconds=job.ended_at // SECOND),
         request_id=job.id,
         key_id=job.key_id,
         user_id=job.user_id,
         workspace_id=job.workspace_id,
-        provider=provider,
+        provider=result.model_used.partition("/")[0],
         model=result.model_used,
         task=job.kind,
         modality=job.kind,
-        price_version=result.price_version,
-        margin_version=result.margin_version,
-        cost_source=result.cost_source,
         state="complete",
-        usage=result.rated_usage,
-        units=result.rated_units,
     )
+    charge.MergeFrom(result.charge)
+    return charge

@@ -265,18 +265,9 @@ class Worker:
             kept.synthetic = target.synthetic
             result.outputs.append(kept)
         rated = await self._router.rate_media(
-            router.RateMediaRequest(target=target, usage=progress.usage),
-            Call.internal(POLL_LIMIT_S),
+            router.RateMediaRequest(target=target, usage=progress.usage), Call.internal(POLL_LIMIT_S)
         )
-        result.amount_nano_credits = rated.amount_nano_credits
-        result.cost_nano_credits = rated.cost_nano_credits
-        result.price_version, result.cost_source = rated.price_version, rated.cost_source
-        result.margin_version, result.rounding_pico_credits = (
-            rated.margin_version,
-            rated.rounding_pico_credits,
-        )
-        result.rated_usage.CopyFrom(rated.usage)
-        result.rated_units.CopyFrom(rated.units)
+        result.charge.CopyFrom(rated.charge)
         self._crash.pass_by("after_outputs")
         await self._store.complete(attempt, fence, result, self._now())
         self._crash.pass_by("after_report")

@@ -207,7 +207,7 @@ class Attempts(Records):
             values: dict[str, Any] = {
                 "state": SUCCEEDED,
                 "result": result.SerializeToString(),
-                "cost": result.amount_nano_credits,
+                "cost": result.charge.amount_nano_credits,
                 "model_used": result.model_used,
                 "progress": 1.0,
                 "queue_position": None,

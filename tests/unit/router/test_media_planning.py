@@ -38,7 +38,8 @@ MAKERS = {
     )
 }
 PRICE = Price(version="p1", image_pico=10**10, character_pico=10**7, source="configured")
-FREE = Price(version="free", source="free")
+FREE = Price(source="free")
+MARGIN = Margin(version="m1", basis_points=2500)
 
 
 def planned(
@@ -61,7 +62,7 @@ def planned(
         return FREE if target.provider == "local" else PRICE
 
     def margin_of(target: Target) -> Margin | None:
-        return Margin(version="m1", basis_points=5000) if request.organisation_id == "org_dear" else None
+        return MARGIN if target.model == "dearer" else None
 
     return plan(request, candidates(request, catalogue, MAKERS), MAKERS, price_of, margin_of)
 
@@ -126,11 +127,11 @@ def test_max_cost_leaves_out_what_may_cost_more() -> None:
         planned(model="openai/gpt-image-1", max_cost="0.009")
 
 
-def test_the_margin_is_pinned_and_in_the_estimate() -> None:
-    routes = {"pictures": ["openai/gpt-image-1"]}
-    (plain,) = planned(routes=routes, model="pictures").targets
-    (dear,) = planned(routes=routes, model="pictures", organisation_id="org_dear").targets
-    assert not plain.HasField("margin")
-    assert dear.margin.version == "m1"
-    assert dear.estimate_nano_credits == plain.estimate_nano_credits * 3 // 2
-    assert dear.assumed.images == 1
+def test_a_margin_is_part_of_the_estimate_and_of_what_is_compared() -> None:
+    (target,) = planned(model="openai/dearer").targets
+    assert target.estimate_nano_credits == 12_500_000
+    assert (target.margin.version, target.expected.images) == ("m1", 1)
+    assert not planned(model="openai/gpt-image-1").targets[0].HasField("margin")
+    assert names(planned(model="openai/dearer", max_cost="0.0125")) == ["openai/dearer"]
+    with pytest.raises(NoCandidateError, match="may cost more"):
+        planned(model="openai/dearer", max_cost="0.0124")

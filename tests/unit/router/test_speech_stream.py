@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from omnihub.billing.v1.billing_service_api import BillingService
-from omnihub.billing.v1.price_pb2 import Price
+from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.common.v1.media_pb2 import MediaUsage, SpeechInput
 from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.provider.v1.media_provider_service_api import MediaProviderService
@@ -17,11 +17,13 @@ from omnihub.router.v1 import media_router_service_pb2 as pb
 from omnihub.router.v1.media_router_service_api import MediaRouterService
 
 from services.common.rpc import Call, Connector, Registry, RpcError
+from services.credits.media_rating import covers_media
 from services.router.domain.catalogue import Catalogue, Provider
 from services.router.health import Health
 from services.router.leases import Leases
 from services.router.media.server import MediaRouterServer
 from services.router.media.speech import Speech
+from services.router.prices import Prices
 from services.router.settings import BreakerSettings, RouteSettings
 from tests.support.fakes import Fake, FakeBilling
 from tests.support.router import MemoryJournal, a_call
@@ -103,7 +105,8 @@ class Stage:
         makers = connector.connect(MediaProviderService, "providers")
         health = Health(BreakerSettings(), time.monotonic)
         self.speech = Speech(makers, self.leases, self.journal, health)
-        server = MediaRouterServer(makers, billing, lambda: catalogue, lambda name: "", health, self.speech)
+        prices = Prices(billing, {}, covers=covers_media)
+        server = MediaRouterServer(makers, prices, lambda: catalogue, health, self.speech)
         registry.add(MediaRouterService, server)
         self.client: Any = connector.connect(MediaRouterService, "router")
 
@@ -151,6 +154,16 @@ async def test_it_is_reserved_before_and_paid_once() -> None:
     assert (charge.organisation_id, charge.cost_source, charge.price_version) == ("org_1", "price", "p1")
     await stage.settle()
     assert (stage.reserved, stage.spent) == (0, 11_000)
+
+
+async def test_a_margin_is_reserved_and_paid() -> None:
+    stage = Stage(a=says(start(), sound(b"x"), end()))
+    stage.billing.margins = [Margin(version="m1", model="a/*", basis_points=10_000)]
+    last = (await stage.all())[-1]
+    (charge,) = stage.journal.charges
+    assert (charge.amount_nano_credits, charge.cost_nano_credits) == (22_000, 11_000)
+    assert (last.end.cost, charge.margin_version) == ("0.000022", "m1")
+    assert stage.journal.decisions[0].estimate == "0.000022"
 
 
 async def test_the_record_is_durable_before_the_last_message() -> None:

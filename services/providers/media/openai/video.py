@@ -8,7 +8,7 @@ from omnihub.provider.v1 import media_provider_service_pb2 as pb
 
 from services.formats.errors import invalid
 from services.providers.media import parameters
-from services.providers.media.http_adapter import HttpMediaAdapter, whole
+from services.providers.media.http_adapter import HttpMediaAdapter, number, whole
 from services.providers.media.http_media import File, file_of
 from services.providers.media.parameters import Word, Written
 
@@ -90,6 +90,6 @@ def progress_of(video: Video, adapter: HttpMediaAdapter) -> pb.MediaProgress:
 
 def _seconds(told: str | float | None) -> float:
     try:
-        return max(0.0, float(told or 0))
+        return number(float(told or 0))
     except ValueError:
         return 0.0
