@@ -5,7 +5,7 @@ Rows are written by the journal, in the transaction that makes the answer's reco
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -93,6 +93,16 @@ class ResponseStore:
         """Return pending ones nobody has asked about since, the longest waiting first."""
         overdue = stored_response.c.pending & (stored_response.c.polled_at < polled_before_ms)
         return await self._select(overdue, limit)
+
+    async def still_pending(self, attempt_ids: Sequence[str]) -> set[str]:
+        """Return those attempts whose answers are still being made."""
+        found: set[str] = set()
+        for first in range(0, len(attempt_ids), DELETE_BATCH):
+            some = stored_response.c.attempt_id.in_(attempt_ids[first : first + DELETE_BATCH])
+            query = sa.select(stored_response.c.attempt_id).where(stored_response.c.pending, some)
+            async with self._database.reading() as connection:
+                found.update(await connection.scalars(query))
+        return found
 
     async def _select(self, condition: sa.ColumnElement[bool], limit: int) -> list[StoredResponse]:
         query = sa.select(stored_response).where(condition).order_by(stored_response.c.polled_at).limit(limit)
