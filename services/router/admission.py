@@ -361,7 +361,7 @@ class Admission:
         """Record an answer that is made in the background: it is paid when it ends. Raises JournalError."""
         request.state, request.pending = "in_progress", True
         request.estimate_usage(0)
-        request.price = self._price_of(request)
+        request.price, request.baseline = self._price_of(request), self._baseline_of(request)
         request.cost, request.cost_source, request.savings = 0, "", None
         await asyncio.shield(self._record(request))
 

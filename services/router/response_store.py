@@ -32,6 +32,8 @@ stored_response = sa.Table(
     sa.Column("price", sa.LargeBinary, nullable=False),
     sa.Column("margin", sa.LargeBinary, nullable=False),
     sa.Column("reserved", sa.BigInteger, nullable=False),
+    sa.Column("baseline", sa.LargeBinary, nullable=False),
+    sa.Column("baseline_margin", sa.LargeBinary, nullable=False),
 )
 
 # Rows of one delete: the journal's writer must not wait long for its turn.
@@ -67,6 +69,11 @@ class StoredResponse:
     def provider(self) -> str:
         """Return the name of the provider."""
         return self.target.partition("/")[0]
+
+    baseline: bytes = b""
+    """Of a pending one: the serialised Price of what it is compared with, if it is with anything."""
+    baseline_margin: bytes = b""
+    """Of a pending one: the serialised Margin of that."""
 
     def row(self) -> dict[str, Any]:
         """Return it as a row of the table."""
@@ -129,7 +136,8 @@ class ResponseStore:
         )
         record = journal.c.attempt_id == stored.attempt_id
         async with self._database.transaction() as connection:
-            ended = await connection.execute(end.values(pending=False, charge=b"", price=b"", margin=b""))
+            nothing = dict.fromkeys(("charge", "price", "margin", "baseline", "baseline_margin"), b"")
+            ended = await connection.execute(end.values(pending=False, **nothing))
             if ended.rowcount != 1:
                 return False
             known = await connection.scalar(sa.select(journal.c.decision).where(record))

@@ -25,7 +25,9 @@ from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import Violation
 from services.credits.money import format_nano
 from services.credits.rating import provider_cost_of, sell_of
+from services.credits.savings import note_savings, savings_of
 from services.router.pending import Pending
+from services.router.request import savings_message
 from services.router.response_store import ResponseStore, StoredResponse
 
 # Ids this process has seen lately: going on from them needs no look into the database.
@@ -176,6 +178,12 @@ class StoredResponses:
         decision = Decision(
             state=charge.state, usage=charge.usage, finish=finish, cost=cost, latency_ms=charge.latency_ms
         )
+        baseline = _baseline_of(stored)
+        saved = savings_of(charge.usage, charge.amount_nano_credits, (price, margin), baseline)
+        note_savings(charge, saved)
+        if baseline is not None or saved.prompt_cache:
+            decision.savings_estimate = format_nano(saved.total)
+            decision.savings.CopyFrom(savings_message(saved))
         if await self._store.settle(stored, charge, decision) and self._pending is not None:
             self._pending.ended(charge)
         return cost
@@ -198,6 +206,13 @@ class StoredResponses:
                 await self.settle(stored, "failed", late, None, amount=stored.reserved)
         if self._pending is not None:
             await self._pending.look(self._store.still_pending)
+
+
+def _baseline_of(stored: StoredResponse) -> tuple[Price, Margin | None] | None:
+    if not stored.baseline:
+        return None
+    margin = Margin.FromString(stored.baseline_margin) if stored.baseline_margin else None
+    return Price.FromString(stored.baseline), margin
 
 
 def _not_found(response_id: str, field: str = "") -> RpcError:
