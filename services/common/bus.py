@@ -118,6 +118,9 @@ class Relay:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._connection: AbstractConnection | None = None
+        self._stopping = False
+        self._between_rounds = asyncio.Event()
+        self._between_rounds.set()
         self.connected = False
 
     def start(self) -> None:
@@ -125,7 +128,13 @@ class Relay:
         self._task = asyncio.create_task(self._run(), name=f"{self._topology.area}-relay")
 
     async def stop(self) -> None:
-        """Stop. What was not confirmed stays in the outbox."""
+        """Stop, after what is being published if the broker answers. What was not confirmed stays."""
+        self._stopping = True
+        try:
+            async with asyncio.timeout(STOP_GRACE_S):
+                await self._between_rounds.wait()
+        except TimeoutError:
+            _logger.warning("relay_stops_while_publishing")
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -139,8 +148,9 @@ class Relay:
             try:
                 exchange = await self._connect()
                 self.connected = True
-                while True:
+                while not self._stopping:
                     await self._publish_next(exchange)
+                return
             except (*BROKEN, SQLAlchemyError) as error:
                 _logger.warning("relay_interrupted %s", type(error).__name__)
             finally:
@@ -159,7 +169,11 @@ class Relay:
         now = self._now()
         for queue in self._topology.queues:
             if messages := await self._outbox.take(now, [queue]):
-                await self._publish_all(exchange, messages)
+                self._between_rounds.clear()
+                try:
+                    await self._publish_all(exchange, messages)
+                finally:
+                    self._between_rounds.set()
                 # What is more urgent may have come meanwhile.
                 return
         try:

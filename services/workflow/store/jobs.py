@@ -238,7 +238,10 @@ class Jobs(Records):
         amount = sa.case(costs, value=job.c.id, else_=0)
         values = {"settled": True, "cost": sa.cast(amount, sa.BigInteger), "version": job.c.version + 1}
         statement = sa.update(job).where(job.c.id.in_(costs), ~job.c.settled).values(values)
+        # In the order in which everyone locks.
+        locked = sa.select(job.c.id).where(job.c.id.in_(costs)).order_by(job.c.id).with_for_update()
         async with self.database.transaction() as connection:
+            await connection.execute(locked)
             parents = await connection.scalars(statement.returning(job.c.parent_id))
             # A batch is settled after its items.
             messages = [(SETTLE_QUEUE, parent_id, now) for parent_id in {*parents.all()} if parent_id]

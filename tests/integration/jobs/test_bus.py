@@ -86,6 +86,7 @@ async def test_messages_arrive_and_leave_the_outbox(broker, outbox):
     consumer.start()
     await seen.until(lambda: len(seen.subjects) == 50)
     assert sorted(set(seen.subjects)) == sorted(f"att_{number}" for number in range(50))
+    # A relay that stops notes what it has published.
     await relay.stop()
     await consumer.stop()
     assert await outbox.oldest() is None

@@ -106,7 +106,7 @@ class Lossy:
         return lose
 
 
-@pytest.mark.parametrize("name", ["submit_media", "poll_media", "rate_media", "settle", "release_hold"])
+@pytest.mark.parametrize("name", ["submit_media", "poll_media", "settle", "release_hold"])
 async def test_a_lost_reply_is_asked_for_again(engine, name: str) -> None:
     """F7: the call was done, its answer did not arrive."""
     engine.router.immediate = name != "poll_media"
