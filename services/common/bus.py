@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import aio_pika
 from aio_pika.abc import (
@@ -33,6 +34,8 @@ POLL_S = 0.5
 RETRY_S = 1.0
 STOP_GRACE_S = 5.0
 LOOK_S = 10.0
+# A wire on which nothing comes any more is given up after about three of these.
+HEARTBEAT_S = 10
 DELIVERY_LIMIT = 5
 LENGTH_LIMIT = 50_000
 
@@ -159,7 +162,7 @@ class Relay:
             await asyncio.sleep(RETRY_S)
 
     async def _connect(self) -> AbstractExchange:
-        self._connection = await aio_pika.connect(self._url, timeout=CONFIRM_LIMIT_S)
+        self._connection = await _connect(self._url)
         channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
         return await self._topology.declare(channel)
 
@@ -288,7 +291,7 @@ class Consumer:
 
         All of it is made anew after each loss: connections that restore themselves do so only in part.
         """
-        connection = await aio_pika.connect(self._url, timeout=CONFIRM_LIMIT_S)
+        connection = await _connect(self._url)
         self._connection = connection
         connection.close_callbacks.add(lambda *_: lost.set())
         await self._topology.declare(await connection.channel())
@@ -349,6 +352,14 @@ async def _until_lost(lost: asyncio.Event, subscribed: Sequence[tuple[AbstractCh
                 await lost.wait()
         except TimeoutError:
             continue
+
+
+async def _connect(url: str) -> AbstractConnection:
+    """Connect; the URL itself may ask for another heartbeat."""
+    asked = "heartbeat" in dict(parse_qsl(urlsplit(url).query))
+    if asked:
+        return await aio_pika.connect(url, timeout=CONFIRM_LIMIT_S)
+    return await aio_pika.connect(url, timeout=CONFIRM_LIMIT_S, heartbeat=HEARTBEAT_S)
 
 
 async def _close(connection: AbstractConnection | None) -> None:

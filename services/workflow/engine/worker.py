@@ -28,7 +28,7 @@ from services.workflow.store.records import SECOND
 from services.workflow.store.rounds import Rounds
 from services.workflow.store.together import Report, Together
 
-LEASE_S = 20.0
+LEASE_S = 6.0
 # A lease is renewed this often while it lasts.
 RENEWALS = 4
 # For fetching what a provider has made.
