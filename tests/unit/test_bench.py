@@ -6,12 +6,12 @@ import sys
 import tomllib
 
 import pytest
+from bench.report import Results
 
 from bench.errors import BenchError
 from bench.load import percentile, require_loopback
 from bench.measure import ProcessTree
 from bench.payload import CONTENT, completion, event_stream, target
-from bench.report import Results
 from bench.run import Plan, Sample
 from bench.subjects import omnihub_configuration
 

@@ -167,7 +167,7 @@ class Jobs(Records):
             await self._cancel(connection, row, now)
             if row.kind == BATCH_KIND:
                 items = sa.select(job.c.id).where(job.c.parent_id == job_id, job.c.state.not_in(FINAL))
-                for item_id in (await connection.scalars(items.order_by(job.c.item_index))).all():
+                for item_id in (await connection.scalars(items.order_by(job.c.id))).all():
                     await self._cancel(connection, await self.lock_job(connection, item_id), now)
                 await self.outbox.append(connection, ADVANCE_QUEUE, job_id, now)
         return await self.job_of(job_id)
