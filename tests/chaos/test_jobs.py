@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.common import log
 from tests.support.job_chaos import break_wires, kill_relays, kill_workers, restart_under_load
 from tests.support.job_cluster import running_cluster
 from tests.support.postgresql import KillableServer
@@ -18,6 +19,12 @@ RELAY_CRASHES = 5
 BROKER_CRASHES = 6
 DATABASE_CRASHES = 10
 WIRES_BROKEN = 5
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    """Leave the lines that sum up alone: not one for every call of the fakes."""
+    log.configure(json=True, level="warning")
 
 
 @pytest.fixture(scope="module")
