@@ -105,6 +105,8 @@ class Request:
     """The provider's own id of an answer that is passed on as it is."""
     pending: bool = False
     """It is made in the background: its charge is made when it ends, not here."""
+    routed: dict[str, Any] | None = None
+    """What outcome and decision say alike, once that is certain."""
     concluded: bool = False
     """Its record is on its way to the journal; nothing may change or end it again."""
 
@@ -255,6 +257,15 @@ class Request:
 
     def _routed(self) -> dict[str, Any]:
         """Return what outcome and decision say alike of how the request was answered."""
+        facts = self.routed
+        if facts is None or (self.savings is None) == ("savings" in facts):
+            facts = self._route_facts()
+            if self.concluded:
+                # Nothing changes any more, except that a record which cannot be written takes savings back.
+                self.routed = facts
+        return facts
+
+    def _route_facts(self) -> dict[str, Any]:
         answer, saved = self.look.answer, self.saved
         facts: dict[str, Any] = {"strategy": self.strategy.name, "cache": self.look.state}
         if answer is not None:

@@ -59,6 +59,12 @@ class Streaming:
                 async for event in events:
                     if recording is not None:
                         recording.add(event)
+                    if event.HasField("raw_frame"):
+                        # First, as it is by far the most frequent.
+                        yield pb.StreamChatResponse(raw_frame=event.raw_frame)
+                        if meter.due():
+                            await meter.reserve()
+                        continue
                     if event.HasField("end"):
                         admitted.complete(event.end.usage, event.end.finish, transcript.attempt_bytes)
                         await self._keeping.conclude(admitted)
@@ -137,6 +143,8 @@ class _Meter:
 
     def due(self) -> bool:
         """Tell whether more has to be reserved. Cheap: asked after each event."""
+        if self._limit_tokens == math.inf:
+            return False
         produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
         return produced > self._limit_tokens - self._step // 4
 
@@ -155,8 +163,6 @@ def _ended(request: Request, raw_tail: Sequence[bytes]) -> pb.StreamChatResponse
 
 
 def _translated(event: provider.StreamChatResponse) -> pb.StreamChatResponse:
-    if event.HasField("raw_frame"):
-        return pb.StreamChatResponse(raw_frame=event.raw_frame)
     if event.HasField("part_delta"):
         return pb.StreamChatResponse(part_delta=event.part_delta)
     if event.HasField("part_start"):

@@ -22,7 +22,17 @@ from services.router.domain.errors import (
     PriceUnknownError,
     RoutingError,
 )
-from services.router.domain.policy import Option, Plan, Question, constraint_of, decide, exclude, never_paused
+from services.router.domain.policy import (
+    Option,
+    Plan,
+    Question,
+    Room,
+    constraint_of,
+    decide,
+    exclude,
+    never_paused,
+    room_of,
+)
 from services.router.domain.record import CHAIN_LIMIT, EXCLUDED_LIMIT, candidates_of, inputs_of, replay
 from services.router.domain.routing import DEFAULT_POLICY, RoutingPolicy, Weights, resolve
 from services.router.domain.shortlist import eligible, options_of
@@ -352,6 +362,22 @@ def test_who_is_chosen_satisfies_the_filters(question: Question, listed: list[An
         assert candidate.estimate_nano is not None
         assert question.max_cost is None or candidate.estimate_nano <= question.max_cost
     assert all(candidate.excluded_because and constraint_of(candidate) for candidate in plan.excluded)
+
+
+@given(questions, candidates)
+def test_sizes_that_are_looked_at_once_change_nothing(question: Question, listed: list[Any]) -> None:
+    options = [an_option(f"p{number}/x", **facts) for number, (facts, _, _) in enumerate(listed)]
+    exclusions = [exclude(option, question) for option in options]
+    estimates = [estimate for _, estimate, _ in listed]
+    latencies = [latency for _, _, latency in listed]
+
+    def decided(room: Room | None) -> Any:
+        try:
+            return decide(question, options, exclusions, estimates, latencies, room=room)
+        except RoutingError as error:
+            return type(error), str(error), error.metadata, error.plan
+
+    assert decided(room_of(options)) == decided(None)
 
 
 @given(questions, candidates, st.integers(0, 10**12), st.integers(0, 10**12))
