@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omnihub.router.v1.decision_pb2 import Decision
 
+from bench import planning as benchmark
 from services.credits.money import format_nano
 from services.router.domain.catalogue import Catalogue, Model, Provider, Target
 from services.router.domain.errors import (
@@ -501,6 +502,14 @@ def test_a_record_is_bounded() -> None:
     assert decision.inputs.omitted == 2000 - CHAIN_LIMIT - EXCLUDED_LIMIT
     assert decision.ByteSize() < 10_000
     assert replay(decision) == []
+
+
+def test_planning_costs_little_more_than_a_bare_loop_and_grows_with_the_number_of_models() -> None:
+    # bench/planning.py measures it; here only a fall back behind it is noticed, whatever else runs meanwhile.
+    costs = {count: benchmark.measure(count) for count in (10, 100, 1000)}
+    for bare_us, planned_us in costs.values():
+        assert planned_us < 3 * bare_us
+    assert costs[1000][1] / 1000 < 2 * costs[100][1] / 100
 
 
 def test_planning_does_no_io() -> None:
