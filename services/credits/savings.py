@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from omnihub.billing.v1.price_pb2 import Margin, Price
+from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import Usage
 
 from services.credits.rating import priced, round_up, with_margin
@@ -52,6 +53,16 @@ def savings_of(
         prompt_cache = _listed(plain, *answered) - _listed(usage, *answered)
     at_baseline = amount + prompt_cache if baseline is None else _listed(plain, *baseline)
     return Savings(at_baseline, at_baseline - amount - prompt_cache, prompt_cache)
+
+
+def note_savings(charge: Charge, saved: Savings) -> None:
+    """Write savings into a charge."""
+    charge.savings_nano_credits = saved.total
+    charge.baseline_nano_credits = saved.baseline
+    charge.savings_routing_nano_credits = saved.routing
+    charge.savings_cache_nano_credits = saved.cache
+    charge.savings_prompt_cache_nano_credits = saved.prompt_cache
+    charge.savings_formula = FORMULA
 
 
 def _listed(usage: Usage, price: Price, margin: Margin | None) -> int:

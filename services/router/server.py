@@ -267,10 +267,10 @@ def _response(answer: provider.ChatResponse, raw_body: bytes | None, request: Re
         cost=outcome.cost,
         latency_ms=outcome.latency_ms,
         savings_estimate=outcome.savings_estimate,
-        outcome=outcome,
         response_id=answer.response_id,
         raw_body=raw_body,
     )
+    response.outcome.CopyFrom(outcome)
     if raw_body is None:
         response.message.CopyFrom(answer.message)
         response.output = "".join(

@@ -61,7 +61,9 @@ class Streaming:
                         recording.add(event)
                     if event.HasField("raw_frame"):
                         # First, as it is by far the most frequent.
-                        yield pb.StreamChatResponse(raw_frame=event.raw_frame)
+                        message = pb.StreamChatResponse()
+                        message.raw_frame.CopyFrom(event.raw_frame)
+                        yield message
                         if meter.due():
                             await meter.reserve()
                         continue
@@ -156,18 +158,23 @@ class _Meter:
 
 
 def _ended(request: Request, raw_tail: Sequence[bytes]) -> pb.StreamChatResponse:
-    message = pb.StreamEnd(outcome=request.outcome())
+    message = pb.StreamChatResponse()
+    message.end.outcome.CopyFrom(request.outcome())
     if raw_tail:
-        message.raw_tail.documents.extend(raw_tail)
-    return pb.StreamChatResponse(end=message)
+        message.end.raw_tail.documents.extend(raw_tail)
+    return message
 
 
 def _translated(event: provider.StreamChatResponse) -> pb.StreamChatResponse:
+    # Copied into its place: given to the constructor it is merged, at twice the price.
+    message = pb.StreamChatResponse()
     if event.HasField("part_delta"):
-        return pb.StreamChatResponse(part_delta=event.part_delta)
-    if event.HasField("part_start"):
-        return pb.StreamChatResponse(part_start=event.part_start)
-    return pb.StreamChatResponse(part_stop=event.part_stop)
+        message.part_delta.CopyFrom(event.part_delta)
+    elif event.HasField("part_start"):
+        message.part_start.CopyFrom(event.part_start)
+    else:
+        message.part_stop.CopyFrom(event.part_stop)
+    return message
 
 
 def _start(request: Request, response_id: str, model: str) -> pb.StreamStart:

@@ -34,7 +34,7 @@ from services.router.domain.policy import (
     never_paused,
     room_of,
 )
-from services.router.domain.record import CHAIN_LIMIT, EXCLUDED_LIMIT, candidates_of, inputs_of, replay
+from services.router.domain.record import CHAIN_LIMIT, EXCLUDED_LIMIT, add_candidates, inputs_of, replay
 from services.router.domain.routing import DEFAULT_POLICY, RoutingPolicy, Weights, resolve
 from services.router.domain.shortlist import eligible, options_of
 from services.router.settings import EndpointSettings, RouteSettings
@@ -84,7 +84,7 @@ def names(plan: Plan) -> list[str]:
 def kept(plan: Plan, reason: str = "") -> Decision:
     """Return what a decision keeps of a plan, after a trip through bytes."""
     decision = Decision(requested_model=plan.requested, inputs=inputs_of(plan), reason=reason)
-    decision.candidates.extend(candidates_of(plan, {}))
+    add_candidates(decision.candidates, plan, {})
     return Decision.FromString(decision.SerializeToString())
 
 
@@ -180,8 +180,9 @@ def test_a_conversation_keeps_its_model_while_that_can_be_asked() -> None:
 def test_whoever_is_better_left_alone_stands_last() -> None:
     plan = plan_of(a_question(), [an_option("a/x"), an_option("b/y")], [1, 9], paused={"a/x": "circuit open"})
     assert names(plan) == ["b/y", "a/x"]
-    assert next(iter(candidates_of(plan, {}))).facts.paused == ""
-    assert [record.facts.paused for record in candidates_of(plan, {})] == ["", "circuit open"]
+    decision = kept(plan)
+    assert decision.candidates[0].facts.paused == ""
+    assert [record.facts.paused for record in decision.candidates] == ["", "circuit open"]
 
 
 def _catalogue(**routes: RouteSettings) -> Catalogue:
