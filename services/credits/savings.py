@@ -5,7 +5,7 @@ A memo: it never moves money, and may be negative. amount + routing + cache + pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.billing.v1.usage_pb2 import Charge
@@ -17,8 +17,7 @@ from services.credits.rating import priced, round_up, with_margin
 FORMULA = "savings-1"
 
 
-@dataclass(frozen=True, slots=True)
-class Savings:
+class Savings(NamedTuple):
     """Nano-credits, by cause."""
 
     baseline: int

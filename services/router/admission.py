@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
+from functools import partial
 
 from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.common.v1.chat_pb2 import Usage
@@ -336,7 +336,7 @@ class Admission:
         request.cost_source, request.cost = "cache", 0
         would = sell_of(request.usage, price, request.margin).sell
         saved = savings_of(request.usage, would, (price, request.margin), self._baseline_of(request))
-        request.saved = saved = replace(saved, cache=would)
+        request.saved = saved = saved._replace(cache=would)
         request.savings = saved.total
 
     def _baseline_of(self, request: Request) -> tuple[Price, Margin | None] | None:
@@ -375,7 +375,7 @@ class Admission:
         written = self._journal.append(request.record())
         self._endings.add(written)
         # Runs before whoever waits goes on.
-        written.add_done_callback(lambda _: self._recorded(request, written))
+        written.add_done_callback(partial(self._recorded, request))
         return written
 
     def _recorded(self, request: Request, written: asyncio.Future[None]) -> None:

@@ -14,11 +14,15 @@ _COUNTS = tuple(
 )
 
 
+# Most requests have nothing aside. It is replaced, never written to.
+_NOTHING = Usage()
+
+
 @dataclass(slots=True)
 class Aside:
     """What attempts have cost whose output is not the answer: broken streams, and candidates that lost."""
 
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = field(default_factory=lambda: _NOTHING)
     cost: int = 0
     rounding_pico: int = 0
     """By how much that was rounded up."""

@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.billing.v1.usage_pb2 import Charge, ChargePart
 from omnihub.common.v1.chat_pb2 import Finish, ParameterReceipt, Usage
@@ -200,7 +201,8 @@ class Request:
 
     def margin_for(self, target: Target) -> Margin | None:
         """Return what is added to the cost of a target, for this caller."""
-        return self.prices.margins.of(self.call.identity.organisation_id, target.name)
+        margins = self.prices.margins
+        return margins.of(self.call.identity.organisation_id, target.name) if margins else None
 
     def part(self, rated: Rated, limit: int | None) -> ChargePart:
         """Return the speaking attempt as a part of the charge."""
@@ -358,12 +360,12 @@ class Request:
             comparison_id=self.comparison_id,
             **self._routed(),
             model_version=(self.candidate or self.plan.chain[0]).model.version,
+            inputs=inputs_of(self.plan),
+            candidates=candidates_of(self.plan, self.skipped),
         )
         if self.first_token_at is not None:
             decision.first_token_ms = round((self.first_token_at - self.started) * 1000)
-        decision.started_at.FromMilliseconds(int(self.started_at * 1000))
-        decision.inputs.CopyFrom(inputs_of(self.plan))
-        decision.candidates.extend(candidates_of(self.plan, self.skipped))
+        _set_time(decision.started_at, self.started_at)
         return decision
 
     def _charge(self, attempt_id: str) -> Charge:
@@ -405,7 +407,7 @@ class Request:
             charge.limit_nano_credits = self.limit
         if self.saved is not None:
             note_savings(charge, self.saved)
-        charge.at.FromMilliseconds(int(self.started_at * 1000))
+        _set_time(charge.at, self.started_at)
         return charge
 
 
@@ -420,3 +422,10 @@ def savings_message(saved: Savings) -> SavingsMessage:
 
 def _serialised(message: Price | Margin | None) -> bytes:
     return b"" if message is None else message.SerializeToString()
+
+
+def _set_time(field: Timestamp, at: float) -> None:
+    """Write a time, in whole milliseconds. The message's own method checks what cannot be wrong here."""
+    seconds, milliseconds = divmod(int(at * 1000), 1000)
+    field.seconds = seconds
+    field.nanos = milliseconds * 1_000_000
