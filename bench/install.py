@@ -71,7 +71,7 @@ def python_home(name: str) -> Path:
 
 
 def node_home(name: str) -> Path:
-    """Return a folder with the packages of node-<name>/package-lock.json, made anew when that file changed."""
+    """Return a folder with the packages of node-<name>/package-lock.json, made anew when that changed."""
     programs = require_programs(NODE_PACKAGES)
     source = HERE / f"node-{name}"
     fingerprint = hashlib.sha256((source / "package-lock.json").read_bytes()).hexdigest()

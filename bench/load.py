@@ -36,15 +36,15 @@ function request()
   at = (at + 1) % count
   local digits = string.format("%06d", at * step)
   local headers = {{}}
-  for name, value in pairs(wrk.headers) do headers[name] = value:gsub("{variant}", digits) end
+  for name, value in pairs(wrk.headers) do headers[name] = (tostring(value):gsub("{variant}", digits)) end
   return wrk.format(nil, nil, headers, (wrk.body:gsub("{variant}", digits)))
 end
 """
 
 
 @dataclass(frozen=True)
-class Saturation:
-    """What wrk counted."""
+class Load:
+    """What was sent and answered."""
 
     requests: int
     seconds: float
@@ -68,12 +68,17 @@ def lua_script(target: Target, first: int = 0) -> str:
     return SCRIPT.format(body=target.body, headers=headers, request=request, marker=MARKER)
 
 
+def write_script(script: Path, target: Target, first: int) -> None:
+    """Write the wrk script."""
+    script.write_text(lua_script(target, first))
+
+
 async def saturate(
     wrk: str, target: Target, seconds: float, script: Path, *, connections: int, first: int = 0
-) -> Saturation:
+) -> Load:
     """Run wrk with one thread for whole `seconds`; raise when any answer was an error."""
     require_loopback(target)
-    script.write_text(lua_script(target, first))
+    write_script(script, target, first)
     command = [wrk, "-t1", f"-c{connections}", f"-d{round(seconds)}s", f"--timeout={REQUEST_LIMIT_S}s"]
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -101,7 +106,7 @@ async def saturate(
         raise BenchError(f"{target.url}: {errors} errors in {summary['requests']} requests")
     if not summary["requests"]:
         raise BenchError(f"{target.url}: no request was answered")
-    return Saturation(summary["requests"], summary["microseconds"] / 1e6)
+    return Load(summary["requests"], summary["microseconds"] / 1e6)
 
 
 async def ask(session: aiohttp.ClientSession, target: Target) -> str:

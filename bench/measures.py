@@ -7,32 +7,32 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.load import check_answer, saturate
-from bench.measure import ProcessTree
+from bench.client import OPEN_BEFORE, constant_rate, drained, percentile, visit
+from bench.load import Load, check_answer, saturate
 from bench.meter import Meter, Values
-from bench.open_loop import constant_rate, percentile
-from bench.payload import KINDS
+from bench.payload import KINDS, Target
 from bench.streams import chunk_cost, stream_weight
-from bench.subjects.base import Running
+from bench.subjects.base import ACTIVE_KEYS, Running
 from bench.upstream import Upstream
 
 MEBIBYTE = 1024 * 1024
+PERCENTS = (50, 90, 99)
+OPEN_CONNECTIONS = 4
 SLICES = 12
 """Each round begins with other keys and models than the rounds before it."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one invocation does. Times in seconds, `rate` in requests per second."""
+    """What one invocation does. Times in seconds."""
 
     subjects: list[str]
     scenarios: list[str]
     rounds: int = 5
-    seconds: float = 3
-    constant_seconds: float = 8
+    seconds: float = 2
+    constant_seconds: float = 6
     warm_up_s: float = 1
-    rate: float = 50
-    spin: bool = True
+    awake: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ class Tools:
     wrk: str
     script: Path
     upstream: Upstream
-    spinners: list[ProcessTree]
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Measure(ABC):
     once = False
     starts = False
 
-    async def prepare(self, tools: Tools, running: Running) -> None:
+    async def prepare(self, tools: Tools, running: Running) -> None:  # noqa: B027 - some need nothing
         """See that the answer is right, and warm up."""
 
     @abstractmethod
@@ -81,23 +80,26 @@ class Saturation(Measure):
         kind = KINDS[self.kind]
         target = running.target(kind)
         await check_answer(kind, target)
-        seconds = tools.plan.warm_up_s
-        await saturate(tools.wrk, target, seconds, tools.script, connections=self.connections)
+        if len(target.variants) <= ACTIVE_KEYS:
+            await visit(target, self.connections)
+        await self._load(tools, target, tools.plan.warm_up_s, -1)
+
+    async def _load(self, tools: Tools, target: Target, seconds: float, number: int) -> Load:
+        if KINDS[self.kind].streamed:
+            return await drained(target, seconds, self.connections)
+        first = (number + 1) * len(target.variants) // SLICES
+        return await saturate(
+            tools.wrk, target, seconds, tools.script, connections=self.connections, first=first
+        )
 
     async def run(self, tools: Tools, running: Running, number: int) -> Measured:
         """Measure requests/s and CPU."""
-        target = running.target(KINDS[self.kind])
-        meter = Meter(running, tools.upstream, tools.spinners)
+        meter = Meter(running, tools.upstream)
         await meter.start()
-        result = await saturate(
-            tools.wrk,
-            target,
-            tools.plan.seconds,
-            tools.script,
-            connections=self.connections,
-            first=(number + 1) * len(target.variants) // SLICES,
-        )
-        values = await meter.stop(result.requests, self.connections, from_upstream=self.from_upstream)
+        result = await self._load(tools, running.target(KINDS[self.kind]), tools.plan.seconds, number)
+        # wrk leaves requests unanswered when its time is over.
+        in_flight = 0 if KINDS[self.kind].streamed else self.connections
+        values = await meter.stop(result.requests, in_flight, from_upstream=self.from_upstream)
         memory = running.server.tree.memory_bytes() / MEBIBYTE
         rate = result.requests / result.seconds
         return Measured(values | {"requests_per_s": rate, "memory_mib": memory})
@@ -105,9 +107,10 @@ class Saturation(Measure):
 
 @dataclass(frozen=True)
 class FixedRate(Measure):
-    """Latency at the plan's rate."""
+    """Latency at so many requests per second."""
 
     kind: str
+    rate: float
 
     async def prepare(self, tools: Tools, running: Running) -> None:
         """Check and warm up as for saturation: latency without it would be that of a first request."""
@@ -115,11 +118,11 @@ class FixedRate(Measure):
 
     async def run(self, tools: Tools, running: Running, number: int) -> Measured:
         """Measure latencies and CPU."""
-        meter = Meter(running, tools.upstream, tools.spinners)
+        meter = Meter(running, tools.upstream)
         await meter.start()
         target = running.target(KINDS[self.kind])
-        found = await constant_rate(target, tools.plan.rate, tools.plan.constant_seconds)
-        values = await meter.stop(len(found.last_byte), OPEN_CONNECTIONS)
+        found = await constant_rate(target, self.rate, tools.plan.constant_seconds)
+        values = await meter.stop(len(found.last_byte) + OPEN_BEFORE)
         latencies = {"last_byte": found.last_byte}
         if found.first_token:
             latencies["first_token"] = found.first_token
@@ -127,10 +130,6 @@ class FixedRate(Measure):
             values |= {f"{name}_p{percent}_ms": percentile(series, percent) for percent in PERCENTS}
         values["client_late_p99_ms"] = percentile(found.late, 99)
         return Measured(values, latencies)
-
-
-PERCENTS = (50, 90, 99)
-OPEN_CONNECTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ class Chunks(Measure):
 
 @dataclass(frozen=True)
 class IdleStreams(Measure):
-    """What an open stream weighs. Memory that has been used once is not given back: the first round counts."""
+    """What an open stream weighs. Memory once used is not given back: the first round counts."""
 
     once = True
 

@@ -1,4 +1,4 @@
-"""What is asked and what the static upstream answers: one `Kind` for each, with the check of what comes back."""
+"""What is asked and what the static upstream answers: one `Kind` each, with the check of what comes back."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ VARIANT = "@VARIANT@"
 class Target:
     """One URL with everything a load generator needs to POST to it.
 
-    `body` is the request as sent; `headers` are all headers but Host and Content-Length. With `variants`, each
-    request carries another number from 0 up to them in place of VARIANT.
+    `body` is the request as sent; `headers` are all headers but Host and Content-Length. With `variants`,
+    requests carry these numbers in turn in place of VARIANT.
     """
 
     url: str
@@ -112,14 +112,18 @@ def tools() -> Json:
     parameters = {"type": "object", "properties": fields, "required": ["place"]}
     subjects = ("weather", "tide", "traffic", "air_quality", "pollen", "sunrise", "events", "prices")
     functions = [
-        {"name": f"get_{subject}", "description": f"Returns the {subject} of a place.", "parameters": parameters}
+        {
+            "name": f"get_{subject}",
+            "description": f"Returns the {subject} of a place.",
+            "parameters": parameters,
+        }
         for subject in subjects
     ]
     listed = [{"type": "function", "function": function} for function in functions]
     return chat() | {"tools": listed, "tool_choice": "auto"}
 
 
-CALLS = [
+CALLS: list[Json] = [
     {
         "id": f"call_bench_{number}",
         "type": "function",
@@ -272,4 +276,11 @@ KINDS = {
         Kind("paced2000", stream, str, check_event, content_type=SSE),
     )
 }
-STATIC = [kind for kind in KINDS.values() if not kind.name.startswith("paced")]
+PACED = {"paced50": 50, "paced2000": 2000}
+"""Milliseconds between the chunks of the endless streams."""
+STATIC = [kind for kind in KINDS.values() if kind.name not in PACED]
+
+
+def models(kind: str) -> str:
+    """Return the list of models of an upstream that answers one kind."""
+    return json.dumps({"object": "list", "data": [{"id": f"bench-{kind}", "object": "model"}]})

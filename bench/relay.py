@@ -18,7 +18,7 @@ HOP_BY_HOP = {b"host", b"content-length", b"connection", b"transfer-encoding"}
 
 
 class Relay:
-    """An ASGI application that forwards every request; paths that begin with /paced go to the paced upstream."""
+    """An ASGI application that forwards every request, those below /paced to the paced upstream."""
 
     def __init__(self, upstream: str, paced: str) -> None:
         self._upstream = upstream

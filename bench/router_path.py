@@ -54,12 +54,16 @@ BODY = (
     b'and say in one sentence each why they matter to the people who run it."}],"max_tokens":256,'
     b'"temperature":0.2}'
 )
+TEXT = b"It must be fast, exact and honest. " * 10
 ANSWER = (
     b'{"id":"chatcmpl-1","object":"chat.completion","created":1767225600,"model":"gpt-x-2026-01-01","choices":'
-    b'[{"index":0,"message":{"role":"assistant","content":"' + b"It must be fast, exact and honest. " * 10 + b'"},'
-    b'"finish_reason":"stop"}],"usage":{"prompt_tokens":58,"completion_tokens":82,"total_tokens":140}}'
+    b'[{"index":0,"message":{"role":"assistant","content":"' + TEXT + b'"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":58,"completion_tokens":82,"total_tokens":140}}'
 )
-FRAME = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
+FRAME = (
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[{"index":0,'
+    b'"delta":{"content":"word "}}]}\n\n'
+)
 
 Ask = Callable[[Any], Awaitable[None]]
 

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import fcntl
 import shutil
+import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 
 from bench.errors import BenchError
-from bench.install import HERE, WORK, require_programs
-from bench.measure import ProcessTree
+from bench.install import WORK, require_programs
 from bench.measures import Measured, Plan, Tools
-from bench.processes import Ports, clean_environment, running
+from bench.processes import Ports
 from bench.scenarios import SCENARIOS, Case
 from bench.subjects import SUBJECTS
 from bench.subjects.base import Place, Running, Setup
 from bench.upstream import upstreams
 
+LATENCY = Path("/dev/cpu_dma_latency")
 FAILURES = (BenchError, OSError, TimeoutError, aiohttp.ClientError, subprocess.CalledProcessError)
 
 
@@ -125,7 +126,9 @@ class Bench:
         # Each round begins with another subject, so that none always follows the same neighbour.
         turn = number % len(able) if able else 0
         for name in able[turn:] + able[:turn]:
-            progress(f"round {number + 1} of {self._tools.plan.rounds}: {case.scenario} {case.size or ''} {name}")
+            progress(
+                f"round {number + 1} of {self._tools.plan.rounds}: {case.scenario} {case.size or ''} {name}"
+            )
             try:
                 measured = await self._measure(case, name, number, started)
             except FAILURES as error:
@@ -148,24 +151,32 @@ class Bench:
             return await case.measure.run(self._tools, subject, number)
 
 
-@asynccontextmanager
-async def spinning(wanted: bool, logs: Path) -> AsyncIterator[list[ProcessTree]]:
-    """Keep every core awake for the length of the context."""
-    async with AsyncExitStack() as stack:
-        trees = []
-        for core in sorted(os.sched_getaffinity(0)) if wanted else []:
-            command = [sys.executable, "-m", "bench.spin", str(core)]
-            server = await stack.enter_async_context(
-                running(
-                    "spinner",
-                    command,
-                    environment=clean_environment(HERE, {}),
-                    directory=HERE.parent,
-                    log=logs / f"spinner-{core}.log",
-                )
-            )
-            trees.append(server.tree)
-        yield trees
+@contextmanager
+def awake(wanted: bool) -> Iterator[None]:
+    """Let no core fall asleep for the length of the context: an idle one waits in a loop of the kernel's."""
+    if not wanted:
+        yield
+        return
+    try:
+        file = LATENCY.open("wb", buffering=0)
+    except OSError as error:
+        raise BenchError(f"--awake needs root on Linux: {error}") from None
+    with file:
+        # The kernel keeps to a latency for as long as the file is open; 0 us leaves no time to wake up in.
+        file.write(struct.pack("i", 0))
+        yield
+
+
+@contextmanager
+def only_run() -> Iterator[None]:
+    """Refuse to run beside another run of this checkout: each would spoil the other's figures and folders."""
+    WORK.mkdir(exist_ok=True)
+    with (WORK / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchError("another run is under way here; wait until it has ended") from None
+        yield
 
 
 def prepare_folders() -> tuple[Path, Path]:
@@ -183,17 +194,15 @@ def prepare_folders() -> tuple[Path, Path]:
 async def execute(plan: Plan) -> list[Sample]:
     """Start every subject, run all rounds, stop everything, also when interrupted."""
     programs = require_programs()
-    data, logs = prepare_folders()
     ports = Ports()
-    try:
+    with only_run(), awake(plan.awake):
+        data, logs = prepare_folders()
         async with (
             upstreams(programs["nginx"], data / "nginx", ports, logs) as upstream,
-            spinning(plan.spin, logs) as spinners,
         ):
-            tools = Tools(plan, programs["wrk"], data / "wrk.lua", upstream, spinners)
+            tools = Tools(plan, programs["wrk"], data / "wrk.lua", upstream)
             bench = Bench(tools, data, logs, ports)
             for cases in families(plan):
                 await bench.run(cases)
-            return bench.samples
-    finally:
         await asyncio.to_thread(shutil.rmtree, data, ignore_errors=True)
+        return bench.samples

@@ -1,4 +1,4 @@
-"""The scenarios: what is asked of whom, how it is configured, and what is measured. This table is their order."""
+"""The scenarios: what is asked of whom, how it is configured, what is measured. This table is their order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.measures import Chunks, ColdStart, FixedRate, IdleStreams, Measure, Saturation
 from bench.subjects.base import Setup
 
-CONNECTIONS = 16
+CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,11 @@ class Scenario:
             yield Case(self.name, size, self.setup(size), self.measure(size))
 
 
-def saturated(kind: str, *, from_upstream: bool = True) -> Callable[[int], Measure]:
+def saturated(
+    kind: str, connections: int = CONNECTIONS, *, from_upstream: bool = True
+) -> Callable[[int], Measure]:
     """Return what measures as many requests of a kind as get through."""
-    return lambda _: Saturation(kind, CONNECTIONS, from_upstream)
+    return lambda _: Saturation(kind, connections, from_upstream)
 
 
 SCENARIOS = {
@@ -49,8 +51,8 @@ SCENARIOS = {
     for scenario in (
         Scenario("chat", "Small chat completion", saturated("chat")),
         Scenario("large", "A prompt of 100 kB", saturated("large")),
-        Scenario("stream-50", "Stream of 50 content chunks, sent at once", saturated("stream50")),
-        Scenario("stream-500", "Stream of 500 content chunks, sent at once", saturated("stream500")),
+        Scenario("stream-50", "Stream of 50 content chunks, sent at once", saturated("stream50", 4)),
+        Scenario("stream-500", "Stream of 500 content chunks, sent at once", saturated("stream500", 4)),
         Scenario("embeddings", "Embedding of 1,536 numbers", saturated("embeddings")),
         Scenario("tools", "Eight tools in the request, two calls in the answer", saturated("tools")),
         Scenario("translated", "OpenAI's format in, Anthropic's upstream", saturated("translated")),
@@ -60,8 +62,8 @@ SCENARIOS = {
             saturated("cached", from_upstream=False),
             lambda _: Setup(cache=True),
         ),
-        Scenario("latency", "Small chat completion at a constant rate", lambda _: FixedRate("chat")),
-        Scenario("first-token", "Stream of 50 chunks at a constant rate", lambda _: FixedRate("stream50")),
+        Scenario("latency", "Small chat completion, 50 a second", lambda _: FixedRate("chat", 50)),
+        Scenario("first-token", "Stream of 50 chunks, 20 a second", lambda _: FixedRate("stream50", 20)),
         Scenario("chunks", "200 streams with a chunk every 50 ms each", lambda _: Chunks()),
         Scenario("idle-streams", "1,000 open streams with a chunk every 2 s each", lambda _: IdleStreams()),
         Scenario("cold-start", "From start to the first answer, without any data", lambda _: ColdStart()),

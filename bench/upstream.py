@@ -1,10 +1,10 @@
-"""The upstream: nginx, one worker, the same answer to every request of a kind; and the server of slow streams."""
+"""The upstream: nginx, one worker, one answer for each kind of request; and the server of slow streams."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 
 from bench.install import HERE
-from bench.payload import STATIC, Kind
+from bench.payload import KINDS, PACED, STATIC, Kind, models
 from bench.processes import Ports, Server, clean_environment, running
 
 CONFIGURATION = """
@@ -44,7 +44,18 @@ http {{
         location = /ready {{ return 200 'ready'; }}
         location = /status {{ stub_status; }}
     }}
+    {servers}
 }}
+"""
+# The same answers at the root of a port each, for gateways that take no path in an upstream's address.
+SERVER = """
+    server {{
+        listen 127.0.0.1:{port};
+        root answers/{name};
+        location = /v1{path} {{ default_type {content_type}; error_page 405 =200 $uri; }}
+        location = /v1/models {{ default_type application/json; return 200 '{models}'; }}
+        location = /health {{ return 200 'ready'; }}
+    }}
 """
 LOCATION = "location = {path} {{ default_type {content_type}; error_page 405 =200 $uri; }}"
 READY_LIMIT_S = 10
@@ -58,6 +69,8 @@ class Upstream:
     pacer: Server
     port: int
     paced_port: int
+    root_ports: Mapping[str, int]
+    """By kind: where it is answered without a path before /v1."""
 
     @property
     def url(self) -> str:
@@ -85,7 +98,7 @@ def upstream_path(kind: Kind) -> str:
     return f"/{kind.name}/v1{kind.upstream_path or kind.path}"
 
 
-def write_files(directory: Path, port: int) -> None:
+def write_files(directory: Path, port: int, root_ports: Mapping[str, int]) -> None:
     """Write the configuration and the answers into `directory`."""
     for kind in STATIC:
         file = directory / "answers" / upstream_path(kind).removeprefix("/")
@@ -94,18 +107,32 @@ def write_files(directory: Path, port: int) -> None:
     locations = "\n        ".join(
         LOCATION.format(path=upstream_path(kind), content_type=kind.content_type) for kind in STATIC
     )
+    servers = "".join(
+        SERVER.format(
+            port=root_ports[kind.name],
+            name=kind.name,
+            path=kind.upstream_path or kind.path,
+            content_type=kind.content_type,
+            models=models(kind.name),
+        )
+        for kind in STATIC
+    )
     user = "user root;" if os.geteuid() == 0 else ""
-    (directory / "nginx.conf").write_text(CONFIGURATION.format(user=user, port=port, locations=locations))
+    (directory / "nginx.conf").write_text(
+        CONFIGURATION.format(user=user, port=port, locations=locations, servers=servers)
+    )
 
 
 @asynccontextmanager
 async def upstreams(nginx: str, directory: Path, ports: Ports, logs: Path) -> AsyncIterator[Upstream]:
     """Run nginx and the server of slow streams on the loopback address for the length of the context."""
     port, paced_port = ports.take(), ports.take()
-    write_files(directory, port)
+    root_ports = {name: ports.take() for name in KINDS}
+    write_files(directory, port, root_ports)
     environment = clean_environment(directory, {})
     command = [nginx, "-p", str(directory), "-c", str(directory / "nginx.conf")]
-    paced = [sys.executable, "-m", "bench.paced", str(paced_port)]
+    paced = [sys.executable, "-m", "bench.paced", f"0:{paced_port}"]
+    paced += [f"{milliseconds}:{root_ports[name]}" for name, milliseconds in PACED.items()]
     async with (
         running(
             "nginx", command, environment=environment, directory=directory, log=logs / "nginx.log"
@@ -114,7 +141,7 @@ async def upstreams(nginx: str, directory: Path, ports: Ports, logs: Path) -> As
             "paced", paced, environment=environment, directory=HERE.parent, log=logs / "paced.log"
         ) as pacer,
     ):
-        upstream = Upstream(server, pacer, port, paced_port)
+        upstream = Upstream(server, pacer, port, paced_port, root_ports)
         await server.wait_ready(f"{upstream.url}/ready", READY_LIMIT_S)
         await pacer.wait_ready(f"{upstream.paced_url}/ready", READY_LIMIT_S)
         yield upstream

@@ -20,8 +20,8 @@ ACTIVE_KEYS = 1000
 class Setup:
     """How a subject is configured beyond the models of each kind of request.
 
-    `keys`: so many keys exist; requests come from at most ACTIVE_KEYS of them, from all over the range, or from
-    all of them with `all_keys`. `models`: so many models exist, and requests ask for each of them.
+    `keys`: so many keys exist; requests come from at most ACTIVE_KEYS of them, from all over the range, or
+    from all of them with `all_keys`. `models`: so many models exist, and requests ask for each of them.
     """
 
     keys: int = 0

@@ -24,7 +24,9 @@ PASSES_BYTES = {
 async def start(place: Place) -> AsyncIterator[Running]:
     """Use the upstream itself."""
     upstream = place.upstream
-    yield Running(upstream.server, lambda kind: by_path(kind, upstream.base(kind).removesuffix(f"/{kind.name}")))
+    yield Running(
+        upstream.server, lambda kind: by_path(kind, upstream.base(kind).removesuffix(f"/{kind.name}"))
+    )
 
 
 SUBJECT = Subject(
@@ -37,5 +39,6 @@ SUBJECT = Subject(
         "chunks": "the upstream itself",
         "idle-streams": "the upstream itself",
         "cold-start": "the upstream itself",
+        "growth-connections": "the upstream itself",
     },
 )

@@ -1,4 +1,4 @@
-"""The LiteLLM proxy from PyPI in a virtual environment of its own, one worker, as fast as we could make it."""
+"""The LiteLLM proxy from PyPI in a virtual environment of its own: one worker, as fast as we could."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from contextlib import asynccontextmanager
 from bench.install import python_home, version_in
 from bench.payload import KINDS
 from bench.processes import clean_environment, running
-from bench.subjects.base import READY_LIMIT_S, UPSTREAM_KEY, Features, Place, Running, Setup, Subject, by_model
+from bench.subjects.base import (
+    READY_LIMIT_S,
+    UPSTREAM_KEY,
+    Features,
+    Place,
+    Running,
+    Setup,
+    Subject,
+    by_model,
+)
 from bench.upstream import Upstream
 
 KEY = "sk-litellm-bench"

@@ -16,7 +16,16 @@ from bench.errors import BenchError
 from bench.install import HERE, first_line
 from bench.payload import KINDS, Kind, Target
 from bench.processes import clean_environment, running
-from bench.subjects.base import READY_LIMIT_S, UPSTREAM_KEY, Features, Place, Running, Setup, Subject, by_model
+from bench.subjects.base import (
+    READY_LIMIT_S,
+    UPSTREAM_KEY,
+    Features,
+    Place,
+    Running,
+    Setup,
+    Subject,
+    by_model,
+)
 from bench.upstream import Upstream
 
 KEY = "omni_sk_bench_00000000000000000000000000000000"
@@ -66,7 +75,9 @@ def add_keys(data: Path, count: int) -> None:
             return tuple((first | own).values())
 
         places = ", ".join("?" for _ in names)
-        database.executemany(f"INSERT INTO api_key VALUES ({places})", (key(number) for number in range(count)))
+        database.executemany(
+            f"INSERT INTO api_key VALUES ({places})", (key(number) for number in range(count))
+        )
 
 
 async def set_limits(url: str) -> None:

@@ -44,7 +44,9 @@ SUBJECT = Subject(
     "portkey",
     "Portkey gateway from npm, one Node process: passes the caller's provider key on, keeps nothing",
     start,
-    lambda: f"portkey {version_of_node_package('portkey', PACKAGE)}, node {first_line(['node', '--version'])}",
+    lambda: (
+        f"portkey {version_of_node_package('portkey', PACKAGE)}, node {first_line(['node', '--version'])}"
+    ),
     Features(routing="provider and address from each request's headers; retries off"),
     unable={
         "cache-hit": "the published package has no cache: its settings are those of the hosted edition",

@@ -31,6 +31,8 @@ SUBJECT = Subject(
     "relay",
     "uvicorn and aiohttp, one Python process, no Envoy: passes bytes on and does nothing else",
     start,
-    lambda: f"uvicorn {importlib.metadata.version('uvicorn')}, aiohttp {importlib.metadata.version('aiohttp')}",
+    lambda: (
+        f"uvicorn {importlib.metadata.version('uvicorn')}, aiohttp {importlib.metadata.version('aiohttp')}"
+    ),
     unable=PASSES_BYTES,
 )

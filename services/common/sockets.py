@@ -21,3 +21,9 @@ def socket_folder(data_dir: Path, name: str, longest: str) -> Path:
     if len(os.fsencode(place / longest)) <= PATH_LIMIT:
         return place
     return Path(tempfile.mkdtemp(prefix=f"omnihub-{name}-"))
+
+
+def remove_folder(folder: Path, data_dir: Path) -> None:
+    """Remove an empty folder of sockets that is outside the data directory."""
+    if folder.parent != data_dir.absolute() and folder.exists():
+        folder.rmdir()

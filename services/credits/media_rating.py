@@ -16,6 +16,8 @@ VIDEO_S = 10.0
 CHARACTERS_PER_SECOND = 5
 # The smallest audio that is still understood has 1 kB in a second.
 AUDIO_BYTES_PER_SECOND = 1000
+# Of sound that is not compressed: a byte each, 8,000 times.
+WAVE_BYTES_PER_SECOND = 8000
 LONGEST_AUDIO_S = 4 * 3600.0
 CHARACTERS_PER_TOKEN = 2
 # Of sound that is listened to; what is written down is less.
@@ -129,7 +131,9 @@ def _most(given: MediaInput) -> MediaUsage:
                 characters=characters, seconds=characters / CHARACTERS_PER_SECOND, tokens=tokens
             )
         case "transcription":
-            seconds = len(given.transcription.audio.data) / AUDIO_BYTES_PER_SECOND or LONGEST_AUDIO_S
+            audio = given.transcription.audio
+            each = WAVE_BYTES_PER_SECOND if audio.mime == "audio/wav" else AUDIO_BYTES_PER_SECOND
+            seconds = (audio.size or len(audio.data)) / each or LONGEST_AUDIO_S
             seconds = min(seconds, LONGEST_AUDIO_S)
             heard = round(seconds * TOKENS_PER_SECOND)
             return MediaUsage(seconds=seconds, tokens=Usage(input_total=heard, output_total=heard))

@@ -26,6 +26,7 @@ from services.workflow.domain.media_types import fits
 from services.workflow.files.sniffing import size_of_picture
 from services.workflow.files.store import FileStore
 from services.workflow.files.uploads import INPUT, Uploads
+from services.workflow.remixes import Remixes
 from services.workflow.store.consents import Actor, Consents
 
 VOICE = "voice_"
@@ -98,6 +99,9 @@ class Inputs:
     uploads: Uploads
     foreign: ForeignClient
     permission: Permission
+    remixes: Remixes
+    limit: int
+    """Bytes of all files of one generation together."""
 
     async def __call__(self, given: MediaInput, call: Call) -> MediaInput:
         """Return the input with every file kept here, by its id.
@@ -107,6 +111,7 @@ class Inputs:
         """
         kind = given.WhichOneof("kind") or ""
         check_bounds(given)
+        await self.remixes.check(given, call)
         consent_id = await self.permission.of(given, call.identity.organisation_id)
         checked = MediaInput()
         checked.CopyFrom(given)
@@ -114,8 +119,13 @@ class Inputs:
         for path, each in found:
             if each.WhichOneof("source") is None:
                 raise _invalid(path, "has no source: send file_id, url or data")
+        total = 0
         for path, each in found:
             await self._resolve(path, each, _WANTED.get(kind, "any"), call)
+            total += each.size
+            if total > self.limit:
+                rule = f"with it the files are larger than {self.limit} bytes together"
+                raise _at(path, RpcError("BODY_TOO_LARGE", rule))
         if consent_id:
             actor = Actor(call.identity.key_id or call.identity.user_id, call.request_id)
             now = round(self.uploads.clock().timestamp() * SECOND)
@@ -140,6 +150,7 @@ class Inputs:
         except RpcError as error:
             raise _at(path, error) from None
         each.file_id, each.mime, each.name = row.id, row.mime, each.name or row.name
+        each.size = row.size
 
     async def _keep(self, data: bytes, each: MediaFile, call: Call) -> Any:
         return await self.uploads.take(call, _one(data), name=each.name, said=each.mime, purpose=INPUT)
@@ -191,33 +202,42 @@ def media_files(message: Message, path: str) -> Iterator[tuple[str, MediaFile]]:
             yield from ((f"{path}.{field.name}[{index}]", each) for index, each in enumerate(value))
 
 
+def _only_at(provider: str, what: str, plan: router.PlanMediaResponse) -> router.PlanMediaResponse:
+    """Return a plan with the targets of one provider. Raises RpcError when there are none."""
+    able = [target for target in plan.targets if target.provider == provider]
+    if not able:
+        raise RpcError("NO_CANDIDATE", f"{what} is at {provider}: name a model of {provider}")
+    narrowed = router.PlanMediaResponse()
+    narrowed.CopyFrom(plan)
+    del narrowed.targets[:]
+    narrowed.targets.extend(able)
+    return narrowed
+
+
 class Materials:
-    """A media router that takes ids of files and of cloned voices."""
+    """A media router that takes ids of files, of cloned voices and of videos."""
 
     DESCRIPTOR: ClassVar[ServiceDescriptor] = MediaRouterService.DESCRIPTOR
 
-    def __init__(self, inner: MediaRouterService, files: FileStore, permission: Permission) -> None:
+    def __init__(
+        self, inner: MediaRouterService, files: FileStore, permission: Permission, remixes: Remixes
+    ) -> None:
         self._inner = inner
         self._files = files
         self._permission = permission
+        self._remixes = remixes
 
     async def plan_media(self, request: router.PlanMediaRequest, call: Call) -> router.PlanMediaResponse:
-        """Plan; a cloned voice is only at the provider that made it."""
+        """Plan; a cloned voice, and a video to be changed, are only at the provider that made them."""
         plan = await self._inner.plan_media(request, call)
         name = request.input.speech.voice
         voice = await self._permission.consents.voice(name) if name.startswith(VOICE) else None
-        if voice is None:
-            return plan
-        able = [target for target in plan.targets if target.provider == voice.provider]
-        if not able:
-            raise RpcError(
-                "NO_CANDIDATE", f"the voice {name} is at {voice.provider}: name a model of {voice.provider}"
-            )
-        narrowed = router.PlanMediaResponse()
-        narrowed.CopyFrom(plan)
-        del narrowed.targets[:]
-        narrowed.targets.extend(able)
-        return narrowed
+        if voice is not None:
+            return _only_at(voice.provider, f"the voice {name}", plan)
+        origin = await self._remixes.origin(request.input)
+        if origin is not None:
+            return _only_at(origin.provider, f"the video of {origin.job_id}", plan)
+        return plan
 
     async def submit_media(
         self, request: router.SubmitMediaRequest, call: Call
@@ -238,6 +258,9 @@ class Materials:
             if voice.provider != complete.attempt.provider:
                 raise _invalid("input.speech.voice", f"is a voice of {voice.provider}")
             given.speech.voice = voice.provider_voice
+        origin = await self._remixes.origin(given)
+        if origin is not None:
+            given.video.remix_of_job_id = origin.provider_job_id
         return await self._inner.submit_media(complete, call)
 
     async def poll_media(self, request: router.PollMediaRequest, call: Call) -> router.PollMediaResponse:

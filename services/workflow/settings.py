@@ -22,6 +22,8 @@ class WorkflowSettings(Section):
     """How often is looked for what was lost, is too late, or needs its credits held longer."""
     largest_upload_bytes: int = Field(default=64 * 2**20, ge=1024, le=2**30)
     """Files larger than this are refused."""
+    largest_input_bytes: int = Field(default=112 * 2**20, ge=1024, le=120 * 2**20)
+    """The files of one job together: they go to its provider's service in one message, of at most 128 MiB."""
     upload_days: int = Field(default=30, ge=0, le=36_500)
     """Uploads are removed after this; 0 for never. Evidence of consents stays."""
     output_days: int = Field(default=90, ge=0, le=36_500)

@@ -28,6 +28,7 @@ from services.workflow.files.sweeper import Sweeper
 from services.workflow.files.uploads import Uploads
 from services.workflow.materials import Inputs, Materials, Permission
 from services.workflow.notifier import Notifier
+from services.workflow.remixes import Remixes
 from services.workflow.settings import WorkflowSettings
 from services.workflow.store.consents import Consents
 from services.workflow.store.duties import Duties
@@ -96,7 +97,7 @@ class Parts:
 
     def interfaces(self, cancel: Cancel, wake: Callable[[], None]) -> list[tuple[Any, Any]]:
         """Return what is served. `cancel` stops a job."""
-        consents = ConsentServer(self.consents, self.files, cancel, wake, self.clock)
+        consents = ConsentServer(self.consents, self.files, self.inputs.permission, cancel, wake, self.clock)
         return [
             (FileService, self.file_server),
             (ConsentService, consents),
@@ -126,12 +127,13 @@ def build_parts(
     permission = Permission(consents, clock)
     webhooks = Webhooks(database, outbox)
     notifier = Notifier(webhooks, jobs, vault, foreign, links.to, clock)
-    materials = Materials(router, files, permission)
+    remixes = Remixes(jobs)
+    materials = Materials(router, files, permission, remixes)
     return Parts(
         files=files,
         uploads=uploads,
         links=links,
-        inputs=Inputs(files, uploads, foreign, permission),
+        inputs=Inputs(files, uploads, foreign, permission, remixes, settings.largest_input_bytes),
         materials=materials,
         outputs=Outputs(
             files, router, foreign.download, consents.keep_resource, provenance, settings.output_days, clock

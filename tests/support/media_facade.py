@@ -22,6 +22,7 @@ from omnihub.router.v1 import media_router_service_pb2 as router
 from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
+from omnihub.workflow.v1.job_service_api import JobService
 from PIL import Image
 
 from services.common.rpc import Call, Connector, Identity, Registry, RpcError
@@ -176,6 +177,9 @@ class MediaFacade:
     url: str
     maker: MediaMaker
     till: Till
+    jobs: JobService
+    caller: Call
+    """What the service behind it is called with, for the first key."""
 
 
 @asynccontextmanager
@@ -216,7 +220,8 @@ async def running_media_facade(folder: Path, provenance: bool = False) -> AsyncI
     await worker.start()
     await listener.start()
     try:
-        yield MediaFacade(f"http://127.0.0.1:{port}", maker, till)
+        client = infrastructure.connector.connect(JobService, "workflow")
+        yield MediaFacade(f"http://127.0.0.1:{port}", maker, till, client, Call("req_1", identities[KEY]))
     finally:
         await listener.stop()
         await facade.stop()

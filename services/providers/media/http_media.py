@@ -19,8 +19,8 @@ from services.providers.http import Exchange, Timeouts
 from services.providers.media.http_adapter import HttpMediaAdapter
 from services.providers.media.parameters import UNKNOWN_MIME, bytes_of
 
-# Whole answers: pictures, speech, transcripts. Films are fetched in pieces.
-BODY_LIMIT = 128 * 2**20
+# Whole answers, each to fit into a message: pictures, speech, transcripts. Films are fetched in pieces.
+BODY_LIMIT = 120 * 2**20
 PIECE = 2**20
 JSON = "application/json"
 # It answered, and said that nothing came of it. Any other end of a paid request leaves a doubt.

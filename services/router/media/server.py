@@ -16,7 +16,7 @@ from omnihub.router.v1 import media_router_service_pb2 as pb
 from services.common.rpc import Call, RpcError
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.health import Health
-from services.router.media.planning import candidates, plan
+from services.router.media.planning import candidates, only_at, plan
 from services.router.media.speech import Speech
 from services.router.prices import Prices
 
@@ -125,6 +125,8 @@ class MediaRouterServer:
             organisation_id=call.identity.organisation_id,
         )
         planned = await self.plan_media(wanted, call)
+        if request.provider:
+            planned = only_at(request.provider, planned)
         async with aclosing(self._speech.stream(given, planned, call)) as messages:
             async for message in messages:
                 yield message

@@ -21,6 +21,7 @@ from services.workflow.domain.states import (
     IDLE,
     QUEUED,
     RUNNING,
+    SUCCEEDED,
 )
 from services.workflow.store.records import ADVANCE_QUEUE, SETTLE_QUEUE, SMALL, Owner, Records, first_attempts
 from services.workflow.tables import attempt, effect_result, job, job_event
@@ -105,6 +106,18 @@ class Jobs(Records):
         if row is None or (row.organisation_id, row.owner) != (owner.organisation_id, owner.owner):
             raise JobNotFoundError(f"there is no job {job_id}")
         return row
+
+    async def made_by(self, job_id: str) -> Any:
+        """Return the attempt whose result a job has; None when there is none."""
+        query = (
+            sa.select(attempt, job.c.model_used)
+            .join(job, job.c.id == attempt.c.job_id)
+            .where(job.c.id == job_id, attempt.c.state == SUCCEEDED)
+            .order_by(attempt.c.ended_at)
+        )
+        async with self.database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return next((row for row in rows if row.model_used.startswith(f"{row.provider}/")), None)
 
     async def known_by_key(self, owner: Owner, idempotency_key: str) -> Any:
         """Return the job that a key began, or None."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 
 import boto3
+import c2pa
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from moto.server import ThreadedMotoServer
@@ -29,6 +31,7 @@ from omnihub.workflow.v1 import job_service_pb2 as jobs
 
 from services.common.rpc import RpcError
 from services.workflow.domain.errors import JobError
+from services.workflow.files.provenance import Provenance, development_certificate
 from services.workflow.files.store import open_contents
 from tests.support.files import CALLER, STRANGER, close_bench, open_bench, picture, sound
 from tests.support.postgresql import free_port
@@ -63,6 +66,20 @@ async def test_files_become_ids_and_providers_get_contents(bench):
         await bench.work_off()
         sent = bench.router.sent[-1].input.upscale.file
         assert (sent.data, sent.mime) == (data, "image/png")
+
+
+async def test_files_of_a_job_are_limited_together(bench):
+    agreed = await consent(bench)
+    held = set(bench.books.holds)
+    samples = [MediaFile(data=sound(140_000)), MediaFile(data=sound(140_000))]
+    clone = VoiceCloneInput(name="Ada", samples=samples, consent_id=agreed.consent_id)
+    with pytest.raises(RpcError, match="larger than 500000 bytes together") as refused:
+        await begin(bench, MediaInput(voice_clone=clone))
+    assert refused.value.reason == "BODY_TOO_LARGE"
+    assert refused.value.violations[0].field == "input.voice_clone.samples[1]"
+    assert set(bench.books.holds) == held
+    del clone.samples[1]
+    await begin(bench, MediaInput(voice_clone=clone))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +232,31 @@ async def kept(bench, data: bytes, mime: str, synthetic: bool = False):
 async def verified(bench, file_id: str):
     request = files.VerifyProvenanceRequest(file_id=file_id)
     return await bench.parts.file_server.verify_provenance(request, CALLER)
+
+
+async def test_provenance_is_signed_and_checked_beside_the_loop(monkeypatch):
+    threads = set()
+
+    class Builder(c2pa.Builder):
+        def sign(self, *given):
+            threads.add(threading.get_ident())
+            return super().sign(*given)
+
+    class Reader(c2pa.Reader):
+        def get_validation_state(self):
+            threads.add(threading.get_ident())
+            return super().get_validation_state()
+
+    monkeypatch.setattr(c2pa, "Builder", Builder)
+    monkeypatch.setattr(c2pa, "Reader", Reader)
+    provenance = Provenance()
+    chain, _, key = development_certificate().partition(b"\0")
+    provenance.open(chain, key)
+    signed = await provenance.sign(picture(), "image/png", "local", True)
+    assert (await provenance.verify(signed, "image/png")).state == "valid"
+    provenance.close()
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_outputs_carry_provenance_that_shows_tampering(database_url, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 import openai
 import pytest
+from omnihub.workflow.v1 import job_service_pb2 as pb
 
 from services.common.rpc import RpcError
 from tests.support.media_facade import COST, VIDEO, MediaFacade, a_picture
@@ -39,11 +40,14 @@ async def test_a_video_from_prompt_to_file(client: openai.AsyncOpenAI, facade: M
 
 
 async def test_a_remix_a_list_and_a_removal(client: openai.AsyncOpenAI, facade: MediaFacade) -> None:
+    facade.maker.immediate, facade.maker.polls = False, 1
     first = await client.videos.create_and_poll(model="fake0/m", prompt="a boat", poll_interval_ms=200)
     second = await client.videos.remix(first.id, prompt="at night")
     assert second.remixed_from_video_id == first.id
     assert facade.maker.plans[-1].model == "fake0/m"
     await client.videos.poll(second.id, poll_interval_ms=200)
+    # The provider knows the first one by its own id.
+    assert facade.maker.attempts[1].input.video.remix_of_job_id == "pj-0"
     await client.images.generate(model="fake0/m", prompt="no video")
     assert [video.id async for video in client.videos.list(limit=1)] == [second.id, first.id]
     deleted = await client.videos.delete(first.id)
@@ -72,6 +76,29 @@ async def test_a_video_that_fails(client: openai.AsyncOpenAI, facade: MediaFacad
     assert video.status == "failed"
     assert video.error is not None
     assert "at most 8" in video.error.message
+
+
+async def test_only_a_finished_video_of_ones_own_can_be_changed(
+    client: openai.AsyncOpenAI, stranger: openai.AsyncOpenAI, facade: MediaFacade
+) -> None:
+    at_once = await client.videos.create_and_poll(model="fake0/m", prompt="a boat", poll_interval_ms=200)
+    picture = await client.images.with_raw_response.generate(model="fake0/m", prompt="a boat")
+    facade.maker.immediate, facade.maker.polls = False, 1
+    theirs = await stranger.videos.create_and_poll(model="fake0/m", prompt="a boat", poll_interval_ms=200)
+    begun = len(facade.maker.attempts)
+    for job_id, words in (
+        (at_once.id, "keeps nothing that can be changed"),
+        (picture.headers["x-omnihub-job-id"], "is no finished video, but image, succeeded"),
+        (theirs.id, f"there is no job {theirs.id}"),
+        # How the provider calls it, which everybody could guess.
+        ("pj-0", "there is no job pj-0"),
+    ):
+        request = pb.CreateJobRequest(model="fake0/m")
+        request.input.video.prompt, request.input.video.remix_of_job_id = "at night", job_id
+        with pytest.raises(RpcError, match=words) as refused:
+            await facade.jobs.create_job(request, facade.caller)
+        assert refused.value.violations[0].field == "input.video.remix_of_job_id"
+    assert len(facade.maker.attempts) == begun
 
 
 async def test_other_keys_and_other_kinds_find_nothing(

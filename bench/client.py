@@ -1,7 +1,7 @@
-"""Latency at a constant rate: an open loop, so that a slow answer holds up nobody but itself.
+"""Load by a client of our own: latency at a constant rate, and streams to their end.
 
-A client of our own, because the client's share of a latency must be small and the same for every row:
-requests are made beforehand, answers are only looked at for their end and their first token.
+Its share of a latency must be small and the same for every row: requests are made beforehand, answers are
+only looked at for their end and their first token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from bench.errors import BenchError
-from bench.load import REQUEST_LIMIT_S, require_loopback
+from bench.load import REQUEST_LIMIT_S, Load, require_loopback
 from bench.payload import FIRST_PIECE, Target
 
 # The event loop wakes up to a millisecond late; the last stretch before a send is spent polling.
@@ -25,7 +25,8 @@ POLL_BEFORE_S = 0.0015
 OPEN_BEFORE = 4
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
-LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+# Not the one of another header's name: LiteLLM passes on the upstream's with a prefix.
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 TOKEN = FIRST_PIECE.encode()
 
 
@@ -74,7 +75,7 @@ class Answer:
             if end < 0:
                 return False
             self._head = end + len(HEAD_END)
-            found = LENGTH.search(self.received, 0, end)
+            found = LENGTH.search(self.received, 0, end + 2)
             self._length = int(found.group(1)) if found else -1
         if not self.first_token_at and TOKEN in self.received:
             self.first_token_at = now
@@ -123,7 +124,8 @@ class Client:
     """Connections to one address, as many as are needed at the same time."""
 
     def __init__(self, target: Target) -> None:
-        self._address = urlsplit(target.url)
+        url = urlsplit(target.url)
+        self._address = (url.hostname or "", url.port or 80)
         self._idle: list[Connection] = []
         self._all: list[Connection] = []
 
@@ -139,7 +141,7 @@ class Client:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, self._address.hostname, self._address.port)
+        _, connection = await loop.create_connection(Connection, *self._address)
         self._all.append(connection)
         return connection
 
@@ -168,8 +170,69 @@ async def until(due: float) -> None:
         await asyncio.sleep(0)
 
 
+@contextmanager
+def one_failure() -> Iterator[None]:
+    """Raise the first failure of a task group alone, and say what a time-out means."""
+    try:
+        yield
+    except ExceptionGroup as failures:
+        first = failures.exceptions[0]
+        if isinstance(first, TimeoutError):
+            raise BenchError(f"an answer took more than {REQUEST_LIMIT_S} s: cannot keep up") from None
+        raise first from None
+
+
+async def visit(target: Target, connections: int) -> None:
+    """Send each variant once, so that what a first use costs is paid before anything is measured."""
+    require_loopback(target)
+    numbers = iter(target.variants)
+    client = Client(target)
+
+    async def send() -> None:
+        for number in numbers:
+            await client.ask(request_bytes(target.variant(number)))
+
+    try:
+        with one_failure():
+            async with asyncio.TaskGroup() as group:
+                for _ in range(connections):
+                    group.create_task(send())
+    finally:
+        client.close()
+
+
+async def drained(target: Target, seconds: float, connections: int) -> Load:
+    """Send one request after another over so many connections; after `seconds` wait for the last answers.
+
+    Where a request takes long, wrk would leave the started ones unanswered, and their cost be nobody's.
+    """
+    require_loopback(target)
+    request = request_bytes(target)
+    client = Client(target)
+    answered = 0
+
+    async def send() -> None:
+        nonlocal answered
+        while time.perf_counter() < began + seconds:
+            await client.ask(request)
+            answered += 1
+
+    began = time.perf_counter()
+    try:
+        with one_failure():
+            async with asyncio.TaskGroup() as group:
+                for _ in range(connections):
+                    group.create_task(send())
+        return Load(answered, time.perf_counter() - began)
+    finally:
+        client.close()
+
+
 async def constant_rate(target: Target, rate: float, seconds: float) -> Latencies:
-    """Send `rate` requests per second for `seconds`, on time whether or not earlier ones were answered."""
+    """Send `rate` requests per second for `seconds`, on time whether or not earlier ones were answered.
+
+    An open loop: a slow answer holds up nobody but itself.
+    """
     require_loopback(target)
     request = request_bytes(target)
     client = Client(target)
@@ -183,15 +246,13 @@ async def constant_rate(target: Target, rate: float, seconds: float) -> Latencie
     try:
         # Opens a few connections, so that the first samples do not measure connecting.
         await asyncio.gather(*(client.ask(request) for _ in range(OPEN_BEFORE)))
-        with collector_paused():
+        with collector_paused(), one_failure():
             start = time.perf_counter() + 0.05
             async with asyncio.TaskGroup() as group:
                 for index in range(len(found)):
                     due = start + index / rate
                     await until(due)
                     group.create_task(send(due, index))
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
     finally:
         client.close()
     return Latencies(
