@@ -8,9 +8,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from opentelemetry import metrics, trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.propagate import extract, inject
 from opentelemetry.sdk.metrics import MeterProvider
@@ -22,6 +22,14 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from prometheus_client import REGISTRY
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
+
+from services.common.late import late
+
+if TYPE_CHECKING:
+    from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as otlp
+else:
+    # Only those who have a collector load what speaks to it.
+    otlp = late("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
@@ -42,7 +50,7 @@ def configure(*, otlp_endpoint: str, sample_ratio: float, version: str) -> None:
     metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()], resource=resource, views=views))
     if otlp_endpoint:
         provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(sample_ratio)))
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint)))
+        provider.add_span_processor(BatchSpanProcessor(otlp.OTLPSpanExporter(endpoint=otlp_endpoint)))
         trace.set_tracer_provider(provider)
         global recording
         recording = True
