@@ -183,7 +183,7 @@ async def load(
 async def execute(names: Sequence[str], rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
     """Start the shapes, load them round after round, and return what each round saw."""
     programs = require_programs()
-    data, logs = prepare_folders()
+    data, logs = prepare_folders(WORK / "scale")
     ports, samples = Ports(), {name: list[dict[str, float]]() for name in names}
     with running_server() as server:
         async with AsyncExitStack() as stack:
@@ -260,7 +260,9 @@ def main() -> int:
     file = results / f"scale-{time.strftime('%Y%m%d-%H%M%S')}.json"
     file.write_text(json.dumps(samples, indent=1))
     print(table(samples))
-    progress(f"samples: {file.relative_to(HERE.parent)}; logs: {(WORK / 'logs').relative_to(HERE.parent)}")
+    progress(
+        f"samples: {file.relative_to(HERE.parent)}; logs: {(WORK / 'scale' / 'logs').relative_to(HERE.parent)}"
+    )
     return 0
 
 
