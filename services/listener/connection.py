@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection: bytes to requests, one response after the other.
 
-The parser is llhttp, through httptools; see docs/adr/0026-own-http-server.md for why there is no server
+The parser is llhttp, through httptools; see docs/adr/0025-own-http-server.md for why there is no server
 library around it.
 """
 
