@@ -2,6 +2,7 @@
 
 import math
 from decimal import ROUND_CEILING, Context, Decimal, Inexact, InvalidOperation, Overflow
+from functools import lru_cache
 
 NANO = 10**9
 PICO_PER_NANO = 1000
@@ -43,8 +44,12 @@ def limit_nano(amount: float) -> int:
     return math.floor(Decimal(repr(float(amount))) * NANO)
 
 
+@lru_cache(maxsize=8192)
 def format_nano(amount: int) -> str:
-    """Return 50,000,000 nano-credits as `"0.05"`: exact, without an exponent."""
+    """Return 50,000,000 nano-credits as `"0.05"`: exact, without an exponent.
+
+    Remembered: the record of a request writes the same few amounts many times.
+    """
     if amount < 0:
         return f"-{format_nano(-amount)}"
     whole, fraction = divmod(amount, NANO)

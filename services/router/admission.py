@@ -77,6 +77,8 @@ class Admission:
         self.catalogue = Catalogue({})
         self.configured_at = float(int(time.time()))
         self._endings: set[asyncio.Future[None]] = set()
+        self._unobserved: list[tuple[Request, float]] = []
+        """Requests that have ended, and how long they took."""
 
     async def admit(self, asked: Asked, call: Call) -> Request:
         """Plan a request and reserve what its first candidate may cost.
@@ -396,9 +398,15 @@ class Admission:
         if request.state == "complete" and request.current is not None:
             self._observe(request)
             self.planner.sticky.keep(request.sticky_key, request.target.name)
-        # Metrics can wait until the answer has left.
-        duration_s = time.monotonic() - request.started
-        asyncio.get_running_loop().call_later(OBSERVE_AFTER_S, observe, request, duration_s)
+        # Metrics can wait until the answer has left, and those of several requests go together.
+        if not self._unobserved:
+            asyncio.get_running_loop().call_later(OBSERVE_AFTER_S, self._observe_all)
+        self._unobserved.append((request, time.monotonic() - request.started))
+
+    def _observe_all(self) -> None:
+        ended, self._unobserved = self._unobserved, []
+        for request, duration_s in ended:
+            observe(request, duration_s)
 
     def _observe(self, request: Request) -> None:
         assert request.current is not None

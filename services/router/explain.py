@@ -15,7 +15,7 @@ from services.router.admission import Admission
 from services.router.asked import Asked
 from services.router.domain.errors import NoCandidateError, RoutingError
 from services.router.domain.policy import Candidate, Plan
-from services.router.domain.record import candidates_of, inputs_of
+from services.router.domain.record import add_candidates, inputs_of
 from services.router.domain.routing import RoutingPolicy, Weights
 from services.router.planner import TRIED, Draft
 
@@ -48,8 +48,8 @@ class Explaining:
         answer = pb.ExplainRouteResponse(
             inputs=inputs_of(plan),
             chain=[candidate.target.name for candidate in plan.chain],
-            candidates=candidates_of(plan, {}, whole=True),
         )
+        add_candidates(answer.candidates, plan, {}, whole=True)
         answer.inputs.omitted = 0
         if plan.chain:
             answer.estimated_cost = format_nano(plan.chain[0].estimate_nano or 0)

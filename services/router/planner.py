@@ -201,7 +201,7 @@ class Planner:
             options,
             self._exclusions(draft),
             self._estimates(draft, asked),
-            [self._latencies.of(option.target) for option in options],
+            self._latencies.of_all([option.target for option in options]),
             self._paused,
             room=draft.shortlist.room,
         )

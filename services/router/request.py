@@ -27,7 +27,7 @@ from services.router.asked import Asked, Look
 from services.router.domain.catalogue import Target
 from services.router.domain.estimate import likely_input, likely_tokens
 from services.router.domain.policy import Candidate, Plan
-from services.router.domain.record import candidates_of, inputs_of
+from services.router.domain.record import add_candidates, inputs_of
 from services.router.domain.strategy import Strategy
 from services.router.leases import Reservation
 from services.router.prices import PriceTable
@@ -107,6 +107,8 @@ class Request:
     """The provider's own id of an answer that is passed on as it is."""
     pending: bool = False
     """It is made in the background: its charge is made when it ends, not here."""
+    routed: dict[str, Any] | None = None
+    """What outcome and decision say alike, once that is certain."""
     concluded: bool = False
     """Its record is on its way to the journal; nothing may change or end it again."""
 
@@ -258,6 +260,15 @@ class Request:
 
     def _routed(self) -> dict[str, Any]:
         """Return what outcome and decision say alike of how the request was answered."""
+        facts = self.routed
+        if facts is None or (self.savings is None) == ("savings" in facts):
+            facts = self._route_facts()
+            if self.concluded:
+                # Nothing changes any more, except that a record which cannot be written takes savings back.
+                self.routed = facts
+        return facts
+
+    def _route_facts(self) -> dict[str, Any]:
         answer, saved = self.look.answer, self.saved
         facts: dict[str, Any] = {"strategy": self.strategy.name, "cache": self.look.state}
         if answer is not None:
@@ -270,7 +281,7 @@ class Request:
 
     def outcome(self) -> pb.Outcome:
         """Return what the caller is told at the end."""
-        return pb.Outcome(
+        outcome = pb.Outcome(
             request_id=self.call.request_id,
             decision_id=self.decision_id,
             model_used=self.target.name if self.candidate else "",
@@ -278,14 +289,16 @@ class Request:
             cost=format_nano(self.cost),
             latency_ms=self.latency_ms,
             savings_estimate="" if self.savings is None else format_nano(self.savings),
-            usage=self.usage,
-            finish=self.finish,
-            receipt=self.receipts,
             state=self.state,
             rescued_from=self.rescued_from,
             rate_limits=self.rate_limits,
             **self._routed(),
         )
+        outcome.usage.CopyFrom(self.usage)
+        outcome.finish.CopyFrom(self.finish)
+        for entry in self.receipts:
+            outcome.receipt.add().CopyFrom(entry)
+        return outcome
 
     def record(self) -> Record:
         """Return the journal's record of this request."""
@@ -341,16 +354,12 @@ class Request:
             request_id=self.call.request_id,
             requested_model=self.plan.requested,
             task=self.plan.task,
-            attempts=self.attempts,
             model_used=self.target.name if self.candidate else "",
             state=self.state,
             reason=self.reason,
-            usage=self.usage,
-            finish=self.finish,
             cost=format_nano(self.cost),
             savings_estimate="" if self.savings is None else format_nano(self.savings),
             latency_ms=self.latency_ms,
-            receipt=self.receipts,
             key_id=self.call.identity.key_id,
             agent_id=self.asked.chat.agent_id,
             project_id=self.call.identity.project_id,
@@ -360,9 +369,16 @@ class Request:
             comparison_id=self.comparison_id,
             **self._routed(),
             model_version=(self.candidate or self.plan.chain[0]).model.version,
-            inputs=inputs_of(self.plan),
-            candidates=candidates_of(self.plan, self.skipped),
         )
+        # Copied into their places: given to the constructor they are merged, at twice the price.
+        decision.inputs.CopyFrom(inputs_of(self.plan))
+        add_candidates(decision.candidates, self.plan, self.skipped)
+        decision.usage.CopyFrom(self.usage)
+        decision.finish.CopyFrom(self.finish)
+        for attempt in self.attempts:
+            decision.attempts.add().CopyFrom(attempt)
+        for entry in self.receipts:
+            decision.receipt.add().CopyFrom(entry)
         if self.first_token_at is not None:
             decision.first_token_ms = round((self.first_token_at - self.started) * 1000)
         _set_time(decision.started_at, self.started_at)
@@ -388,7 +404,6 @@ class Request:
             provider=self.target.provider,
             model=self.target.name,
             task=self.plan.task,
-            usage=sum_of(self.usage, self.lost.usage) if self.lost.parts else self.usage,
             price_version=self.price.version if self.price is not None and not again else "",
             cost_source=self.cost_source,
             state=self.state,
@@ -400,6 +415,7 @@ class Request:
             rounding_pico_credits=self.rounding_pico,
             parts=self.parts,
         )
+        charge.usage.CopyFrom(sum_of(self.usage, self.lost.usage) if self.lost.parts else self.usage)
         margin = self.margin
         if margin is not None and not again:
             charge.margin_version = margin.version

@@ -59,6 +59,14 @@ class Streaming:
                 async for event in events:
                     if recording is not None:
                         recording.add(event)
+                    if event.HasField("raw_frame"):
+                        # First, as it is by far the most frequent.
+                        message = pb.StreamChatResponse()
+                        message.raw_frame.CopyFrom(event.raw_frame)
+                        yield message
+                        if meter.due():
+                            await meter.reserve()
+                        continue
                     if event.HasField("end"):
                         admitted.complete(event.end.usage, event.end.finish, transcript.attempt_bytes)
                         await self._keeping.conclude(admitted)
@@ -137,6 +145,8 @@ class _Meter:
 
     def due(self) -> bool:
         """Tell whether more has to be reserved. Cheap: asked after each event."""
+        if self._limit_tokens == math.inf:
+            return False
         produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
         return produced > self._limit_tokens - self._step // 4
 
@@ -148,18 +158,17 @@ class _Meter:
 
 
 def _ended(request: Request, raw_tail: Sequence[bytes]) -> pb.StreamChatResponse:
-    message = pb.StreamEnd(outcome=request.outcome())
+    message = pb.StreamChatResponse()
+    message.end.outcome.CopyFrom(request.outcome())
     if raw_tail:
-        message.raw_tail.documents.extend(raw_tail)
-    return pb.StreamChatResponse(end=message)
+        message.end.raw_tail.documents.extend(raw_tail)
+    return message
 
 
 def _translated(event: provider.StreamChatResponse) -> pb.StreamChatResponse:
     # Copied into its place: given to the constructor it is merged, at twice the price.
     message = pb.StreamChatResponse()
-    if event.HasField("raw_frame"):
-        message.raw_frame.CopyFrom(event.raw_frame)
-    elif event.HasField("part_delta"):
+    if event.HasField("part_delta"):
         message.part_delta.CopyFrom(event.part_delta)
     elif event.HasField("part_start"):
         message.part_start.CopyFrom(event.part_start)

@@ -93,8 +93,6 @@ async def _serve(
         _settle(answer, error=visible_error(error, method.path))
     else:
         _settle(answer, response)
-    # Here rather than in a callback, which would be one more turn of the loop for each call.
-    _running.discard(asyncio.current_task())
 
 
 async def call_unary(handler: Callable[..., Any], method: Method, request: Message, call: Call) -> Message:
@@ -106,7 +104,6 @@ async def call_unary(handler: Callable[..., Any], method: Method, request: Messa
         raise deadline_exceeded(method.path)
     answer: asyncio.Future[Message] = loop.create_future()
     task = loop.create_task(_serve(handler, method, sent, call, answer), context=Context())
-    _running.add(task)
     if deadline is not None:
         alarms = alarms_of(loop)
         alarms.set(answer, deadline, method.path)
@@ -116,7 +113,8 @@ async def call_unary(handler: Callable[..., Any], method: Method, request: Messa
         if alarms is not None:
             alarms.clear(answer)
         if not task.done():
-            # One that never began does not get to its end.
+            # Nobody waits for its end from here on.
+            _running.add(task)
             task.add_done_callback(_running.discard)
             task.cancel()
 

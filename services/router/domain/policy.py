@@ -204,11 +204,11 @@ def room_of(options: Iterable[Option]) -> Room:
     return Room(min(contexts, default=LARGEST), min(outputs, default=LARGEST))
 
 
-def _all_fit(exclusions: Sequence[Exclusion | None], estimates: Sequence[int | None], limit: int) -> bool:
-    """Tell whether nobody is excluded, sizes apart. Usual, and quickly seen."""
-    if any(exclusions) or not estimates or None in estimates:
-        return False
-    return max(estimates) <= limit  # type: ignore[type-var, operator]
+def _largest(exclusions: Sequence[Exclusion | None], estimates: Sequence[int | None]) -> int:
+    """Return the largest estimate where nobody is excluded already, as is usual; else -1."""
+    if any(exclusions) or None in estimates:
+        return -1
+    return max(estimates) if estimates else -1  # type: ignore[type-var, return-value]
 
 
 def decide(
@@ -235,7 +235,9 @@ def decide(
     matches = [option.strengths.get(task, option.usual_match) for option in options]
     excluded: tuple[Candidate, ...] = ()
     roomy = room is not None and needed <= room.context and output <= room.output
-    if not (roomy and _all_fit(exclusions, estimates, limit)):
+    largest = _largest(exclusions, estimates) if roomy else -1
+    if not 0 <= largest <= limit:
+        largest = -1
         fit = [
             exclusion is None
             and estimate is not None
@@ -262,7 +264,7 @@ def decide(
         places = [1.0 - position / 100 for position in range(len(options))]
         route = tuple(map(_candidate, zip(options, costs, latencies, matches, places, repeat(None))))
         return Plan(question.requested, task, route, excluded, question, route)
-    scale = scale or _scale(costs, latencies)
+    scale = scale or _scale(max(costs) if largest < 0 else largest, latencies)
     chain = _scored(options, costs, latencies, matches, question.weights, scale)
     waiting = {} if paused is never_paused else _put_last(chain, paused)
     stuck = bool(question.sticky) and _stick(chain, question.sticky, waiting)
@@ -285,11 +287,11 @@ def _sized(option: Option, question: Question, estimate: int | None) -> Exclusio
     return Exclusion("max_cost", text)
 
 
-def _scale(estimates: Sequence[int], latencies: Sequence[int]) -> Scale:
+def _scale(dearest: int, latencies: Sequence[int]) -> Scale:
     total = sum(latencies)
     # Nobody is taken for the fastest, or the slowest, for want of a measurement.
     typical = total / (len(latencies) - latencies.count(0)) if total else 0.0
-    return Scale(max(estimates), max(latencies), typical)
+    return Scale(dearest, max(latencies), typical)
 
 
 # From a tuple of its fields, without the detour of a call for each.
@@ -315,7 +317,7 @@ def _scored(
     ]
     chain = list(map(_candidate, zip(options, estimates, latencies, matches, scores, repeat(None))))
     chain.sort(key=_by_score, reverse=True)
-    if len(set(scores)) < len(scores):
+    if len({*scores}) < len(scores):
         # Whoever is cheaper, faster and better does not lose a draw that comes from rounding.
         chain.sort(key=lambda candidate: (-candidate.score, candidate.estimate_nano or 0))
     return chain

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from omnihub.router.v1 import planning_pb2 as pb
 from omnihub.router.v1.decision_pb2 import Candidate as CandidateRecord
 from omnihub.router.v1.decision_pb2 import Decision
@@ -70,19 +71,25 @@ def inputs_of(plan: Plan) -> pb.PlannerInputs:
     return inputs
 
 
-def candidates_of(
-    plan: Plan, skipped: Mapping[Target, str], *, whole: bool = False
-) -> Iterator[CandidateRecord]:
-    """Yield a plan's candidates: the chain, then those excluded. `skipped` were left out in their turn."""
+def add_candidates(
+    records: RepeatedCompositeFieldContainer[CandidateRecord],
+    plan: Plan,
+    skipped: Mapping[Target, str],
+    *,
+    whole: bool = False,
+) -> None:
+    """Write a plan's candidates: the chain, then those excluded. `skipped` were left out in their turn.
+
+    Into their place: messages that are made apart and put in afterwards are written and read again.
+    """
     ranks = {id(candidate): rank for rank, candidate in enumerate(plan.decided, 1)}
     for candidate in islice(plan.chain, None if whole else CHAIN_LIMIT):
-        record = _candidate(candidate, plan)
+        record = _add(records, candidate, plan)
         record.rank = ranks.get(id(candidate), 0)
-        if objection := skipped.get(candidate.target):
+        if skipped and (objection := skipped.get(candidate.target)):
             record.skipped, record.excluded_because = True, objection
-        yield record
     for candidate in islice(_one_of_each_first(plan.excluded), None if whole else EXCLUDED_LIMIT):
-        yield _candidate(candidate, plan)
+        _add(records, candidate, plan)
 
 
 def _one_of_each_first(excluded: Sequence[Candidate]) -> Sequence[Candidate]:
@@ -93,9 +100,11 @@ def _one_of_each_first(excluded: Sequence[Candidate]) -> Sequence[Candidate]:
     return [*examples.values(), *(each for each in excluded if examples[constraint_of(each)] is not each)]
 
 
-def _candidate(candidate: Candidate, plan: Plan) -> CandidateRecord:
+def _add(
+    records: RepeatedCompositeFieldContainer[CandidateRecord], candidate: Candidate, plan: Plan
+) -> CandidateRecord:
     option, question = candidate.option, plan.question
-    record = CandidateRecord()
+    record = records.add()
     record.CopyFrom(_described(option))
     record.score = candidate.score
     if candidate.estimate_nano is not None:

@@ -217,6 +217,7 @@ async def test_errors_of_a_run(comfy, on_comfy):
 
 
 @pytest.mark.matrix(row=47, adapter="comfyui")
+@pytest.mark.matrix(row=40, adapter="comfyui")
 async def test_only_our_own_prompt_is_cancelled(comfy, on_comfy):
     job = (await on_comfy.submit()).provider_job_id
     other = (await on_comfy.submit(effect_key="eff_2")).provider_job_id

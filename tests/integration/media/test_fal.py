@@ -355,6 +355,7 @@ async def test_completed_whose_result_is_an_error_is_a_failure(fal, on_fal):
 
 
 @pytest.mark.matrix(row=47, adapter="fal")
+@pytest.mark.matrix(row=40, adapter="fal")
 async def test_to_cancel_in_time_too_late_and_what_is_unknown(fal, on_fal):
     job = (await on_fal.submit()).provider_job_id
     assert await on_fal.cancel(job) == "requested"

@@ -370,6 +370,7 @@ async def test_a_failed_prediction_says_why(replicate, on_replicate, error, reas
 
 
 @pytest.mark.matrix(row=47, adapter="replicate")
+@pytest.mark.matrix(row=40, adapter="replicate")
 async def test_to_cancel_in_time_too_late_and_what_is_unknown(replicate, on_replicate):
     replicate.steps = ["starting", "processing", "processing"]
     job = (await on_replicate.submit()).provider_job_id
