@@ -30,6 +30,7 @@ run: setup ## Serve everything in one process, in the foreground (PORT=8080)
 test: setup ## Run all tests; installs what they need where it can
 	@sh tools/install_test_dependencies.sh
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	@$(BIN)/python -m pytest -q -m alone tests/performance
 
 matrix: setup ## Run the adapter test matrix and print it: every row for every adapter
 	@$(BIN)/python -m tests.support.matrix -n $(WORKERS) --dist loadgroup
@@ -53,7 +54,7 @@ format: setup ## Format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix-only $(wildcard $(SOURCES))
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 
-bench: setup ## Measure the whole request path against its baselines; table and bench/results/
+bench: setup ## Measure the request path beside Envoy and its rivals, 35 minutes; bench/results/
 	@$(BIN)/python -m bench
 
 check-breaking: setup ## Compare the contracts with BASE (reported) and the last release (must be compatible)

@@ -1,29 +1,36 @@
 """The command line: `python -m bench`."""
 
+from __future__ import annotations
+
 import argparse
 import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from bench.errors import BenchError
-from bench.report import machine, markdown, write_json
-from bench.run import Plan, execute
+from bench.measures import Plan
+from bench.report import Report, machine, write
+from bench.run import execute
+from bench.scenarios import SCENARIOS
 from bench.subjects import SUBJECTS
 
-DEFAULT_SUBJECTS = "direct,envoy,omnihub,litellm"
 
+def names_of(known: Iterable[str], always: tuple[str, ...] = ()) -> Callable[[str], list[str]]:
+    """Return an argument type: some of the known names, in their order, with those that are always there."""
+    ordered = list(known)
 
-def subject_list(text: str) -> list[str]:
-    """Return the named subjects in the order of the table, with `direct`, to which all else is added."""
-    named = {name.strip() for name in text.split(",") if name.strip()}
-    if unknown := named - SUBJECTS.keys():
-        raise argparse.ArgumentTypeError(
-            f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(SUBJECTS)}"
-        )
-    return [name for name in SUBJECTS if name in named | {"direct"}]
+    def names(text: str) -> list[str]:
+        asked = {name.strip() for name in text.split(",") if name.strip()}
+        if unknown := asked - set(ordered):
+            raise argparse.ArgumentTypeError(
+                f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(ordered)}"
+            )
+        return [name for name in ordered if name in asked or name in always]
+
+    return names
 
 
 def bounded(low: float, high: float) -> Callable[[str], float]:
@@ -40,63 +47,72 @@ def bounded(low: float, high: float) -> Callable[[str], float]:
 
 def parse(arguments: list[str]) -> Plan:
     """Return the plan that the arguments ask for."""
+    usual = Plan(list(SUBJECTS), list(SCENARIOS))
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description="Benchmarks of the whole request path."
-    )
-    known = ", ".join(SUBJECTS)
-    parser.add_argument(
-        "--subjects", type=subject_list, default=DEFAULT_SUBJECTS, help=f"any of {known}; default all"
+        prog="python -m bench", description="Measures the request path beside its rivals; README.md says how."
     )
     parser.add_argument(
-        "--rounds", type=int, choices=range(1, 21), default=3, metavar="1..20", help="default 3"
+        "--subjects",
+        type=names_of(SUBJECTS, always=("direct",)),
+        default=usual.subjects,
+        help=f"any of {', '.join(SUBJECTS)}; default all; `direct` always runs",
     )
     parser.add_argument(
-        "--seconds", type=bounded(1, 60), default=5, help="of saturation per sample; default 5"
+        "--scenarios",
+        type=names_of(SCENARIOS),
+        default=usual.scenarios,
+        help=f"any of {', '.join(SCENARIOS)}; default all",
+    )
+    parser.add_argument("--rounds", type=int, choices=range(1, 12), default=usual.rounds, metavar="1..11")
+    parser.add_argument(
+        "--seconds", type=bounded(1, 60), default=usual.seconds, help="of load in each sample"
     )
     parser.add_argument(
-        "--constant-seconds", type=bounded(1, 120), default=10, help="at a constant rate; default 10"
+        "--constant-seconds", type=bounded(1, 120), default=usual.constant_seconds, help="at a constant rate"
     )
-    parser.add_argument("--rate", type=bounded(1, 1000), default=50, help="constant requests/s; default 50")
-    parser.add_argument("--no-streaming", action="store_true", help="leave out the stream scenario")
     parser.add_argument(
-        "--quick", action="store_true", help="1 round of 2 s per scenario: does it work, not how fast"
+        "--awake", action="store_true", help="let idle cores wait in a loop instead of asleep; needs root"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="1 round of 1 s per sample: does it work, not how fast"
     )
     options = parser.parse_args(arguments)
     plan = Plan(
         subjects=options.subjects,
+        scenarios=options.scenarios,
         rounds=options.rounds,
-        saturation_s=options.seconds,
-        constant_s=options.constant_seconds,
-        rate=options.rate,
-        streaming=not options.no_streaming,
+        seconds=options.seconds,
+        constant_seconds=options.constant_seconds,
+        awake=options.awake,
     )
-    return replace(plan, rounds=1, saturation_s=2, constant_s=2, warm_up_s=1) if options.quick else plan
+    return replace(plan, rounds=1, seconds=1, constant_seconds=2) if options.quick else plan
 
 
-async def run(plan: Plan) -> None:
-    """Measure, print the report and write the JSON file."""
+async def run(plan: Plan) -> bool:
+    """Measure, print the report and write the files; tell whether every subject did what it can do."""
     task = asyncio.current_task()
     if task is not None:
         # Like Ctrl-C: everything that was started is stopped.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     samples = await execute(plan)
-    facts = machine(plan)
-    print(markdown(plan, samples, facts))
-    print(f"\nwritten to {write_json(plan, samples, facts)}", file=sys.stderr)
+    report = Report(plan, samples, machine(plan))
+    print(report.markdown())
+    for path in write(report, samples):
+        print(f"written to {path}", file=sys.stderr)
+    return not report.results.failures
 
 
 def main() -> int:
     """Run the command and return its exit code."""
     plan = parse(sys.argv[1:])
     try:
-        asyncio.run(run(plan))
+        return 0 if asyncio.run(run(plan)) else 1
     except (BenchError, subprocess.CalledProcessError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("bench: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +85,7 @@ class Recorder:
             value
             for transaction in self.transactions
             for statement in transaction
-            for row in (statement.parameters if statement.many else [statement.parameters])
-            for value in row.values()
-            if isinstance(value, str)
+            for value in _texts(statement.parameters)
         }
         new = {value for value in values if value.startswith(("hold_", "att_", "txn_"))}
         return new | {value for value in values if value.endswith(organisation_id)}
@@ -102,8 +100,26 @@ class Recorder:
         }
 
 
-def _with(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    return {key: names.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+def _texts(parameters: Any) -> Iterator[str]:
+    """Yield every text in the parameters of a statement, however they are nested."""
+    if isinstance(parameters, str):
+        yield parameters
+    elif isinstance(parameters, dict):
+        yield from _texts(list(parameters.values()))
+    elif isinstance(parameters, list | tuple):
+        for each in parameters:
+            yield from _texts(each)
+
+
+def _with(parameters: Any, names: dict[str, str]) -> Any:
+    """Return parameters with other ids."""
+    if isinstance(parameters, str):
+        return names.get(parameters, parameters)
+    if isinstance(parameters, dict):
+        return {key: _with(value, names) for key, value in parameters.items()}
+    if isinstance(parameters, list | tuple):
+        return type(parameters)(_with(each, names) for each in parameters)
+    return parameters
 
 
 async def _say(
@@ -113,8 +129,7 @@ async def _say(
         for statement in said:
             async with connection.cursor() as cursor:
                 if statement.many:
-                    rows = [_with(row, names) for row in statement.parameters]
-                    await cursor.executemany(statement.text, rows)
+                    await cursor.executemany(statement.text, _with(statement.parameters, names))
                 else:
                     await cursor.execute(statement.text, _with(statement.parameters, names))
                     if cursor.description is not None:

@@ -17,7 +17,7 @@ from services.billing.domain.usage import Period
 from services.billing.store import Store
 from services.billing.store.budgets import BudgetStore
 from services.billing.store.checks import check_ledger
-from services.billing.store.rollup import roll_up
+from services.billing.store.rollup import adding_up, roll_up
 from services.billing.store.tables import (
     account,
     changes,
@@ -29,6 +29,7 @@ from services.billing.store.tables import (
     usage_event,
 )
 from services.billing.store.usage import event_row
+from services.common.bulk import BulkInsert
 from services.common.change_feed import ChangeFeed
 from tests.support.billing import charge, open_store
 
@@ -58,7 +59,7 @@ def events(count: int, organisations: int, keys: int, transactions: int) -> Iter
     made = charge("", AMOUNT, provider=PROVIDER, cost_nano_credits=COST, task="chat", modality="text")
     made.usage.input_total, made.usage.output_total = 900, 300
     made.at.FromMicroseconds(START)
-    pattern = event_row(made, "", False, START)
+    pattern = dict(zip(usage_event.c.keys(), event_row(made, "", False, START), strict=True))
     for number in range(count):
         # A key asks ten times in a row.
         turn = number // 10
@@ -74,11 +75,12 @@ def events(count: int, organisations: int, keys: int, transactions: int) -> Iter
 
 
 async def fill(store: Store, count: int, organisations: int, keys: int) -> None:
-    """Book `count` charges, each in a transaction of its own, as `settle` would; no rollup, no seals."""
+    """Book `count` charges, each in a transaction of its own, as `settle` would; no seals."""
     grants = [Grant(f"grant:{n}", organisation(n), 10**14) for n in range(organisations)]
     await store.welcome(grants, START)
     await store.settle([charge("first", 1, organisation(0), provider=PROVIDER)], START)
     of_event = EVENT_CONTENT[FORMAT]
+    adding = adding_up(store.database)
     for rows in batched(events(count, organisations, keys, count)):
         transactions: list[dict[str, Any]] = []
         entries: list[dict[str, Any]] = []
@@ -112,7 +114,13 @@ async def fill(store: Store, count: int, organisations: int, keys: int) -> None:
             (unsealed, waiting),
             (usage_event, rows),
         )
+        await _sum_up(store, adding, rows)
     await _project(store, count, organisations)
+
+
+async def _sum_up(store: Store, adding: BulkInsert, rows: list[dict[str, Any]]) -> None:
+    async with store.database.transaction() as connection:
+        await roll_up(connection, adding, [tuple(row.values()) for row in rows])
 
 
 async def _insert(store: Store, *parts: tuple[sa.Table, list[dict[str, Any]]]) -> None:
@@ -185,10 +193,10 @@ async def check_million(database_url: str, entries: int) -> dict[str, Any]:
 
 async def grow(store: Store, count: int, keys: int) -> None:
     """Store usage events of one organisation and their sums, booked by few transactions."""
+    adding = adding_up(store.database)
     for rows in batched(events(count, 1, keys, 1000)):
         await _insert(store, (usage_event, rows))
-        async with store.database.transaction() as connection:
-            await roll_up(connection, store._insert, rows)
+        await _sum_up(store, adding, rows)
     if not store.database.sqlite:
         async with store.database.transaction() as connection:
             await connection.exec_driver_sql("ANALYZE")

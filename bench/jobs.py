@@ -1,7 +1,8 @@
 """Jobs per second, memory of queued jobs, and the way back after a crash: `python -m bench.jobs`.
 
 RabbitMQ and PostgreSQL run privately; the provider is a fake that answers at once, in this process, as do
-the books. Procrastinate's no-op task runs on the same PostgreSQL in the same run.
+the books. Procrastinate's no-op task runs on the same PostgreSQL in the same run. A relay and a worker have
+a process each.
 """
 
 from __future__ import annotations
@@ -9,20 +10,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, LiteralString
 
 import psycopg
 
 from bench.install import HERE, WORK
+from bench.measure import ProcessTree
 from services.common import log
+from services.workflow.settings import WorkflowSettings
 from tests.support.job_cluster import Cluster, ServedRouter, running_cluster
+from tests.support.job_process import JobProcess
 from tests.support.postgresql import KillableServer
-from tests.support.rabbitmq import private_broker
+from tests.support.rabbitmq import Broker, private_broker
 
 TARGET_PER_S = 150.0
 TARGET_SHARE = 0.25
@@ -31,7 +37,19 @@ TARGET_RESUME_S = 10.0
 CALLERS = 16
 LOOK_S = 0.2
 # As jobs are run in production, not as in crash tests.
-SETTINGS = {"lease_s": 5.0, "sweep_interval_s": 1.0, "late_concurrency": 32}
+DEFAULTS = WorkflowSettings(late_concurrency=32)
+SETTINGS = {name: getattr(DEFAULTS, name) for name in ("lease_s", "sweep_interval_s", "late_concurrency")}
+
+UNPUBLISHED: LiteralString = "SELECT count(*) FROM workflow.outbox"
+CLAIMED: LiteralString = "SELECT count(*) FROM workflow.attempt WHERE state = 'claimed'"
+SUCCEEDED: LiteralString = "SELECT count(*) FROM workflow.job WHERE state = 'succeeded'"
+HELD: LiteralString = "SELECT id FROM workflow.attempt WHERE state = 'claimed'"
+LEFT: LiteralString = "SELECT count(*) FROM workflow.attempt WHERE id = ANY(%s) AND state <> 'succeeded'"
+COMMITS: LiteralString = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+
+Processes = Mapping[str, JobProcess]
+Meters = Callable[[], Mapping[str, float]]
+"""CPU seconds by what used them."""
 
 
 def procrastinate_home() -> Path:
@@ -50,7 +68,7 @@ def rival_per_s(database: str, count: int) -> float:
     """Return how many no-op tasks procrastinate does in a second."""
     command = [str(procrastinate_home() / "bin" / "python"), str(HERE / "procrastinate_noop.py")]
     done = subprocess.run(
-        [*command, database, str(count), str(SETTINGS["late_concurrency"])],
+        [*command, database, str(count), str(DEFAULTS.late_concurrency)],
         check=True,
         capture_output=True,
         text=True,
@@ -67,21 +85,21 @@ def resident_mib(*pids: int | str) -> float:
     return total / 1024
 
 
-def succeeded(database: str) -> int:
-    """Return how many jobs have succeeded."""
+def ask(database: str, query: LiteralString, *given: object) -> int:
+    """Return the number that a query finds."""
     with psycopg.connect(database) as connection:
-        row = connection.execute("SELECT count(*) FROM workflow.job WHERE state = 'succeeded'").fetchone()
+        row = connection.execute(query, given).fetchone()
     return int(row[0]) if row else 0
 
 
-async def until(condition: Callable[[], Awaitable[bool]], limit_s: float) -> float:
-    """Wait for a condition and return the seconds it took."""
+async def until(wanted: Callable[[int], bool], limit_s: float, *asked: Any) -> float:
+    """Look until a query finds what is wanted; return the seconds it took."""
     began = time.perf_counter()
     async with asyncio.timeout(limit_s):
-        while True:
-            if await condition():
-                return time.perf_counter() - began
+        # Another process changes the database: there is no event to wait for.
+        while not wanted(await asyncio.to_thread(ask, *asked)):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
+    return time.perf_counter() - began
 
 
 async def submit(cluster: Cluster, count: int) -> float:
@@ -91,54 +109,72 @@ async def submit(cluster: Cluster, count: int) -> float:
     return len(cluster.jobs) / (time.perf_counter() - began)
 
 
-async def measure(cluster: Cluster, database: str, count: int) -> dict[str, float]:
-    """Queue jobs, crash everything on the way, work them off."""
-    relay = await cluster.spawn("workflow", settings=SETTINGS)
-    before = resident_mib("self", relay.pid)
+async def spawn(cluster: Cluster) -> Processes:
+    """Start a relay and a worker."""
+    relay, worker = await asyncio.gather(
+        cluster.spawn("workflow", fresh=True, settings=SETTINGS),
+        cluster.spawn(fresh=True, settings=SETTINGS),
+    )
+    return {"relay": relay, "worker": worker}
+
+
+async def queue_up(cluster: Cluster, database: str, count: int) -> tuple[Processes, dict[str, float]]:
+    """Queue jobs before a provider that does not answer: the worker is full, all others are queued."""
+    cluster.router.gate.clear()
+    processes = await spawn(cluster)
+    await cluster.submit(CALLERS)
+    await until(lambda found: found == CALLERS, 60, database, CLAIMED)
+    pids: list[int | str] = ["self", *(process.pid for process in processes.values())]
+    before = resident_mib(*pids)
     created_per_s = await submit(cluster, count)
-    total = len(cluster.jobs)
+    await until(lambda found: found == 0, 300, database, UNPUBLISHED)
+    room = DEFAULTS.late_concurrency
+    await until(lambda found: found == room, 60, database, CLAIMED)
+    return processes, {"created_per_s": created_per_s, "memory_mib": resident_mib(*pids) - before}
 
-    async def published() -> bool:
-        with psycopg.connect(database) as connection:
-            row = connection.execute("SELECT count(*) FROM workflow.outbox").fetchone()
-        return row == (0,)
 
-    await until(published, 300)
-    memory_mib = resident_mib("self", relay.pid) - before
-    worker = await cluster.spawn(settings=SETTINGS)
-
-    async def some() -> bool:
-        return await asyncio.to_thread(succeeded, database) > total // 20
-
-    await until(some, 300)
-    for process in (worker, relay):
+async def crash(cluster: Cluster, database: str, processes: Processes) -> tuple[Processes, dict[str, float]]:
+    """Kill relay and worker and start them again; look when work goes on, and when what they held is done."""
+    with psycopg.connect(database) as connection:
+        held = [row[0] for row in connection.execute(HELD)]
+    for process in processes.values():
         process.kill()
         await process.wait()
-    known = succeeded(database)
     began = time.perf_counter()
-    await asyncio.gather(cluster.spawn("workflow", settings=SETTINGS), cluster.spawn(settings=SETTINGS))
+    cluster.router.gate.set()
+    processes = await spawn(cluster)
+    await until(bool, 60, database, SUCCEEDED)
+    first_s = time.perf_counter() - began
+    await until(lambda found: found == 0, 120, database, LEFT, held)
+    return processes, {"resumed_s": first_s, "held_resumed_s": time.perf_counter() - began}
 
-    async def more() -> bool:
-        return await asyncio.to_thread(succeeded, database) > known
 
-    await until(more, 60)
-    resumed_s = time.perf_counter() - began
-    first, began = succeeded(database), time.perf_counter()
-    nearly = total - 2 * int(SETTINGS["late_concurrency"])
+async def work_off(cluster: Cluster, database: str, meters: Meters) -> dict[str, float]:
+    """Look how fast jobs end, and what one costs."""
+    nearly = len(cluster.jobs) - 2 * DEFAULTS.late_concurrency
+    first, commits, used = ask(database, SUCCEEDED), ask(database, COMMITS), meters()
+    took = await until(lambda found: found >= nearly, 600, database, SUCCEEDED)
+    done = ask(database, SUCCEEDED) - first
+    cost = {f"{name}_ms_per_job": (now - used[name]) * 1000 / done for name, now in meters().items()}
+    per_job = (ask(database, COMMITS) - commits) / done
+    return {"completed_per_s": done / took, "commits_per_job": per_job, **cost}
 
-    async def most() -> bool:
-        return await asyncio.to_thread(succeeded, database) >= nearly
 
-    await until(most, 600)
-    per_s = (succeeded(database) - first) / (time.perf_counter() - began)
+async def measure(cluster: Cluster, server: KillableServer, broker: Broker, count: int) -> dict[str, float]:
+    """Queue jobs, crash our processes, work the jobs off."""
+    processes, queued = await queue_up(cluster, server.url, count)
+    processes, crashed = await crash(cluster, server.url, processes)
+    pids = {name: process.pid for name, process in processes.items()}
+    pids |= {"provider_and_books": os.getpid(), "postgresql": server.pid, "rabbitmq": broker.pid}
+
+    def meters() -> dict[str, float]:
+        trees = {name: ProcessTree(pid).cpu_seconds() for name, pid in pids.items() if pid != os.getpid()}
+        return {**trees, "provider_and_books": time.process_time()}
+
+    worked = await work_off(cluster, server.url, meters)
     await cluster.until_all_ended(120)
     print(await cluster.check(), file=sys.stderr)
-    return {
-        "created_per_s": created_per_s,
-        "completed_per_s": per_s,
-        "memory_mib": memory_mib,
-        "resumed_s": resumed_s,
-    }
+    return {**queued, **crashed, **worked}
 
 
 def verdict(found: dict[str, float], count: int) -> str:
@@ -166,6 +202,17 @@ def verdict(found: dict[str, float], count: int) -> str:
             f"< {TARGET_RESUME_S:.0f}",
             found["resumed_s"] < TARGET_RESUME_S,
         ),
+        (
+            "seconds until all is done that the killed worker held",
+            f"{found['held_resumed_s']:.1f}",
+            f"< {TARGET_RESUME_S:.0f}",
+            found["held_resumed_s"] < TARGET_RESUME_S,
+        ),
+        ("commits per job", f"{found['commits_per_job']:.2f}", "", True),
+        *(
+            (f"CPU per job, {name}, ms", f"{found[f'{name}_ms_per_job']:.2f}", "", True)
+            for name in ("worker", "relay", "provider_and_books", "postgresql", "rabbitmq")
+        ),
     ]
     lines = ["| what | measured | wanted | |", "|---|---|---|---|"]
     lines += [f"| {what} | {is_} | {wanted} | {'' if ok else 'MISSED'} |" for what, is_, wanted, ok in rows]
@@ -183,7 +230,7 @@ async def run(count: int) -> dict[str, float]:
             files.mkdir()
             router = ServedRouter(pause_s=0.0)
             async with running_cluster(files, server.url, broker.url, router) as cluster:
-                return {"rival_per_s": rival, **await measure(cluster, server.url, count)}
+                return {"rival_per_s": rival, **await measure(cluster, server, broker, count)}
     finally:
         server.remove()
 

@@ -1,11 +1,10 @@
-"""Load: wrk for saturation, an open-loop client for latency at a constant rate."""
+"""Load for throughput: wrk, a closed loop over kept-alive connections. Every answer must be 200."""
+
+from __future__ import annotations
 
 import asyncio
-import gc
 import json
-import math
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,54 +12,42 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from bench.errors import BenchError
-from bench.payload import CONTENT, Target
+from bench.payload import VARIANT, Kind, Target
 
-CONNECTIONS = 32
 REQUEST_LIMIT_S = 30
-# The event loop wakes up to a millisecond late; the last stretch before a send is spent polling.
-POLL_BEFORE_S = 0.0015
 MARKER = "wrk-summary "
+# Long brackets need no escapes; JSON bodies hold no "]==]".
 SCRIPT = """
-local request = {request}
 wrk.method = "POST"
-wrk.body = request.body
+wrk.body = [==[{body}]==]
 {headers}
+{request}
 function done(summary, latency, requests)
   io.write(string.format(
-    '{marker}{{"requests":%d,"microseconds":%d,"connect":%d,"read":%d,"write":%d,"status":%d,"timeout":%d,' ..
-    '"p50_us":%d,"p99_us":%d}}\\n',
+    '{marker}{{"requests":%d,"microseconds":%d,"connect":%d,"read":%d,"write":%d,"status":%d,"timeout":%d}}\\n',
     summary.requests, summary.duration, summary.errors.connect, summary.errors.read, summary.errors.write,
-    summary.errors.status, summary.errors.timeout, latency:percentile(50), latency:percentile(99)))
+    summary.errors.status, summary.errors.timeout))
+end
+"""
+# In order from a place of the run's own, so that all numbers come equally often.
+VARYING = """
+local count, step, at = {count}, {step}, {first}
+function request()
+  at = (at + 1) % count
+  local digits = string.format("%06d", at * step)
+  local headers = {{}}
+  for name, value in pairs(wrk.headers) do headers[name] = (tostring(value):gsub("{variant}", digits)) end
+  return wrk.format(nil, nil, headers, (wrk.body:gsub("{variant}", digits)))
 end
 """
 
 
 @dataclass(frozen=True)
-class Saturation:
-    """What wrk counted. Latencies in ms; at saturation they are mostly waiting in line."""
+class Load:
+    """What was sent and answered."""
 
     requests: int
     seconds: float
-    p50_ms: float
-    p99_ms: float
-
-
-@dataclass(frozen=True)
-class ConstantRate:
-    """One constant-rate run; values in order of sending.
-
-    `latencies_ms`: from the intended send time to the last byte of the answer.
-    `lateness_ms`: from the intended to the real send time; the client's own share of the latency.
-    """
-
-    latencies_ms: list[float]
-    lateness_ms: list[float]
-
-
-def percentile(values: list[float], percent: float) -> float:
-    """Return the smallest value that at least `percent` of the values do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 def require_loopback(target: Target) -> None:
@@ -69,26 +56,30 @@ def require_loopback(target: Target) -> None:
         raise BenchError(f"load goes only to 127.0.0.1, not to {target.url}")
 
 
-def lua_script(target: Target) -> str:
-    """Return the wrk script that POSTs the target's body and prints a summary that can be parsed."""
-    # Long brackets need no escapes; JSON bodies hold no "]==]".
-    request = f"{{ body = [==[{target.body}]==] }}"
+def lua_script(target: Target, first: int = 0) -> str:
+    """Return the wrk script that POSTs the target's body, its variants in turn, and prints a summary."""
     headers = "\n".join(
         f"wrk.headers[ [==[{name}]==] ] = [==[{value}]==]" for name, value in target.headers.items()
     )
-    return SCRIPT.format(request=request, headers=headers, marker=MARKER)
+    request = ""
+    if count := len(target.variants):
+        step = target.variants[1] - target.variants[0] if count > 1 else 1
+        request = VARYING.format(count=count, step=step, first=first % count, variant=VARIANT)
+    return SCRIPT.format(body=target.body, headers=headers, request=request, marker=MARKER)
 
 
-def write_script(target: Target, script: Path) -> None:
-    """Write the wrk script of a target."""
-    script.write_text(lua_script(target))
+def write_script(script: Path, target: Target, first: int) -> None:
+    """Write the wrk script."""
+    script.write_text(lua_script(target, first))
 
 
-async def saturate(wrk: str, target: Target, seconds: float, script: Path) -> Saturation:
+async def saturate(
+    wrk: str, target: Target, seconds: float, script: Path, *, connections: int, first: int = 0
+) -> Load:
     """Run wrk with one thread for whole `seconds`; raise when any answer was an error."""
     require_loopback(target)
-    write_script(target, script)
-    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{round(seconds)}s", f"--timeout={REQUEST_LIMIT_S}s"]
+    write_script(script, target, first)
+    command = [wrk, "-t1", f"-c{connections}", f"-d{round(seconds)}s", f"--timeout={REQUEST_LIMIT_S}s"]
     process = await asyncio.create_subprocess_exec(
         *command,
         "-s",
@@ -115,89 +106,25 @@ async def saturate(wrk: str, target: Target, seconds: float, script: Path) -> Sa
         raise BenchError(f"{target.url}: {errors} errors in {summary['requests']} requests")
     if not summary["requests"]:
         raise BenchError(f"{target.url}: no request was answered")
-    return Saturation(
-        summary["requests"],
-        summary["microseconds"] / 1e6,
-        summary["p50_us"] / 1000,
-        summary["p99_us"] / 1000,
-    )
+    return Load(summary["requests"], summary["microseconds"] / 1e6)
 
 
-@asynccontextmanager
-async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a client without a limit on connections: an open loop never waits for a free one."""
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=REQUEST_LIMIT_S)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        yield session
-
-
-async def ask(session: aiohttp.ClientSession, target: Target) -> bytes:
+async def ask(session: aiohttp.ClientSession, target: Target) -> str:
     """Send one request and return the body of its answer; raise when the status is not 200."""
     async with session.post(target.url, data=target.body.encode(), headers=target.headers) as response:
-        body = await response.read()
+        body = await response.text()
         if response.status != 200:
-            raise BenchError(f"{target.url} answered {response.status}: {body[:500]!r}")
+            raise BenchError(f"{target.url} answered {response.status}: {body[:500]}")
         return body
 
 
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Keep the client's own garbage collection out of the latencies."""
-    gc.collect()
-    gc.disable()
+async def check_answer(kind: Kind, target: Target) -> None:
+    """Ask once and raise unless the whole known answer comes back."""
+    first = target.variant(target.variants[0]) if target.variants else target
+    timeout = aiohttp.ClientTimeout(total=REQUEST_LIMIT_S)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        body = await ask(session, first)
     try:
-        yield
-    finally:
-        gc.enable()
-
-
-async def until(due: float) -> None:
-    """Return at the loop time `due`, or at once when it has passed."""
-    loop = asyncio.get_running_loop()
-    if (early := due - loop.time() - POLL_BEFORE_S) > 0:
-        await asyncio.sleep(early)
-    while loop.time() < due:  # noqa: ASYNC110 - answers are read between two looks at the clock
-        await asyncio.sleep(0)
-
-
-async def constant_rate(target: Target, rate: float, seconds: float) -> ConstantRate:
-    """Send `rate` requests per second for `seconds`, on time whether or not earlier ones were answered."""
-    require_loopback(target)
-    loop = asyncio.get_running_loop()
-    count = round(rate * seconds)
-    latencies_ms = [0.0] * count
-    lateness_ms = [0.0] * count
-
-    async def send(session: aiohttp.ClientSession, due: float, index: int) -> None:
-        lateness_ms[index] = (loop.time() - due) * 1000
-        await ask(session, target)
-        latencies_ms[index] = (loop.time() - due) * 1000
-
-    async with client() as session:
-        # Opens a few connections, so that the first samples do not measure connecting.
-        await asyncio.gather(*(ask(session, target) for _ in range(4)))
-        with collector_paused():
-            start = loop.time() + 0.05
-            async with asyncio.TaskGroup() as group:
-                for index in range(count):
-                    due = start + index / rate
-                    await until(due)
-                    group.create_task(send(session, due, index))
-    return ConstantRate(latencies_ms, lateness_ms)
-
-
-async def check_answers(chat: Target, stream: Target | None) -> None:
-    """Ask once for JSON and once for a stream and raise unless the whole known answer comes back."""
-    async with client() as session:
-        answer = json.loads(await ask(session, chat))
-        if answer["choices"][0]["message"]["content"] != CONTENT:
-            raise BenchError(f"{chat.url} changed the answer: {answer}")
-        if stream is None:
-            return
-        lines = (await ask(session, stream)).decode().splitlines()
-    data = [line.removeprefix("data:").strip() for line in lines if line.startswith("data:")]
-    events = [json.loads(text) for text in data if text != "[DONE]"]
-    deltas = [choice["delta"].get("content") or "" for event in events for choice in event["choices"]]
-    if "".join(deltas) != CONTENT or data[-1] != "[DONE]":
-        raise BenchError(f"{stream.url} changed the stream of {len(data)} events, the last one {data[-1:]}")
+        kind.check(body)
+    except (ValueError, LookupError, TypeError) as error:
+        raise BenchError(f"changed the answer: {error!r}") from error

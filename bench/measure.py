@@ -70,6 +70,14 @@ class ProcessTree:
         """Return the CPU time used since the start: user and system, all threads, ended children included."""
         return sum(stat.cpu_ticks for stat in self.members()) / TICKS_PER_SECOND
 
+    def cpu_by_program(self) -> dict[str, float]:
+        """Return the CPU time in seconds by the name of the program, ended children with their parents."""
+        ticks: dict[str, int] = {}
+        for stat in self.members():
+            name = "python" if stat.program.startswith("python") else stat.program
+            ticks[name] = ticks.get(name, 0) + stat.cpu_ticks
+        return {name: count / TICKS_PER_SECOND for name, count in ticks.items()}
+
     def memory_bytes(self) -> int:
         """Return the proportional set size: shared pages are divided among the processes that share them."""
         return sum(proportional_set_size(stat.pid) for stat in self.members())

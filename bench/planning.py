@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from services.router.domain.catalogue import Model, Target
-from services.router.domain.policy import Option, Question, decide, exclude
+from services.router.domain.policy import Option, Question, decide, exclude, room_of
 from services.router.domain.routing import Weights
 from services.router.settings import RouteSettings
 
@@ -23,7 +23,13 @@ OPERATIONS = 3000
 """Candidates looked at in one round, at least."""
 FEATURES = frozenset({"chat", "stream"})
 QUESTION = Question(
-    requested="auto", scored=True, task="coding", weights=Weights(0.35, 0.15, 0.5), max_cost=10**12
+    requested="auto",
+    scored=True,
+    task="coding",
+    weights=Weights(0.35, 0.15, 0.5),
+    max_cost=10**12,
+    input_tokens=400,
+    output_tokens=4096,
 )
 PRICES = tuple[tuple[int, int], ...]
 
@@ -40,6 +46,7 @@ def options(count: int) -> list[Option]:
             features=FEATURES,
             strengths={"coding": dice.random(), "chat": dice.random()},
             context_length=200_000,
+            max_output=8192,
         )
         for number in range(count)
     ]
@@ -75,10 +82,11 @@ def bare(candidates: Sequence[Option], known: PRICES, latencies: Sequence[int], 
 def planned(candidates: Sequence[Option], known: PRICES, latencies: Sequence[int]) -> Work:
     """Return what the router does for a request, the filters that it keeps between requests kept."""
     kept = [exclude(option, QUESTION) for option in candidates]
+    room = room_of(candidates)
 
     def work() -> object:
         estimates = [(400 * given + 4096 * taken) // 1000 for given, taken in known]
-        return decide(QUESTION, candidates, kept, estimates, latencies)
+        return decide(QUESTION, candidates, kept, estimates, latencies, room=room)
 
     return work
 

@@ -5,7 +5,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -15,16 +16,19 @@ from bench.errors import BenchError
 from bench.measure import ProcessTree, read_stat
 
 # Below the range from which the kernel takes ports for outgoing connections.
-FIRST_PORT, LAST_PORT = 18400, 18499
+FIRST_PORT, LAST_PORT = 18400, 18899
 STOP_LIMIT_S = 15
-POLL_INTERVAL_S = 0.1
+POLL_INTERVAL_S = 0.05
 
 
 class Ports:
     """Hands out free ports of the loopback address, each one once."""
 
     def __init__(self) -> None:
-        self._candidates = iter(range(FIRST_PORT, LAST_PORT))
+        # Another checkout's run begins elsewhere: between taking a port and listening on it seconds may pass.
+        begin = os.getpid() * 61 % (LAST_PORT - FIRST_PORT)
+        ports = range(FIRST_PORT, LAST_PORT)
+        self._candidates: Iterator[int] = iter([*ports[begin:], *ports[:begin]])
 
     def take(self) -> int:
         """Return a port on which nothing listens."""
@@ -52,6 +56,8 @@ class Server:
         self.process = process
         self.tree = ProcessTree(process.pid)
         self._log = log
+        self._started_at = time.monotonic()
+        self.ready_after_s = 0.0
 
     def check(self) -> None:
         """Raise when the process has ended."""
@@ -70,6 +76,7 @@ class Server:
                 with suppress(aiohttp.ClientError, TimeoutError):
                     async with session.get(url) as response:
                         if response.status == 200:
+                            self.ready_after_s = time.monotonic() - self._started_at
                             return
                 await asyncio.sleep(POLL_INTERVAL_S)
         raise BenchError(

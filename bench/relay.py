@@ -18,7 +18,7 @@ HOP_BY_HOP = {b"host", b"content-length", b"connection", b"transfer-encoding"}
 
 
 class Relay:
-    """An ASGI application that forwards every request; paths below /paced go to the paced upstream."""
+    """An ASGI application that forwards every request, those below /paced to the paced upstream."""
 
     def __init__(self, upstream: str, paced: str) -> None:
         self._upstream = upstream
@@ -48,7 +48,7 @@ class Relay:
             name.decode(): value.decode() for name, value in scope["headers"] if name not in HOP_BY_HOP
         }
         path = scope["path"]
-        upstream = self._paced if path.startswith("/paced/") else self._upstream
+        upstream = self._paced if path.startswith("/paced") else self._upstream
         async with self._session.request(
             scope["method"], upstream + path, data=body, headers=headers
         ) as response:

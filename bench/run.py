@@ -1,176 +1,44 @@
 """Starts everything, runs the interleaved rounds and returns the samples."""
 
+from __future__ import annotations
+
+import asyncio
+import fcntl
 import shutil
-import statistics
+import struct
+import subprocess
 import sys
-import time
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
+
 from bench.errors import BenchError
 from bench.install import WORK, require_programs
-from bench.load import check_answers, constant_rate, percentile, saturate
-from bench.measure import machine_cpu_seconds, own_cpu_seconds
-from bench.payload import Target
+from bench.measures import Measured, Plan, Tools
 from bench.processes import Ports
-from bench.streams import chunk_cost, stream_weight
-from bench.subjects import SUBJECTS, Place, Subject
-from bench.upstream import Upstream, upstreams
+from bench.scenarios import SCENARIOS, Case
+from bench.subjects import SUBJECTS
+from bench.subjects.base import Place, Running, Setup
+from bench.upstream import upstreams
 
-MEBIBYTE = 1024 * 1024
-Values = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one invocation does. Times in seconds, `rate` in requests per second."""
-
-    subjects: list[str]
-    rounds: int = 3
-    saturation_s: float = 5
-    constant_s: float = 10
-    warm_up_s: float = 2
-    rate: float = 50
-    streaming: bool = True
+LATENCY = Path("/dev/cpu_dma_latency")
+FAILURES = (BenchError, OSError, TimeoutError, aiohttp.ClientError, subprocess.CalledProcessError)
 
 
 @dataclass
 class Sample:
-    """One subject in one round: the values of each scenario by name, units in the names."""
+    """One subject in one case and round; with `failure` in place of values where it did not do it."""
 
-    round: int
+    scenario: str
+    size: int
     subject: str
-    saturation: Values = field(default_factory=dict)
-    streaming: Values = field(default_factory=dict)
-    constant: Values = field(default_factory=dict)
-    chunks: Values = field(default_factory=dict)
-    open_streams: Values = field(default_factory=dict)
-    """Only in the first round: memory that has been used once is not given back."""
-    memory_mib: float = 0.0
-
-
-class Meter:
-    """CPU between entry and settling: of the subject, the upstream, and of strangers on the machine."""
-
-    def __init__(self, subject: Subject, upstream: Upstream) -> None:
-        self._trees = {
-            subject.server.tree.root: subject.server.tree,
-            upstream.server.tree.root: upstream.server.tree,
-        }
-        self._subject = subject.server.tree
-        self._upstream = upstream
-
-    async def start(self) -> None:
-        """Read all counters."""
-        await self._subject.settle()
-        self._served = await self._upstream.requests_served()
-        self._before = self._read()
-
-    def _read(self) -> tuple[float, float, float, float]:
-        """Return the time, the subject's CPU, strangers' CPU and stolen CPU, in seconds since some start."""
-        busy, stolen = machine_cpu_seconds()
-        ours = own_cpu_seconds() + sum(tree.cpu_seconds() for tree in self._trees.values())
-        return time.monotonic(), self._subject.cpu_seconds(), busy - ours, stolen
-
-    async def stop(self, requests: int) -> Values:
-        """Return CPU in us per request and the noise in cores; raise when the upstream saw fewer requests."""
-        await self._subject.settle()
-        now = self._read()
-        seconds, cpu, others, stolen = (
-            after - before for after, before in zip(now, self._before, strict=True)
-        )
-        served = await self._upstream.requests_served() - self._served - 1
-        if served < requests:
-            raise BenchError(
-                f"only {served} of {requests} requests reached the upstream: answered from a cache?"
-            )
-        return {
-            "cpu_us_per_request": cpu * 1e6 / requests,
-            "upstream_requests": served,
-            "other_programs_cores": max(0.0, others / seconds),
-            "stolen_cores": stolen / seconds,
-        }
-
-
-class Bench:
-    """The started subjects and the load that is put on them, one at a time."""
-
-    def __init__(self, plan: Plan, wrk: str, directory: Path, upstream: Upstream) -> None:
-        self._plan = plan
-        self._wrk = wrk
-        self._script = directory / "wrk.lua"
-        self._upstream = upstream
-
-    async def warm_up(self, subject: Subject) -> None:
-        """Check the answers and run unmeasured load, so that caches are filled and connections pooled."""
-        await check_answers(subject.chat, subject.stream if self._plan.streaming else None)
-        await saturate(self._wrk, subject.chat, self._plan.warm_up_s, self._script)
-        if self._plan.streaming:
-            await saturate(self._wrk, subject.stream, self._plan.warm_up_s, self._script)
-
-    async def saturation(self, subject: Subject, target: Target) -> Values:
-        """Return requests/s, latency and CPU under as much load as the connections carry."""
-        meter = Meter(subject, self._upstream)
-        await meter.start()
-        result = await saturate(self._wrk, target, self._plan.saturation_s, self._script)
-        values = await meter.stop(result.requests)
-        rate = result.requests / result.seconds
-        return (
-            {"requests": result.requests, "requests_per_second": rate}
-            | values
-            | {
-                "p50_ms": result.p50_ms,
-                "p99_ms": result.p99_ms,
-            }
-        )
-
-    async def constant(self, subject: Subject) -> Values:
-        """Return latency and CPU at the plan's constant rate."""
-        meter = Meter(subject, self._upstream)
-        await meter.start()
-        result = await constant_rate(subject.chat, self._plan.rate, self._plan.constant_s)
-        values = await meter.stop(len(result.latencies_ms))
-        return (
-            {"requests": len(result.latencies_ms)}
-            | values
-            | {
-                "mean_ms": statistics.fmean(result.latencies_ms),
-                "p50_ms": percentile(result.latencies_ms, 50),
-                "p99_ms": percentile(result.latencies_ms, 99),
-                "max_ms": max(result.latencies_ms),
-                "client_lateness_p99_ms": percentile(result.lateness_ms, 99),
-            }
-        )
-
-    async def sample(self, number: int, subject: Subject) -> Sample:
-        """Run every scenario once against one subject."""
-        subject.server.check()
-        sample = Sample(number, subject.name)
-        # What `direct` costs is the upstream's own.
-        between = self._plan.streaming and subject.name != "direct"
-        if between and number == 0:
-            sample.open_streams = await stream_weight(subject.server.tree, subject.slow)
-        sample.saturation = await self.saturation(subject, subject.chat)
-        if self._plan.streaming:
-            sample.streaming = await self.saturation(subject, subject.stream)
-        if between:
-            sample.chunks = await chunk_cost(subject.server.tree, subject.paced, self._plan.saturation_s)
-        sample.constant = await self.constant(subject)
-        sample.memory_mib = subject.server.tree.memory_bytes() / MEBIBYTE
-        return sample
-
-
-def prepare_folders() -> tuple[Path, Path]:
-    """Return an empty folder for data and one for logs.
-
-    Both are on the disk of the repository: a temporary folder may be memory, where syncing costs nothing.
-    """
-    data, logs = WORK / "data", WORK / "logs"
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir(parents=True)
-    logs.mkdir(exist_ok=True)
-    return data, logs
+    round: int
+    values: dict[str, float] = field(default_factory=dict)
+    latencies: dict[str, list[float]] = field(default_factory=dict)
+    failure: str = ""
 
 
 def progress(text: str) -> None:
@@ -178,32 +46,163 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def families(plan: Plan) -> Iterator[list[Case]]:
+    """Yield the cases that run interleaved: those of the plain setup together, each other scenario alone."""
+    cases = [case for name in plan.scenarios for case in SCENARIOS[name].cases()]
+    plain = [case for case in cases if case.setup == Setup() and not case.measure.starts]
+    if plain:
+        yield plain
+    for name in plan.scenarios:
+        if others := [case for case in cases if case.scenario == name and case not in plain]:
+            yield others
+
+
+class Bench:
+    """The subjects and the load that is put on them, one at a time."""
+
+    def __init__(self, tools: Tools, data: Path, logs: Path, ports: Ports) -> None:
+        self._tools = tools
+        self._data = data
+        self._logs = logs
+        self._ports = ports
+        self._started = 0
+        self.samples: list[Sample] = []
+        self._failed: set[tuple[str, int, str]] = set()
+
+    def _place(self, subject: str, setup: Setup) -> Place:
+        self._started += 1
+        directory = self._data / f"{self._started}-{subject}"
+        directory.mkdir()
+        return Place(
+            directory, self._logs / f"{directory.name}.log", self._ports, self._tools.upstream, setup
+        )
+
+    def _fail(self, case: Case, subject: str, error: BaseException) -> None:
+        """Keep why a subject did not do a case, and leave it out from then on."""
+        if (case.scenario, case.size, subject) not in self._failed:
+            self._failed.add((case.scenario, case.size, subject))
+            text = str(error) or repr(error)
+            progress(f"{case.scenario}: {subject} failed: {text}")
+            self.samples.append(Sample(case.scenario, case.size, subject, -1, failure=text[:300]))
+
+    def _able(self, case: Case) -> list[str]:
+        """Return the subjects that can do a case and have not failed in it."""
+        return [
+            name
+            for name in self._tools.plan.subjects
+            if case.scenario not in SUBJECTS[name].unable
+            and (case.scenario, case.size, name) not in self._failed
+        ]
+
+    async def run(self, cases: list[Case]) -> None:
+        """Start what a family needs, run its rounds, stop it."""
+        async with AsyncExitStack() as stack:
+            started: dict[tuple[str, Setup], Running] = {}
+            for case in cases:
+                for name in self._able(case):
+                    try:
+                        await self._prepare(case, name, started, stack)
+                    except FAILURES as error:
+                        self._fail(case, name, error)
+            for number in range(self._tools.plan.rounds):
+                for case in cases:
+                    await self._round(case, number, started)
+
+    async def _prepare(
+        self, case: Case, name: str, started: dict[tuple[str, Setup], Running], stack: AsyncExitStack
+    ) -> None:
+        if case.measure.starts:
+            return
+        if (name, case.setup) not in started:
+            progress(f"starting {name} for {case.scenario} {case.size or ''}")
+            place = self._place(name, case.setup)
+            started[name, case.setup] = await stack.enter_async_context(SUBJECTS[name].start(place))
+        await case.measure.prepare(self._tools, started[name, case.setup])
+
+    async def _round(self, case: Case, number: int, started: dict[tuple[str, Setup], Running]) -> None:
+        if case.measure.once and number:
+            return
+        able = self._able(case)
+        # Each round begins with another subject, so that none always follows the same neighbour.
+        turn = number % len(able) if able else 0
+        for name in able[turn:] + able[:turn]:
+            progress(
+                f"round {number + 1} of {self._tools.plan.rounds}: {case.scenario} {case.size or ''} {name}"
+            )
+            try:
+                measured = await self._measure(case, name, number, started)
+            except FAILURES as error:
+                self._fail(case, name, error)
+                continue
+            sample = Sample(case.scenario, case.size, name, number, measured.values)
+            sample.latencies = {
+                series: [round(value, 4) for value in values] for series, values in measured.latencies.items()
+            }
+            self.samples.append(sample)
+
+    async def _measure(
+        self, case: Case, name: str, number: int, started: dict[tuple[str, Setup], Running]
+    ) -> Measured:
+        if not case.measure.starts:
+            subject = started[name, case.setup]
+            subject.server.check()
+            return await case.measure.run(self._tools, subject, number)
+        async with SUBJECTS[name].start(self._place(name, case.setup)) as subject:
+            return await case.measure.run(self._tools, subject, number)
+
+
+@contextmanager
+def awake(wanted: bool) -> Iterator[None]:
+    """Let no core fall asleep for the length of the context: an idle one waits in a loop of the kernel's."""
+    if not wanted:
+        yield
+        return
+    try:
+        file = LATENCY.open("wb", buffering=0)
+    except OSError as error:
+        raise BenchError(f"--awake needs root on Linux: {error}") from None
+    with file:
+        # The kernel keeps to a latency for as long as the file is open; 0 us leaves no time to wake up in.
+        file.write(struct.pack("i", 0))
+        yield
+
+
+@contextmanager
+def only_run() -> Iterator[None]:
+    """Refuse to run beside another run of this checkout: each would spoil the other's figures and folders."""
+    WORK.mkdir(exist_ok=True)
+    with (WORK / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchError("another run is under way here; wait until it has ended") from None
+        yield
+
+
+def prepare_folders(work: Path = WORK) -> tuple[Path, Path]:
+    """Return an empty folder for data and one for logs.
+
+    Both are on the disk of the repository: a temporary folder may be memory, where syncing costs nothing.
+    """
+    data, logs = work / "data", work / "logs"
+    for folder in (data, logs):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    return data, logs
+
+
 async def execute(plan: Plan) -> list[Sample]:
     """Start every subject, run all rounds, stop everything, also when interrupted."""
     programs = require_programs()
-    data, logs = prepare_folders()
     ports = Ports()
-    samples: list[Sample] = []
-    try:
-        async with AsyncExitStack() as stack:
-            upstream = await stack.enter_async_context(
-                upstreams(programs["nginx"], data / "nginx", ports, logs)
-            )
-            bench = Bench(plan, programs["wrk"], data, upstream)
-            subjects: list[Subject] = []
-            for name in plan.subjects:
-                progress(f"starting {name}")
-                directory = data / name
-                directory.mkdir()
-                place = Place(directory, logs / f"{name}.log", ports, upstream)
-                subjects.append(await stack.enter_async_context(SUBJECTS[name](place)))
-                await bench.warm_up(subjects[-1])
-            for number in range(plan.rounds):
-                # Each round begins with another subject, so that none always follows the same neighbour.
-                turn = number % len(subjects)
-                for subject in subjects[turn:] + subjects[:turn]:
-                    progress(f"round {number + 1} of {plan.rounds}: {subject.name}")
-                    samples.append(await bench.sample(number, subject))
-    finally:
-        shutil.rmtree(data, ignore_errors=True)
-    return samples
+    with only_run(), awake(plan.awake):
+        data, logs = prepare_folders()
+        async with (
+            upstreams(programs["nginx"], data / "nginx", ports, logs) as upstream,
+        ):
+            tools = Tools(plan, programs["wrk"], data / "wrk.lua", upstream)
+            bench = Bench(tools, data, logs, ports)
+            for cases in families(plan):
+                await bench.run(cases)
+        await asyncio.to_thread(shutil.rmtree, data, ignore_errors=True)
+        return bench.samples

@@ -15,8 +15,8 @@ import uvloop
 
 from services.common import log, telemetry
 from services.common.service import StartupError
-from services.launcher import GROUPS, TARGETS, Process, edge_configuration, resolve_targets
-from services.settings import Settings, SettingsError, load
+from services.launcher import GROUPS, TARGETS, Process, check_workers, edge_configuration, resolve_targets
+from services.settings import MOST_WORKERS, Settings, SettingsError, load
 
 # Those who serve wait for no other command: modules of the others are imported only when one is named.
 SERVING = ("serve", "config", "edge")
@@ -46,6 +46,12 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run services until told to stop")
     known = ", ".join([*GROUPS, *TARGETS])
     serve.add_argument("--target", default="all", help=f"comma-separated list of: {known}")
+    serve.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help=f"processes that answer chat, at most {MOST_WORKERS}; more than one need PostgreSQL",
+    )
     serve.set_defaults(run=_serve)
     config = commands.add_parser("config", help="print or verify the settings")
     config.add_argument("action", choices=["print", "verify"])
@@ -58,6 +64,12 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     for name, (_, summary) in APART.items():
         commands.add_parser(name, help=summary)
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {MOST_WORKERS}")
+    return int(text)
 
 
 def _config(settings: Settings, options: argparse.Namespace) -> int:
@@ -76,7 +88,10 @@ def _config(settings: Settings, options: argparse.Namespace) -> int:
 def _serve(settings: Settings, options: argparse.Namespace) -> int:
     try:
         targets = resolve_targets(options.target.split(","))
-    except ValueError as error:
+        if options.workers is not None:
+            settings = settings.model_copy(update={"workers": options.workers})
+        check_workers(settings, targets)
+    except (ValueError, StartupError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     auto_json = settings.log.format == "auto" and not sys.stdout.isatty()

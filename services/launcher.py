@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,12 +23,15 @@ from services.common.rpc import Connector, Registry
 from services.common.rpc.local import cancelled_handlers_ended
 from services.common.rpc.server import GrpcServer
 from services.common.service import Infrastructure, Service, StartupError
+from services.common.sockets import UNIX, remove_folder, socket_folder
 from services.edge.settings import EdgeSettings
 from services.listener import HttpListener
 from services.providers.adapters.known import complete, own_vendor
-from services.settings import Settings
+from services.settings import PeerSettings, Settings
+from services.workers import Workers
 
 _logger = logging.getLogger(__name__)
+HTTP_SOCKET = "http.sock"
 Build = Callable[[Any, Settings, Infrastructure], Service]
 
 
@@ -110,15 +115,18 @@ def _edge(module: Any, settings: Settings, infrastructure: Infrastructure) -> Se
 def _edge_settings(settings: Settings) -> EdgeSettings:
     """Return the edge's settings: it calls the services with this process's own certificate."""
     tls, edge = settings.internal_tls, settings.edge
-    if tls is None or edge.upstream_ca_file is not None:
-        return edge
-    return edge.model_copy(
-        update={
+    update: dict[str, Any] = {}
+    if tls is not None and edge.upstream_ca_file is None:
+        update = {
             "upstream_ca_file": tls.ca_file,
             "upstream_certificate_file": tls.certificate_file,
             "upstream_key_file": tls.key_file,
         }
-    )
+    if not edge.concurrency and settings.peers.facade.startswith(UNIX):
+        # The facade is beside it. One thread serves more than a Python process answers, and two find less to
+        # do each time they wake.
+        update["concurrency"] = min(settings.workers, os.cpu_count() or 1)
+    return edge.model_copy(update=update)
 
 
 def _edge_surroundings(settings: Settings) -> dict[str, Any]:
@@ -130,6 +138,8 @@ def _edge_surroundings(settings: Settings) -> dict[str, Any]:
         "addresses": {area: _address(peers[owner], settings.grpc_listen) for area, owner in owners.items()},
         "facade_address": _address(settings.peers.facade, settings.http_listen),
         "files_address": _address(settings.peers.files, settings.http_listen),
+        # Who has started workers knows whether all of them are ready.
+        "probes_address": settings.http_listen if settings.workers > 1 else "",
         "port": settings.port,
         "cors_origins": settings.cors_origins,
     }
@@ -171,6 +181,55 @@ def resolve_targets(names: Sequence[str]) -> list[str]:
     return [name for name in TARGETS if name in wanted]
 
 
+def check_workers(settings: Settings, targets: Sequence[str]) -> None:
+    """Raise StartupError unless this process can have the workers it is told to start."""
+    if settings.workers == 1:
+        return
+    if not settings.database_url:
+        raise StartupError(
+            f"{settings.workers} workers need PostgreSQL, a SQLite file belongs to one process: "
+            "set OMNIHUB_DATABASE_URL, or serve with --workers 1"
+        )
+    if "edge" not in targets or "gateway" not in targets:
+        raise StartupError(
+            "workers answer chat behind this process's edge: --workers needs the targets chat and edge; "
+            "elsewhere start several processes with --target=chat"
+        )
+
+
+def _workers(settings: Settings, targets: Sequence[str]) -> Workers | None:
+    if settings.workers == 1:
+        return None
+    chat = GROUPS["chat"]
+    peers = [name for name in targets if name not in chat and name in PeerSettings.model_fields]
+    return Workers(settings.workers, [name for name in targets if name in chat], peers, settings.data_dir)
+
+
+def _with_workers(settings: Settings, workers: Workers, targets: Sequence[str]) -> Settings:
+    """Return the settings of an edge that sends chat to the workers."""
+    addresses = {"facade": workers.http_addresses}
+    addresses |= {name: workers.grpc_addresses for name in ("router", "providers") if name in targets}
+    return settings.model_copy(update={"peers": settings.peers.model_copy(update=addresses)})
+
+
+def _beside_edge(settings: Settings, targets: Sequence[str]) -> Path | None:
+    """Return the Unix socket at which the edge of this process asks its HTTP listener.
+
+    It saves both a part of what a request costs, and opens to this user only.
+    """
+    local = "local" in (settings.peers.facade, settings.peers.files)
+    if "edge" not in targets or not local or settings.workers > 1:
+        return None
+    return socket_folder(settings.data_dir, "edge", HTTP_SOCKET) / HTTP_SOCKET
+
+
+def _with_socket(settings: Settings, socket: Path) -> Settings:
+    """Return the settings of an edge that asks our HTTP listener at a Unix socket."""
+    peers = settings.peers
+    addresses = {name: f"{UNIX}{socket}" for name in ("facade", "files") if getattr(peers, name) == "local"}
+    return settings.model_copy(update={"peers": peers.model_copy(update=addresses)})
+
+
 def _address(peer: str, own: str) -> str:
     return own if peer == "local" else peer
 
@@ -181,6 +240,8 @@ class Process:
     def __init__(self, settings: Settings, targets: Sequence[str]) -> None:
         self._settings = settings
         self._targets = targets
+        self._workers = _workers(settings, targets)
+        self._socket = _beside_edge(settings, targets)
         self._registry = Registry()
         self._connector = Connector(
             self._registry, settings.peers.model_dump(), _channel_credentials(settings)
@@ -216,7 +277,10 @@ class Process:
                 await self._start_service(name)
         if self._authenticator is None and self._targets != ["edge"]:
             await self._follow_auth()
-        await self._listen()
+        workers = self._workers.service(self._settings.drain_timeout_s) if self._workers else None
+        await self._listen(workers)
+        if workers is not None:
+            await self._start_built(workers)
         if "edge" in self._targets:
             await self._start_service("edge")
         self._ready = True
@@ -229,6 +293,7 @@ class Process:
 
     async def verify(self) -> None:
         """Build every service, start none: finds settings that do not fit. Raises StartupError."""
+        check_workers(self._settings, self._targets)
         for name in self._targets:
             if name != "auth" and self._infrastructure.authenticator is None:
                 auth = self._connector.connect(AuthService, "auth")
@@ -237,11 +302,13 @@ class Process:
         await self._connector.close()
 
     def _build(self, name: str) -> Service:
-        target = TARGETS[name]
+        target, settings = TARGETS[name], self._settings
+        if name == "edge" and self._workers is not None:
+            settings = _with_workers(settings, self._workers, self._targets)
+        elif name == "edge" and self._socket is not None:
+            settings = _with_socket(settings, self._socket)
         try:
-            service = target.build(
-                importlib.import_module(target.module), self._settings, self._infrastructure
-            )
+            service = target.build(importlib.import_module(target.module), settings, self._infrastructure)
         except (ValueError, LookupError) as error:
             raise StartupError(f"{name}: {error}") from error
         for interface, implementation in service.interfaces:
@@ -249,24 +316,33 @@ class Process:
         return service
 
     async def _start_service(self, name: str) -> None:
-        service = self._build(name)
+        await self._start_built(self._build(name))
+
+    async def _start_built(self, service: Service) -> None:
         self._started.append(service)
         await service.start()
         self.announcements.extend(service.announce())
-        _logger.info("service_started %s", name)
+        _logger.info("service_started %s", service.name)
 
-    async def _listen(self) -> None:
+    async def _listen(self, workers: Service | None) -> None:
         settings = self._settings
         services = [service for service in self._started if service.interfaces]
         if services:
             self._grpc = GrpcServer(settings.grpc_listen, self._authenticator, _server_credentials(settings))
+            if self._workers is not None:
+                self._workers.make_folder()
+                self._grpc.also_listen(self._workers.core_address)
             for service in services:
                 for interface, implementation in service.interfaces:
                     self._grpc.add(interface, implementation)
             await self._grpc.start()
             await self._grpc.set_serving(True)
-        routes = [route for service in self._started for route in service.routes]
+        serving = [*self._started, workers] if workers is not None else self._started
+        routes = [route for service in serving for route in service.routes]
         self._http = HttpListener(settings.http_listen, routes, self._problems, settings.drain_timeout_s)
+        if self._socket is not None:
+            self._socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._http.also_listen(f"{UNIX}{self._socket}")
         await self._http.start()
 
     async def _problems(self) -> dict[str, str]:
@@ -284,10 +360,13 @@ class Process:
         self._ready = False
         if self._grpc is not None:
             await self._grpc.set_serving(False)
-        if self._started and self._started[-1].name == "edge":
+        # Those that call in first: the edge, then the workers, who settle through our listener.
+        while self._started and self._started[-1].name in ("edge", "workers"):
             await self._stop_service(self._started.pop())
         if self._http is not None:
             await self._http.stop()
+        if self._socket is not None:
+            remove_folder(self._socket.parent, self._settings.data_dir)
         if self._grpc is not None:
             await self._grpc.stop(self._settings.drain_timeout_s)
         if self._authenticator is not None:

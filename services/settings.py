@@ -29,6 +29,7 @@ from services.workflow.settings import WorkflowSettings
 PREFIX = "OMNIHUB_"
 CONFIG_VARIABLE = "OMNIHUB_CONFIG"
 DEFAULT_CONFIG = Path("omnihub.toml")
+MOST_WORKERS = 128
 
 
 class SettingsError(Exception):
@@ -101,8 +102,10 @@ class Settings(Section):
     """Where the embedded databases and files live."""
     grpc_listen: str = "127.0.0.1:9090"
     """Internal gRPC listener, for peers and the edge."""
-    http_listen: str = Field("127.0.0.1:9091", pattern=r"^\S+:\d{1,5}$")
-    """Internal HTTP listener: facade, /health, /ready and /metrics."""
+    http_listen: str = Field("127.0.0.1:9091", pattern=r"^(\S+:\d{1,5}|unix:/.+)$")
+    """Internal HTTP listener: facade, /health, /ready and /metrics. `host:port` or `unix:/path`."""
+    workers: int = Field(1, ge=1, le=MOST_WORKERS)
+    """Processes that answer chat; more than one need PostgreSQL. `serve --workers` sets it too."""
     database_url: str = Field("", pattern=r"^(postgresql://.*)?$")
     """`postgresql://...`; empty: SQLite files in data_dir."""
     amqp_url: Secret | None = None
@@ -168,6 +171,11 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a further process of ours: this one's, with some settings of its own."""
+    return {**os.environ, **changes}
 
 
 def _read_file(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The programs the tests start themselves, each on a private port: PostgreSQL, RabbitMQ and nginx, Node for a
-# recorded upstream, and espeak-ng. Installs what is missing when it may; otherwise says what to do.
+# recorded upstream, wrk to measure with, and espeak-ng. Installs what is missing when it may; otherwise says what to do.
 set -eu
 
 missing=""
@@ -11,6 +11,7 @@ fi
 # Debian keeps nginx where only root looks.
 PATH="$PATH:/usr/sbin:/sbin"
 command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"
+command -v wrk >/dev/null 2>&1 || missing="$missing wrk"
 command -v node >/dev/null 2>&1 || missing="$missing nodejs"
 command -v npm >/dev/null 2>&1 || missing="$missing npm"
 if [ -z "${OMNIHUB_TEST_AMQP_URL:-}" ] && ! [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ]; then

@@ -12,6 +12,7 @@ from services.auth.domain.errors import (
     AuthError,
     InvalidCredentialError,
     NotFoundError,
+    PermissionDeniedError,
     RateLimitedError,
 )
 from services.auth.domain.organisation import (
@@ -134,6 +135,31 @@ class Accounts:
             await _organisation(records, caller.organisation_id)
             await records.add_invitation(invitation, hash_invitation(secret), now)
         return secret, invitation.invitation_id
+
+    async def accept(self, caller: Caller, invitation: str) -> tuple[Organisation, Membership]:
+        """Make a person who is known already a member of the inviting organisation, perhaps again."""
+        if not caller.user_id or caller.key_id:
+            raise PermissionDeniedError(
+                "only a person joins an organisation: log in and use the access token"
+            )
+        now = self._now()
+        async with self._store.writing() as records:
+            user = await records.user(caller.user_id)
+            if user is None:
+                raise NotFoundError("user", caller.user_id)
+            # What is raised from here on takes the claim back.
+            claimed = await records.claim_invitation(hash_invitation(invitation), now)
+            place = check_invitation(claimed, user.email)
+            await records.lock_organisation(place.organisation_id)
+            before = await records.membership(place.organisation_id, user.user_id, removed=True)
+            membership = Membership(place.organisation_id, user.user_id, place.role, now)
+            if before is None:
+                await records.add_membership(membership)
+            elif not await records.renew_membership(membership):
+                raise AlreadyExistsError(
+                    f"you are a member already: log in with organisation_id {place.organisation_id}"
+                )
+            return await _organisation(records, place.organisation_id), membership
 
     async def describe(self, caller: Caller) -> tuple[User | None, Organisation]:
         """Return the caller's person, if any, and organisation."""

@@ -86,6 +86,17 @@ class AuthServer:
         )
         return pb.CreateInvitationResponse(invitation=secret, invitation_id=invitation_id)
 
+    async def accept_invitation(
+        self, request: pb.AcceptInvitationRequest, call: Call
+    ) -> pb.AcceptInvitationResponse:
+        organisation, membership = await self._accounts.accept(call.identity, request.invitation)
+        return pb.AcceptInvitationResponse(
+            organisation=_organisation(organisation),
+            role=membership.role,
+            access_token=self._access_token(membership),
+            expires_in_s=self._lifetime_s,
+        )
+
     async def list_members(self, request: pb.ListMembersRequest, call: Call) -> pb.ListMembersResponse:
         size = request.page_size or DEFAULT_PAGE_SIZE
         found = await self._accounts.members(call.identity, _start(request.page_token), size + 1)

@@ -203,6 +203,20 @@ class Records(PlaceRecords):
         """Change a member's role."""
         await self._change_membership(organisation_id, user_id, role=role)
 
+    async def renew_membership(self, membership: Membership) -> bool:
+        """Make somebody a member again who was one. Tells whether the membership had ended."""
+        table = tables.membership
+        update = (
+            sa.update(table)
+            .where(table.c.organisation_id == membership.organisation_id)
+            .where(table.c.user_id == membership.user_id, table.c.removed_at.is_not(None))
+            .values(role=membership.role, joined_at=membership.joined_at, removed_at=None)
+        )
+        if not (await self._connection.execute(update)).rowcount:
+            return False
+        await self._feed.append(self._connection, "membership", membership.user_id)
+        return True
+
     async def end_membership(self, organisation_id: str, user_id: str, now: datetime) -> None:
         """Remove a member, and end the keys that were theirs."""
         await self._change_membership(organisation_id, user_id, removed_at=now)

@@ -8,20 +8,33 @@ session state).
 from __future__ import annotations
 
 import asyncio
+import re
+import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from services.common import sqlite
+from services.common.late import late
+
+if TYPE_CHECKING:
+    from services.common import migrations
+else:
+    # Alembic takes a tenth of a second to load, and most starts find nothing to migrate.
+    migrations = late("services.common.migrations")
+
 # A write that waits longer than this for a lock fails instead of hanging.
 LOCK_TIMEOUT_MS = 10_000
+_REVISION = re.compile(r'^revision = "(.+)"$', re.MULTILINE)
+# Alembic's own table.
+_version = sqlalchemy.Table(
+    "alembic_version", sqlalchemy.MetaData(), sqlalchemy.Column("version_num", sqlalchemy.String)
+)
 
 
 def sqlite_url(path: Path) -> str:
@@ -42,7 +55,8 @@ class Database:
         self._write_lock = asyncio.Lock()
         options: dict[str, Any] = {}
         if self.sqlite:
-            options = {"connect_args": {"timeout": LOCK_TIMEOUT_MS / 1000}}
+            timeout_s = LOCK_TIMEOUT_MS / 1000
+            options = {"connect_args": {"timeout": timeout_s, "async_creator_fn": sqlite.connect}}
         else:
             # Connections beyond the pool's size would be opened and closed again for every transaction.
             options = {
@@ -52,6 +66,8 @@ class Database:
                 **_postgresql_options(schema),
             }
         self._engine = create_async_engine(self._asynchronous_url(), **options)
+        if not self.sqlite:
+            _ask_only_when_in_doubt(self._engine.sync_engine.dialect)
         if self.sqlite:
             event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
 
@@ -117,31 +133,10 @@ class Database:
             ) from error
 
     def _migrate(self, scripts: Path) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(scripts))
-        config.set_main_option("path_separator", "os")
-        script = ScriptDirectory(str(scripts), version_locations=[str(scripts)])
         engine = self.synchronous_engine()
         try:
-            with engine.connect() as connection:
-                if self.sqlite:
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                else:
-                    connection.exec_driver_sql(
-                        "SELECT pg_advisory_xact_lock(hashtext(%s))", (f"omnihub.{self.schema}",)
-                    )
-                    connection.exec_driver_sql(f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"')
-                    connection.exec_driver_sql(f'SET LOCAL search_path TO "{self.schema}"')
-                with EnvironmentContext(
-                    config, script, fn=lambda revision, _: script._upgrade_revs("head", revision)
-                ) as environment:
-                    environment.configure(
-                        connection=connection,
-                        version_table_schema=None if self.sqlite else self.schema,
-                        render_as_batch=self.sqlite,
-                    )
-                    environment.run_migrations()
-                connection.commit()
+            if not _is_current(engine, scripts):
+                migrations.upgrade(engine, self.schema, scripts)
         finally:
             engine.dispose()
 
@@ -155,6 +150,23 @@ class Database:
         await self._engine.dispose()
 
 
+def newest_revision(scripts: Path) -> str:
+    """Return the revision of the last script. Raises ValueError for a folder without one."""
+    found = _REVISION.findall(max(scripts.glob("[0-9]*.py"), default=scripts / "none").read_text())
+    return str(found[0])
+
+
+def _is_current(engine: sqlalchemy.Engine, scripts: Path) -> bool:
+    """Tell whether the database is at the revision of the last script, without loading Alembic."""
+    try:
+        with engine.connect() as connection:
+            found = list(connection.scalars(sqlalchemy.select(_version.c.version_num)))
+    except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError):
+        # It is new, or cannot be reached: what follows will say.
+        return False
+    return found == [newest_revision(scripts)]
+
+
 def _psycopg_url(url: str) -> str:
     return url.replace("postgresql://", "postgresql+psycopg://", 1)
 
@@ -165,6 +177,22 @@ def _postgresql_options(schema: str) -> dict[str, Any]:
         "connect_args": {"prepare_threshold": None, "application_name": f"omnihub-{schema}"},
         "execution_options": {"schema_translate_map": {None: schema}},
     }
+
+
+def _ask_only_when_in_doubt(dialect: Any) -> None:
+    """Take a connection for alive, without a way to the server, while nothing has come in on it.
+
+    A server that ends says so or closes: both can be seen here.
+    """
+    ask = dialect.do_ping
+
+    def alive(connection: Any) -> bool:
+        driver = getattr(connection, "driver_connection", connection)
+        looking = select.poll()
+        looking.register(driver.pgconn.socket, select.POLLIN)
+        return True if not looking.poll(0) else bool(ask(connection))
+
+    dialect.do_ping = alive
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:

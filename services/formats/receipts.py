@@ -11,16 +11,25 @@ from omnihub.common.v1.chat_pb2 import ParameterReceipt
 # A body of nothing but invented names must not fill the record.
 MOST = 200
 _NAME_LIMIT = 64
+# Longer texts are not worth their memory.
+_KEPT_LENGTH = 200
 
 
 @lru_cache(maxsize=1024)
-def _forwarded(name: str) -> ParameterReceipt:
-    return ParameterReceipt(name=name, outcome="forwarded")
+def _kept(name: str, outcome: str, detail: str) -> ParameterReceipt:
+    return ParameterReceipt(name=name, outcome=outcome, detail=detail)
+
+
+def _entry(name: str, outcome: str, detail: str) -> ParameterReceipt:
+    """Return an entry, which nobody may change: the same ones come again and again."""
+    if len(name) + len(detail) <= _KEPT_LENGTH:
+        return _kept(name, outcome, detail)
+    return ParameterReceipt(name=name, outcome=outcome, detail=detail)
 
 
 def _passed(name: str) -> ParameterReceipt:
-    """Return the receipt of a value that travels on as it is. The same names come again and again."""
-    return _forwarded(name if len(name) <= _NAME_LIMIT else name[:_NAME_LIMIT] + "...")
+    """Return the receipt of a value that travels on as it is."""
+    return _kept(name if len(name) <= _NAME_LIMIT else name[:_NAME_LIMIT] + "...", "forwarded", "")
 
 
 class Receipts:
@@ -56,9 +65,8 @@ class Receipts:
         return [*self._receipts.values(), *passed]
 
     def _add(self, name: str, outcome: str, detail: str) -> None:
-        self._receipts.setdefault(
-            (name, outcome), ParameterReceipt(name=name, outcome=outcome, detail=detail)
-        )
+        if (name, outcome) not in self._receipts:
+            self._receipts[name, outcome] = _entry(name, outcome, detail)
 
     def all(self) -> list[ParameterReceipt]:
         """Return the receipts in the order they were written."""

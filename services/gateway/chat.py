@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing
+from functools import lru_cache
 from typing import Any
 
 from omnihub.common.v1.chat_pb2 import ParameterReceipt
@@ -28,14 +29,18 @@ EVENT_STREAM = (
 # Larger than any sensible receipt, smaller than what proxies allow in a header.
 RECEIPT_LIMIT = 4096
 _STRATEGIES = ("failover", "failover_cheapest", "split", "hedge", "race")
-_ROUTING_HEADERS = (
-    "x-omnihub-strategy",
-    "x-omnihub-parallel",
-    "x-omnihub-hedge-after-ms",
-    "x-omnihub-race-width",
-    "x-omnihub-session",
-    "x-omnihub-cache",
-    "x-omnihub-cache-ttl",
+_ROUTING_HEADERS = frozenset(
+    {
+        "x-omnihub-strict",
+        "x-omnihub-rescue",
+        "x-omnihub-strategy",
+        "x-omnihub-parallel",
+        "x-omnihub-hedge-after-ms",
+        "x-omnihub-race-width",
+        "x-omnihub-session",
+        "x-omnihub-cache",
+        "x-omnihub-cache-ttl",
+    }
 )
 # As in the contract of ChatInput.
 MODEL_LIMIT = 256
@@ -73,11 +78,7 @@ class ChatEndpoint:
         options = request.options
         options.include_usage = facts.include_usage
         options.choices = facts.n
-        if headers.get("x-omnihub-strict", "").lower() == "true":
-            options.strict = True
-        if rescue := headers.get("x-omnihub-rescue"):
-            options.rescue = _one_of("x-omnihub-rescue", rescue, ("off", "continue", "restart"))
-        if any(name in headers for name in _ROUTING_HEADERS):
+        if not _ROUTING_HEADERS.isdisjoint(headers):
             _read_routing(headers, request)
         for name in self._surface.forwarded_headers:
             if name in headers:
@@ -184,6 +185,10 @@ def checked_model(name: str) -> str:
 def _read_routing(headers: Mapping[str, str], request: pb.ChatRequest | pb.StreamChatRequest) -> None:
     """Take in how candidates are to be asked, and what the response cache is to do. Raises FormatError."""
     options = request.options
+    if headers.get("x-omnihub-strict", "").lower() == "true":
+        options.strict = True
+    if rescue := headers.get("x-omnihub-rescue"):
+        options.rescue = _one_of("x-omnihub-rescue", rescue, ("off", "continue", "restart"))
     if strategy := headers.get("x-omnihub-strategy"):
         options.strategy = _one_of("x-omnihub-strategy", strategy, _STRATEGIES)
     if parallel := headers.get("x-omnihub-parallel"):
@@ -249,12 +254,20 @@ def outcome_headers(outcome: pb.Outcome) -> list[tuple[bytes, bytes]]:
     ]
     if outcome.savings_estimate:
         headers.append((b"x-omnihub-savings", outcome.savings_estimate.encode()))
-    if receipt := _receipt(outcome):
-        headers.append((b"x-omnihub-receipt", receipt_header(receipt)))
+    if outcome.receipt and (entries := _told(outcome.receipt)):
+        headers.append((b"x-omnihub-receipt", _receipt_header(entries)))
     return headers
 
 
 _encoder = json.JSONEncoder(separators=(",", ":"))
+# Name, outcome and detail of what happened to a parameter.
+_Entry = tuple[str, str, str]
+
+
+@lru_cache(maxsize=1024)
+def _receipt_header(entries: tuple[_Entry, ...]) -> bytes:
+    """Remember headers: the requests of a caller resemble each other."""
+    return receipt_header(_documents(entries))
 
 
 def receipt_header(receipt: list[dict[str, str]]) -> bytes:
@@ -264,17 +277,19 @@ def receipt_header(receipt: list[dict[str, str]]) -> bytes:
     return text.encode("ascii")
 
 
-def _receipt(outcome: pb.Outcome) -> list[dict[str, str]]:
-    return told(outcome.receipt)
-
-
 def told(receipt: Iterable[ParameterReceipt]) -> list[dict[str, str]]:
     """Return what happened to parameters; those simply forwarded are left out."""
-    return [
-        {"name": entry.name, "outcome": entry.outcome, "detail": entry.detail}
-        for entry in receipt
-        if entry.outcome != "forwarded"
-    ]
+    return _documents(_told(receipt))
+
+
+def _told(receipt: Iterable[ParameterReceipt]) -> tuple[_Entry, ...]:
+    return tuple(
+        [(entry.name, entry.outcome, entry.detail) for entry in receipt if entry.outcome != "forwarded"]
+    )
+
+
+def _documents(entries: Iterable[_Entry]) -> list[dict[str, str]]:
+    return [{"name": name, "outcome": outcome, "detail": detail} for name, outcome, detail in entries]
 
 
 def outcome_object(outcome: pb.Outcome) -> Mapping[str, Any]:
@@ -298,6 +313,6 @@ def outcome_object(outcome: pb.Outcome) -> Mapping[str, Any]:
         facts["lost_cost"] = outcome.lost_cost
     if outcome.rescued_from:
         facts["rescued_from"] = list(outcome.rescued_from)
-    if receipt := _receipt(outcome):
+    if receipt := told(outcome.receipt):
         facts["receipt"] = receipt
     return facts

@@ -44,6 +44,8 @@ def take_wishes(chat: ChatInput, headers: Mapping[str, str], body: bytes) -> byt
 
     Raises FormatError naming the header or field that is wrong, or both when they say different things.
     """
+    if _MARK not in body and _HEADERS.keys().isdisjoint(headers):
+        return body
     stated: dict[str, tuple[str, Any]] = {}
     if _MARK in body:
         fields = read_object(body)

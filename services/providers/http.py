@@ -12,12 +12,11 @@ import aiohttp
 from yarl import URL
 
 from services.providers.domain.failure import BEFORE, MID_STREAM, Failures, Phase, ProviderError
+from services.providers.posting import LARGEST_BODY, SKIPPED_HEADERS, Answer, Connector, Posting
 
 BODY_LIMIT = 64 * 2**20
 FRAME_LIMIT = 16 * 2**20
 _ERROR_BODY_LIMIT = 64 * 2**10
-# Larger bodies go out in pieces, so that they do not hold up other requests.
-_ONE_PIECE = 512 * 2**10
 _DRAIN_S = 0.25
 
 
@@ -36,18 +35,23 @@ class Upstream:
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self._posting: Posting | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._client_timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Open the session."""
         if self._session is None:
+            self._loop = asyncio.get_running_loop()
+            connector = Connector()
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
+                connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept"),
+                skip_auto_headers=SKIPPED_HEADERS,
                 auto_decompress=True,
             )
+            self._posting = Posting(self._session, connector)
 
     async def stop(self) -> None:
         """Close all connections."""
@@ -56,7 +60,7 @@ class Upstream:
         await asyncio.gather(*self._background, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
-            self._session = None
+            self._session = self._posting = None
 
     async def check(self) -> None:
         """Raise when requests would fail."""
@@ -77,23 +81,21 @@ class Upstream:
 
         Without a method it is a POST where there is a body, else a GET.
         """
-        if self._session is None:
+        if self._posting is None:
             raise failures.of("UNAVAILABLE", "the providers service has not been started or is stopping")
         method = method or ("GET" if body is None else "POST")
-        data = io.BytesIO(body) if body is not None and len(body) > _ONE_PIECE else body
-        started = asyncio.get_running_loop().time()
+        started = self._loop.time()
         # A whole answer may take its time before the first header.
         wait_s = min(timeouts.first_token_s, timeouts.total_s) if stream else timeouts.total_s
+        head = None
+        if method == "POST" and body is not None and len(body) <= LARGEST_BODY:
+            head = self._posting.head(url, headers)
+        response: Answer | aiohttp.ClientResponse
         try:
-            async with asyncio.timeout_at(started + wait_s):
-                response = await self._session.request(
-                    method,
-                    url,
-                    data=data,
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=self._client_timeout(timeouts.connect_s),
-                )
+            if head is not None and body is not None:
+                response = await self._posting.post(head, body, timeouts.connect_s, wait_s)
+            else:
+                response = await self._request(method, url, headers, body, timeouts.connect_s, wait_s)
         except aiohttp.ConnectionTimeoutError:
             message = f"no connection within {timeouts.connect_s:g} s"
             raise failures.of("PROVIDER_TIMEOUT", message, sent=False) from None
@@ -101,7 +103,29 @@ class Upstream:
             raise failures.of("PROVIDER_TIMEOUT", f"no answer within {wait_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _broken(error, failures) from None
-        return Exchange(response, timeouts, failures, started)
+        return Exchange(response, timeouts, failures, started, self._loop)
+
+    async def _request(
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        connect_s: float,
+        wait_s: float,
+    ) -> aiohttp.ClientResponse:
+        """Send anything through the session. Large bodies go out in pieces, not to hold up other requests."""
+        assert self._session is not None
+        data = io.BytesIO(body) if body is not None and len(body) > LARGEST_BODY else body
+        async with asyncio.timeout(wait_s):
+            return await self._session.request(
+                method,
+                url,
+                data=data,
+                headers=headers,
+                allow_redirects=False,
+                timeout=self._client_timeout(connect_s),
+            )
 
     async def open_socket(
         self, url: URL, headers: Mapping[str, str], connect_s: float, failures: Failures
@@ -144,41 +168,57 @@ class Exchange:
     """One answer being read. Ends with `release` (keeps the connection) or `close` (does not)."""
 
     def __init__(
-        self, response: aiohttp.ClientResponse, timeouts: Timeouts, failures: Failures, started: float
+        self,
+        response: Answer | aiohttp.ClientResponse,
+        timeouts: Timeouts,
+        failures: Failures,
+        started: float,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
-        self.content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         self.phase: Phase = BEFORE
         self.got_token = False
         """Set by the reader once the first token has come; until then the first-token limit holds."""
         self._response = response
         self._timeouts = timeouts
         self._failures = failures
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._started = started
-        self._deadline = started + timeouts.total_s
+        self._deadline = self._last = started + timeouts.total_s
         self._waiting = False
         self._expired = ""
         self._armed_for = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def content_type(self) -> str:
+        """Return the type of the body, without parameters."""
+        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
     async def read_body(self, limit: int = BODY_LIMIT) -> bytes:
         """Return the whole body. Raises PROVIDER_PROTOCOL when it is too large."""
+        content = self._response.content
+        if content.is_eof() and content.exception() is None:
+            # Most answers are here whole, beside their head.
+            body = content.read_nowait()
+            if len(body) <= limit:
+                self.release()
+                return body
+            raise self._too_large(limit)
         pieces: list[bytes] = []
         size = 0
-        while piece := await self._read(self._started + self._timeouts.total_s):
+        while piece := await self._read(self._last):
             size += len(piece)
             if size > limit:
-                raise self._failures.of(
-                    "PROVIDER_PROTOCOL",
-                    f"its answer exceeds {limit} bytes",
-                    self.phase,
-                    http_status=self.status,
-                )
+                raise self._too_large(limit)
             pieces.append(piece)
         self.release()
         return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+
+    def _too_large(self, limit: int) -> ProviderError:
+        message = f"its answer exceeds {limit} bytes"
+        return self._failures.of("PROVIDER_PROTOCOL", message, self.phase, http_status=self.status)
 
     async def read_error(self) -> bytes:
         """Return the start of an error's body."""
@@ -193,14 +233,12 @@ class Exchange:
 
     def read_chunk(self) -> Awaitable[bytes]:
         """Return what has arrived, waiting for it within the limits; empty at the end of the stream."""
-        now = self._loop.time()
-        limit = (
-            now + self._timeouts.idle_s if self.got_token else self._started + self._timeouts.first_token_s
-        )
-        return self._read(limit)
+        if self.got_token:
+            return self._read(self._loop.time() + self._timeouts.idle_s)
+        return self._read(self._started + self._timeouts.first_token_s)
 
     async def _read(self, deadline: float) -> bytes:
-        self._deadline = min(deadline, self._started + self._timeouts.total_s)
+        self._deadline = deadline if deadline < self._last else self._last
         # What has all arrived needs no clock.
         if self._deadline < self._armed_for and not self._response.content.is_eof():
             self._arm(self._deadline)
@@ -230,13 +268,12 @@ class Exchange:
     def _tick(self) -> None:
         """Close the connection when it is the provider that is being waited for. Late ticks are re-armed."""
         now = self._loop.time()
-        total = self._started + self._timeouts.total_s
-        if not self._waiting and now < total:
-            self._arm(min(now + self._timeouts.idle_s, total))
-        elif now < self._deadline and now < total:
+        if not self._waiting and now < self._last:
+            self._arm(min(now + self._timeouts.idle_s, self._last))
+        elif now < self._deadline and now < self._last:
             self._arm(self._deadline)
         else:
-            self._expired = self._describe(now >= total)
+            self._expired = self._describe(now >= self._last)
             self._response.close()
 
     def _describe(self, total: bool) -> str:
@@ -248,6 +285,9 @@ class Exchange:
 
     async def finish(self) -> None:
         """Wait briefly for the end of the body, so that the connection can be used again."""
+        if self._response.content.at_eof():
+            self.release()
+            return
         try:
             async with asyncio.timeout(_DRAIN_S):
                 while await self._response.content.readany():

@@ -22,6 +22,7 @@ from services.common.rpc import Call, RpcError
 from services.common.rpc.call import Identity
 from services.router.budget_rules import EVERYONE, BudgetRules
 from services.router.domain.limits import (
+    CONCURRENCY,
     Draw,
     Drawn,
     Need,
@@ -30,7 +31,7 @@ from services.router.domain.limits import (
     Slice,
     Windows,
     needs_of,
-    spent_units,
+    units_spent,
 )
 from services.router.repeating import repeat
 
@@ -112,22 +113,23 @@ class Budgets:
         needs = needs_of(rules, nano, tokens)
         drawn = self._draw(needs, at) or await self._acquire(organisation_id, needs, at)
         if len(needs) < len(rules):
-            needed = {need.rule.limit_id for need in needs}
+            needed = {rule.limit_id for rule, _ in needs}
             drawn.organisation_id = organisation_id
             drawn.unused = [rule for rule in rules if rule.limit_id not in needed]
         return drawn
 
     def _draw(self, needs: Sequence[Need], at: int) -> Drawn | None:
-        now = self._monotonic()
+        now, current, window_of = self._monotonic(), self._current, self._windows.of
         draws = []
-        for need in needs:
-            found = self._current.get((need.rule.limit_id, self._windows.of(need.rule.window, at)[0]))
-            if found is None or not _can_give(found, need.amount, now):
+        for rule, amount in needs:
+            found = current.get((rule.limit_id, window_of(rule.window, at)[0]))
+            if found is None or not _can_give(found, amount, now):
                 return None
-            draws.append(Draw(found, need.amount))
+            draws.append(Draw(found, amount))
         for draw in draws:
-            draw.slice.reserved += draw.amount
-            draw.slice.used_at = now
+            each = draw.slice
+            each.reserved += draw.amount
+            each.used_at = now
         return Drawn(at, draws)
 
     async def _acquire(self, organisation_id: str, needs: Sequence[Need], at: int) -> Drawn:
@@ -137,7 +139,7 @@ class Budgets:
                 if drawn is not None:
                     return drawn
                 now = self._monotonic()
-                slices = [(self._slice(need.rule, organisation_id, at), need.amount) for need in needs]
+                slices = [(self._slice(rule, organisation_id, at), amount) for rule, amount in needs]
                 lacking = [(each, amount) for each, amount in slices if not _can_give(each, amount, now)]
                 self._refuse_again(lacking, now)
                 await self._raise(lacking, at)
@@ -207,13 +209,14 @@ class Budgets:
 
     async def extend(self, drawn: Drawn, nano: int, tokens: int) -> bool:
         """Reserve more for a running request. Tells whether that was possible."""
+        units = units_spent(nano, tokens)
         # What a free candidate did not need, the next one may.
         added = [
             Draw(self._slice(rule, drawn.organisation_id, drawn.at), 0)
             for rule in drawn.unused
-            if spent_units(rule, nano, tokens)
+            if units[rule.measure]
         ]
-        wanted = [(draw, spent_units(draw.slice.rule, nano, tokens)) for draw in (*drawn.draws, *added)]
+        wanted = [(draw, units[draw.slice.rule.measure]) for draw in (*drawn.draws, *added)]
         wanted = [(draw, more) for draw, more in wanted if more and draw.slice.rule.measure != "requests"]
         for _ in range(TRIES):
             now = self._monotonic()
@@ -241,19 +244,28 @@ class Budgets:
 
     def shrink(self, drawn: Drawn, nano: int, tokens: int) -> None:
         """Undo `extend`."""
+        units = units_spent(nano, tokens)
         for draw in drawn.draws:
-            more = spent_units(draw.slice.rule, nano, tokens)
+            more = units[draw.slice.rule.measure]
             if draw.slice.rule.measure != "requests":
                 draw.slice.reserved -= more
                 draw.amount -= more
 
     def spend(self, drawn: Drawn, nano: int, tokens: int) -> None:
         """Turn what is reserved into what was used. The charge itself goes through the journal."""
-        now = self._monotonic()
+        now, units = self._monotonic(), units_spent(nano, tokens)
         for draw in drawn.draws:
-            draw.slice.reserved -= draw.amount
-            draw.slice.spent += spent_units(draw.slice.rule, nano, tokens)
-            draw.slice.used_at = now
+            each = draw.slice
+            each.reserved -= draw.amount
+            each.spent += units[each.rule.measure]
+            each.used_at = now
+
+    def free_slots(self, drawn: Drawn) -> None:
+        """Give back slots of concurrency alone."""
+        for draw in drawn.draws:
+            if draw.slice.rule.measure == CONCURRENCY:
+                draw.slice.reserved -= draw.amount
+                draw.amount = 0
 
     def cancel(self, drawn: Drawn) -> None:
         """Give everything back unspent."""
@@ -396,4 +408,5 @@ class Budgets:
 
 
 def _can_give(each: Slice, amount: int, now: float) -> bool:
-    return each.free >= amount and now < each.expires_at - EXPIRY_MARGIN_S
+    # `free`, spelled out: this is asked for each limit of each request.
+    return each.granted - each.reserved - each.spent >= amount and now < each.expires_at - EXPIRY_MARGIN_S

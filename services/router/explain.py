@@ -15,7 +15,7 @@ from services.router.admission import Admission
 from services.router.asked import Asked
 from services.router.domain.errors import NoCandidateError, RoutingError
 from services.router.domain.policy import Candidate, Plan
-from services.router.domain.record import candidates_of, inputs_of
+from services.router.domain.record import add_candidates, inputs_of
 from services.router.domain.routing import RoutingPolicy, Weights
 from services.router.planner import TRIED, Draft
 
@@ -48,8 +48,8 @@ class Explaining:
         answer = pb.ExplainRouteResponse(
             inputs=inputs_of(plan),
             chain=[candidate.target.name for candidate in plan.chain],
-            candidates=candidates_of(plan, {}, whole=True),
         )
+        add_candidates(answer.candidates, plan, {}, whole=True)
         answer.inputs.omitted = 0
         if plan.chain:
             answer.estimated_cost = format_nano(plan.chain[0].estimate_nano or 0)
@@ -110,8 +110,8 @@ class Explaining:
         output = expected_output or asked.max_tokens * asked.choices
         if not output:
             output = planner.output_bound(asked, option.model) // LIKELY_SHARE
-        price = draft.prices[option.target, option.model.priced_as]
-        margin = draft.prices.margins.of(draft.organisation_id, option.target.name)
+        price = draft.quotes.prices[option.target, option.model.priced_as]
+        margin = draft.quotes.prices.margins.of(draft.organisation_id, option.target.name)
         likely = 0
         if price is not None:
             tokens, tier = draft.question.input_tokens, asked.service_tier

@@ -14,12 +14,14 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from services.common.bulk import BulkInsert, OneOf, Row, name_of
 from services.common.crash import CrashPoints
 from services.common.db import Database
 from services.router.response_store import stored_response
@@ -28,6 +30,8 @@ from services.router.store import Record, journal
 _logger = logging.getLogger(__name__)
 # Bounds the memory of one commit, not the throughput.
 BATCH = 500
+# Charges kept at hand while billing is away: more are read from the table again.
+KEPT = 10_000
 # Seconds between tries: a database that restarts is back before the last one.
 PAUSES_S = (0.1, 0.5, 2.0)
 
@@ -44,6 +48,37 @@ class JournalError(Exception):
     def __init__(self) -> None:
         self.message = "the answer could not be recorded, so it was neither delivered nor charged; retry"
         super().__init__(self.message)
+
+
+class Unbooked:
+    """Charges that are durable and not booked, kept at hand so that they need not be read again.
+
+    The table holds them as well: what is not here, after a failure or because it was too much, is there.
+    """
+
+    def __init__(self) -> None:
+        self._charges: deque[bytes] = deque()
+        self.complete = True
+        """Nothing of this process is in the table that was not here."""
+
+    def add(self, charges: Iterable[bytes]) -> None:
+        """Keep serialised charges."""
+        self._charges.extend(charges)
+        if len(self._charges) > KEPT:
+            self.forget()
+
+    def take(self, count: int) -> list[bytes]:
+        """Take out up to `count`, the oldest first."""
+        return [self._charges.popleft() for _ in range(min(count, len(self._charges)))]
+
+    def forget(self) -> None:
+        """Leave them to the table."""
+        self._charges.clear()
+        self.look_there()
+
+    def look_there(self) -> None:
+        """Note that the table may hold what was never here."""
+        self.complete = False
 
 
 class Journal:
@@ -69,11 +104,16 @@ class Journal:
         self._stopping = threading.Event()
         # Kept open: making one for each commit costs more than the commit's own statements.
         self._connection: sa.Connection | None = None
+        # Skips what is there: a try that failed may have been committed all the same.
+        self._insert = BulkInsert(database, journal)
+        self._ids = OneOf(database)
+        self._mark = (
+            f"UPDATE {name_of(database, journal)} SET settled = TRUE WHERE attempt_id {self._ids.text}"
+        )
         make = sqlite.insert if database.sqlite else postgresql.insert
-        # A try that failed may have been committed all the same.
-        self._insert = make(journal).on_conflict_do_nothing()
         self._insert_responses = make(stored_response).on_conflict_do_nothing()
         self._responses: list[Mapping[str, Any]] = []
+        self.unbooked = Unbooked()
 
     def start(self) -> None:
         """Start the writing thread."""
@@ -117,7 +157,7 @@ class Journal:
                 ]
                 settled = [key for what, _ in batch if not isinstance(what, Record) for key in what]
                 written = self._write(engine, rows, settled)
-                self._answer([future for _, future in batch], written)
+                self._answer(batch, written)
         finally:
             self._disconnect()
             engine.dispose()
@@ -139,20 +179,21 @@ class Journal:
             self._queue.put(None)
         return batch
 
-    def _row(self, record: Record) -> dict[str, Any]:
-        return {
-            "attempt_id": record.attempt_id,
-            "decision_id": record.decision_id,
-            "organisation_id": record.organisation_id,
-            "lease_id": record.lease_id,
-            "instance_id": self._instance_id,
-            "at": record.at_ms,
-            "decision": record.decision,
-            "charge": record.charge,
-            "settled": not record.charge,
-        }
+    def _row(self, record: Record) -> Row:
+        """Return the row of the journal's table, in the order of its columns."""
+        return (
+            record.attempt_id,
+            record.decision_id,
+            record.organisation_id,
+            record.lease_id,
+            self._instance_id,
+            record.at_ms,
+            record.decision,
+            record.charge,
+            not record.charge,
+        )
 
-    def _write(self, engine: sa.Engine, rows: Sequence[dict[str, Any]], settled: Sequence[str]) -> bool:
+    def _write(self, engine: sa.Engine, rows: Sequence[Row], settled: Sequence[str]) -> bool:
         """Write in one transaction, in several tries if need be. Tells whether it is durable."""
         failure: Exception | None = None
         for pause_s in (0.0, *self._pauses_s):
@@ -171,20 +212,18 @@ class Journal:
         _logger.error("journal_write_failed records=%d", len(rows), exc_info=failure)
         return False
 
-    def _commit(self, engine: sa.Engine, rows: Sequence[dict[str, Any]], settled: Sequence[str]) -> None:
+    def _commit(self, engine: sa.Engine, rows: Sequence[Row], settled: Sequence[str]) -> None:
         if self._connection is None:
             self._connection = engine.connect()
         connection = self._connection
         if self._database.sqlite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         if rows:
-            connection.execute(self._insert, rows)
+            connection.exec_driver_sql(*self._insert.of(rows))
         if self._responses:
             connection.execute(self._insert_responses, self._responses)
         if settled:
-            connection.execute(
-                sa.update(journal).where(journal.c.attempt_id.in_(settled)).values(settled=True)
-            )
+            connection.exec_driver_sql(self._mark, (self._ids.argument(settled),))
         if rows:
             self._crash.pass_by("before_journal_commit")
         connection.commit()
@@ -199,16 +238,20 @@ class Journal:
                 connection.invalidate()
                 connection.close()
 
-    def _answer(self, waiting: Sequence[asyncio.Future[None]], written: bool) -> None:
+    def _answer(self, batch: Sequence[_Item], written: bool) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_resolve, waiting, written)
+            self._loop.call_soon_threadsafe(self._resolve, batch, written)
 
-
-def _resolve(waiting: Sequence[asyncio.Future[None]], written: bool) -> None:
-    for future in waiting:
-        if future.done():
-            continue
+    def _resolve(self, batch: Sequence[_Item], written: bool) -> None:
         if written:
-            future.set_result(None)
+            self.unbooked.add(what.charge for what, _ in batch if isinstance(what, Record) and what.charge)
         else:
-            future.set_exception(JournalError())
+            # It may have been committed all the same.
+            self.unbooked.forget()
+        for _, future in batch:
+            if future.done():
+                continue
+            if written:
+                future.set_result(None)
+            else:
+                future.set_exception(JournalError())

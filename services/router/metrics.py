@@ -11,13 +11,14 @@ from collections.abc import Iterable
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from services.common.telemetry import meter
+from services.common.telemetry import Durations, meter
 from services.router.request import Request
 
-_duration = meter.create_histogram("gen_ai.server.request.duration", unit="s")
-_first_token = meter.create_histogram("gen_ai.server.time_to_first_token", unit="s")
+_NAMES = ("gen_ai.operation.name", "gen_ai.request.model", "gen_ai.provider.name", "omnihub.state")
+_PROMETHEUS_NAMES = [name.replace(".", "_") for name in _NAMES]
+_duration = Durations("gen_ai_server_request_duration_seconds", _PROMETHEUS_NAMES)
+_first_token = Durations("gen_ai_server_time_to_first_token_seconds", _PROMETHEUS_NAMES)
 
-# Operation, model, provider, state.
 _Labels = tuple[str, str, str, str]
 _input_tokens: defaultdict[_Labels, int] = defaultdict(int)
 _output_tokens: defaultdict[_Labels, int] = defaultdict(int)
@@ -25,8 +26,7 @@ _nano_credits: defaultdict[_Labels, int] = defaultdict(int)
 
 
 def _attributes(labels: _Labels) -> dict[str, str]:
-    names = ("gen_ai.operation.name", "gen_ai.request.model", "gen_ai.provider.name", "omnihub.state")
-    return dict(zip(names, labels, strict=True))
+    return dict(zip(_NAMES, labels, strict=True))
 
 
 def _read_tokens(_: CallbackOptions) -> Iterable[Observation]:
@@ -52,10 +52,9 @@ def observe(request: Request, duration_s: float) -> None:
         request.target.provider if request.candidate else "",
         request.state,
     )
-    attributes = _attributes(labels)
-    _duration.record(duration_s, attributes)
+    _duration.record(duration_s, labels)
     if request.first_token_at is not None:
-        _first_token.record(request.first_token_at - request.started, attributes)
+        _first_token.record(request.first_token_at - request.started, labels)
     if request.look.answer is not None:
         # No model wrote anything.
         return

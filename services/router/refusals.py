@@ -11,7 +11,7 @@ from services.common.rpc import Call, RpcError
 from services.router.asked import Asked
 from services.router.domain.catalogue import AUTO
 from services.router.domain.policy import Plan
-from services.router.domain.record import candidates_of, inputs_of
+from services.router.domain.record import add_candidates, inputs_of
 from services.router.request import MESSAGE_LIMIT
 from services.router.store import Record
 
@@ -39,7 +39,7 @@ def refusal_record(
     if plan is not None:
         decision.task = plan.task
         decision.inputs.CopyFrom(inputs_of(plan))
-        decision.candidates.extend(candidates_of(plan, {}))
+        add_candidates(decision.candidates, plan, {})
     return Record(
         attempt_id=new_id("att"),
         decision_id=decision_id,

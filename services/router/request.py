@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.billing.v1.usage_pb2 import Charge, ChargePart
 from omnihub.common.v1.chat_pb2 import Finish, ParameterReceipt, Usage
@@ -20,13 +21,13 @@ from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.credits.money import format_nano
 from services.credits.rating import Rated
-from services.credits.savings import FORMULA, Savings
+from services.credits.savings import Savings, note_savings
 from services.router.aside import Aside, sum_of
 from services.router.asked import Asked, Look
 from services.router.domain.catalogue import Target
 from services.router.domain.estimate import likely_input, likely_tokens
 from services.router.domain.policy import Candidate, Plan
-from services.router.domain.record import candidates_of, inputs_of
+from services.router.domain.record import add_candidates, inputs_of
 from services.router.domain.strategy import Strategy
 from services.router.leases import Reservation
 from services.router.prices import PriceTable
@@ -96,6 +97,8 @@ class Request:
     """Nano-credits that an estimate did not exceed."""
     parts: list[ChargePart] = field(default_factory=list)
     """The answers it is made of, when there was more than one."""
+    baseline: tuple[Price, Margin | None] | None = None
+    """What an answer in the background is compared with when it ends."""
     saved: Savings | None = None
     savings: int | None = None
     rate_limits: list[pb.RateLimit] = field(default_factory=list)
@@ -104,6 +107,8 @@ class Request:
     """The provider's own id of an answer that is passed on as it is."""
     pending: bool = False
     """It is made in the background: its charge is made when it ends, not here."""
+    routed: dict[str, Any] | None = None
+    """What outcome and decision say alike, once that is certain."""
     concluded: bool = False
     """Its record is on its way to the journal; nothing may change or end it again."""
 
@@ -198,7 +203,8 @@ class Request:
 
     def margin_for(self, target: Target) -> Margin | None:
         """Return what is added to the cost of a target, for this caller."""
-        return self.prices.margins.of(self.call.identity.organisation_id, target.name)
+        margins = self.prices.margins
+        return margins.of(self.call.identity.organisation_id, target.name) if margins else None
 
     def part(self, rated: Rated, limit: int | None) -> ChargePart:
         """Return the speaking attempt as a part of the charge."""
@@ -227,6 +233,7 @@ class Request:
             self.limit = None
             self.cost = sum(part.amount_nano_credits for part in self.parts)
             self.taken = sum(part.cost_nano_credits for part in self.parts)
+            self.rounding_pico += self.lost.rounding_pico + self.broken.rounding_pico
         if self.rescued_from:
             self.usage = sum_of(self.broken.usage, self.usage)
         guessed = self.lost.usage.estimated or (bool(self.rescued_from) and self.usage.estimated)
@@ -253,23 +260,28 @@ class Request:
 
     def _routed(self) -> dict[str, Any]:
         """Return what outcome and decision say alike of how the request was answered."""
+        facts = self.routed
+        if facts is None or (self.savings is None) == ("savings" in facts):
+            facts = self._route_facts()
+            if self.concluded:
+                # Nothing changes any more, except that a record which cannot be written takes savings back.
+                self.routed = facts
+        return facts
+
+    def _route_facts(self) -> dict[str, Any]:
         answer, saved = self.look.answer, self.saved
         facts: dict[str, Any] = {"strategy": self.strategy.name, "cache": self.look.state}
         if answer is not None:
             facts["cached_from"] = answer.decision_id
         if saved is not None and self.savings is not None:
-            facts["savings"] = SavingsMessage(
-                routing=format_nano(saved.routing),
-                cache=format_nano(saved.cache),
-                prompt_cache_discount=format_nano(saved.prompt_cache),
-            )
+            facts["savings"] = savings_message(saved)
         if not self.strategy.alone and any(attempt.lost for attempt in self.attempts):
             facts["lost_cost"] = format_nano(self.lost.cost)
         return facts
 
     def outcome(self) -> pb.Outcome:
         """Return what the caller is told at the end."""
-        return pb.Outcome(
+        outcome = pb.Outcome(
             request_id=self.call.request_id,
             decision_id=self.decision_id,
             model_used=self.target.name if self.candidate else "",
@@ -277,14 +289,16 @@ class Request:
             cost=format_nano(self.cost),
             latency_ms=self.latency_ms,
             savings_estimate="" if self.savings is None else format_nano(self.savings),
-            usage=self.usage,
-            finish=self.finish,
-            receipt=self.receipts,
             state=self.state,
             rescued_from=self.rescued_from,
             rate_limits=self.rate_limits,
             **self._routed(),
         )
+        outcome.usage.CopyFrom(self.usage)
+        outcome.finish.CopyFrom(self.finish)
+        for entry in self.receipts:
+            outcome.receipt.add().CopyFrom(entry)
+        return outcome
 
     def record(self) -> Record:
         """Return the journal's record of this request."""
@@ -316,14 +330,17 @@ class Request:
         )
         if not self.pending:
             return stored
+        compared_with, its_margin = self.baseline or (None, None)
         return replace(
             stored,
             pending=True,
             polled_at=stored.at,
             charge=self._charge(attempt_id).SerializeToString(),
-            price=b"" if self.price is None else self.price.SerializeToString(),
-            margin=b"" if self.margin is None else self.margin.SerializeToString(),
+            price=_serialised(self.price),
+            margin=_serialised(self.margin),
             reserved=self.reservation.amount,
+            baseline=_serialised(compared_with),
+            baseline_margin=_serialised(its_margin),
         )
 
     @property
@@ -337,16 +354,12 @@ class Request:
             request_id=self.call.request_id,
             requested_model=self.plan.requested,
             task=self.plan.task,
-            attempts=self.attempts,
             model_used=self.target.name if self.candidate else "",
             state=self.state,
             reason=self.reason,
-            usage=self.usage,
-            finish=self.finish,
             cost=format_nano(self.cost),
             savings_estimate="" if self.savings is None else format_nano(self.savings),
             latency_ms=self.latency_ms,
-            receipt=self.receipts,
             key_id=self.call.identity.key_id,
             agent_id=self.asked.chat.agent_id,
             project_id=self.call.identity.project_id,
@@ -357,11 +370,18 @@ class Request:
             **self._routed(),
             model_version=(self.candidate or self.plan.chain[0]).model.version,
         )
+        # Copied into their places: given to the constructor they are merged, at twice the price.
+        decision.inputs.CopyFrom(inputs_of(self.plan))
+        add_candidates(decision.candidates, self.plan, self.skipped)
+        decision.usage.CopyFrom(self.usage)
+        decision.finish.CopyFrom(self.finish)
+        for attempt in self.attempts:
+            decision.attempts.add().CopyFrom(attempt)
+        for entry in self.receipts:
+            decision.receipt.add().CopyFrom(entry)
         if self.first_token_at is not None:
             decision.first_token_ms = round((self.first_token_at - self.started) * 1000)
-        decision.started_at.FromMilliseconds(int(self.started_at * 1000))
-        decision.inputs.CopyFrom(inputs_of(self.plan))
-        decision.candidates.extend(candidates_of(self.plan, self.skipped))
+        _set_time(decision.started_at, self.started_at)
         return decision
 
     def _charge(self, attempt_id: str) -> Charge:
@@ -384,7 +404,6 @@ class Request:
             provider=self.target.provider,
             model=self.target.name,
             task=self.plan.task,
-            usage=sum_of(self.usage, self.lost.usage) if self.lost.parts else self.usage,
             price_version=self.price.version if self.price is not None and not again else "",
             cost_source=self.cost_source,
             state=self.state,
@@ -396,20 +415,33 @@ class Request:
             rounding_pico_credits=self.rounding_pico,
             parts=self.parts,
         )
+        charge.usage.CopyFrom(sum_of(self.usage, self.lost.usage) if self.lost.parts else self.usage)
         margin = self.margin
         if margin is not None and not again:
             charge.margin_version = margin.version
         if self.limit is not None:
             charge.limit_nano_credits = self.limit
         if self.saved is not None:
-            self._note_savings(charge, self.saved)
-        charge.at.FromMilliseconds(int(self.started_at * 1000))
+            note_savings(charge, self.saved)
+        _set_time(charge.at, self.started_at)
         return charge
 
-    def _note_savings(self, charge: Charge, saved: Savings) -> None:
-        charge.savings_nano_credits = saved.total
-        charge.baseline_nano_credits = saved.baseline
-        charge.savings_routing_nano_credits = saved.routing
-        charge.savings_cache_nano_credits = saved.cache
-        charge.savings_prompt_cache_nano_credits = saved.prompt_cache
-        charge.savings_formula = FORMULA
+
+def savings_message(saved: Savings) -> SavingsMessage:
+    """Return savings as callers see them."""
+    return SavingsMessage(
+        routing=format_nano(saved.routing),
+        cache=format_nano(saved.cache),
+        prompt_cache_discount=format_nano(saved.prompt_cache),
+    )
+
+
+def _serialised(message: Price | Margin | None) -> bytes:
+    return b"" if message is None else message.SerializeToString()
+
+
+def _set_time(field: Timestamp, at: float) -> None:
+    """Write a time, in whole milliseconds. The message's own method checks what cannot be wrong here."""
+    seconds, milliseconds = divmod(int(at * 1000), 1000)
+    field.seconds = seconds
+    field.nanos = milliseconds * 1_000_000

@@ -263,16 +263,15 @@ def _asked_to_embed(request: pb.EmbedRequest) -> Asked:
 def _response(answer: provider.ChatResponse, raw_body: bytes | None, request: Request) -> pb.ChatResponse:
     outcome = request.outcome()
     response = pb.ChatResponse(
-        model_used=outcome.model_used,
+        model_used=request.target.name,
         cost=outcome.cost,
         latency_ms=outcome.latency_ms,
         savings_estimate=outcome.savings_estimate,
-        outcome=outcome,
         response_id=answer.response_id,
+        raw_body=raw_body,
     )
-    if raw_body is not None:
-        response.raw_body = raw_body
-    else:
+    response.outcome.CopyFrom(outcome)
+    if raw_body is None:
         response.message.CopyFrom(answer.message)
         response.output = "".join(
             [answer.message.content, *(part.text.text for part in answer.message.parts)]

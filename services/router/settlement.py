@@ -21,7 +21,8 @@ from services.router.leases import RENEW_EVERY_S, Leases
 from services.router.repeating import repeat
 from services.router.store import JournalStore
 
-BATCH = 500
+# As many as the contract allows: a booking has its own cost, whatever its size.
+BATCH = 1000
 SETTLE_TIMEOUT_S = 30.0
 # Records older than this are settled by any process: their own has had its time.
 ORPHANED_AFTER_S = 15.0
@@ -54,7 +55,20 @@ class Settlement:
 
     async def settle_own(self) -> None:
         """Book all charges this process has written."""
-        await self._settle(instance_id=self._instance_id)
+        unbooked = self._journal.unbooked
+        try:
+            while taken := unbooked.take(BATCH):
+                await self._book([Charge.FromString(each) for each in taken])
+        except BaseException:
+            unbooked.forget()
+            raise
+        if not unbooked.complete:
+            unbooked.complete = True
+            try:
+                await self._settle(instance_id=self._instance_id)
+            except BaseException:
+                unbooked.complete = False
+                raise
 
     async def settle_orphans(self) -> None:
         """Book charges that a process left behind."""

@@ -59,6 +59,14 @@ class Streaming:
                 async for event in events:
                     if recording is not None:
                         recording.add(event)
+                    if event.HasField("raw_frame"):
+                        # First, as it is by far the most frequent.
+                        message = pb.StreamChatResponse()
+                        message.raw_frame.CopyFrom(event.raw_frame)
+                        yield message
+                        if meter.due():
+                            await meter.reserve()
+                        continue
                     if event.HasField("end"):
                         admitted.complete(event.end.usage, event.end.finish, transcript.attempt_bytes)
                         await self._keeping.conclude(admitted)
@@ -137,6 +145,8 @@ class _Meter:
 
     def due(self) -> bool:
         """Tell whether more has to be reserved. Cheap: asked after each event."""
+        if self._limit_tokens == math.inf:
+            return False
         produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
         return produced > self._limit_tokens - self._step // 4
 
@@ -148,20 +158,23 @@ class _Meter:
 
 
 def _ended(request: Request, raw_tail: Sequence[bytes]) -> pb.StreamChatResponse:
-    message = pb.StreamEnd(outcome=request.outcome())
+    message = pb.StreamChatResponse()
+    message.end.outcome.CopyFrom(request.outcome())
     if raw_tail:
-        message.raw_tail.documents.extend(raw_tail)
-    return pb.StreamChatResponse(end=message)
+        message.end.raw_tail.documents.extend(raw_tail)
+    return message
 
 
 def _translated(event: provider.StreamChatResponse) -> pb.StreamChatResponse:
-    if event.HasField("raw_frame"):
-        return pb.StreamChatResponse(raw_frame=event.raw_frame)
+    # Copied into its place: given to the constructor it is merged, at twice the price.
+    message = pb.StreamChatResponse()
     if event.HasField("part_delta"):
-        return pb.StreamChatResponse(part_delta=event.part_delta)
-    if event.HasField("part_start"):
-        return pb.StreamChatResponse(part_start=event.part_start)
-    return pb.StreamChatResponse(part_stop=event.part_stop)
+        message.part_delta.CopyFrom(event.part_delta)
+    elif event.HasField("part_start"):
+        message.part_start.CopyFrom(event.part_start)
+    else:
+        message.part_stop.CopyFrom(event.part_stop)
+    return message
 
 
 def _start(request: Request, response_id: str, model: str) -> pb.StreamStart:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.router.v1.media_router_service_api import MediaRouterService
@@ -14,10 +15,10 @@ from omnihub.workflow.v1.job_service_api import JobService
 from omnihub.workflow.v1alpha1.workflow_service_api import WorkflowService
 
 from services.common.bell import Bell
-from services.common.bus import Consumer, Relay, Topology
 from services.common.clock import now
 from services.common.database_clock import DatabaseClock
 from services.common.db import Database
+from services.common.late import late
 from services.common.outbox import Outbox
 from services.common.service import Infrastructure, Service
 from services.workflow import tables
@@ -40,6 +41,12 @@ from services.workflow.store.notices import Notices
 from services.workflow.store.records import ADVANCE_QUEUE, NOTICE_QUEUE, NOTIFY_QUEUE, SECOND, SETTLE_QUEUE
 from services.workflow.store.rounds import Rounds
 from services.workflow.wiring import Parts, build_parts
+
+if TYPE_CHECKING:
+    from services.common import bus
+else:
+    # Only those who have a broker load its client.
+    bus = late("services.common.bus")
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 # Rung when there is something to begin, and when something has ended.
@@ -139,8 +146,8 @@ def build(
     relay = None
     if infrastructure.amqp_url:
         confirmed = partial(base.crash.pass_by, "after_confirm")
-        topology = Topology("job", QUEUES)
-        relay = Relay(infrastructure.amqp_url, topology, base.outbox, base.clock, confirmed)
+        topology = bus.Topology("job", QUEUES)
+        relay = bus.Relay(infrastructure.amqp_url, topology, base.outbox, base.clock, confirmed)
         base.bell.listen(relay.wake)
 
     async def start() -> None:
@@ -201,7 +208,14 @@ def build_worker(
         *_consumers(settings, infrastructure.amqp_url, base, worker),
     ]
     clockwork = Clockwork(
-        base.jobs, rounds, worker, base.billing, base.clock, base.bell.ring, settings.sweep_interval_s
+        base.jobs,
+        rounds,
+        worker,
+        base.billing,
+        base.clock,
+        base.bell.ring,
+        settings.sweep_interval_s,
+        settings.lease_s,
     )
     for part in parts:
         if isinstance(part, Dispatcher):
@@ -248,7 +262,7 @@ def _bulk(base: Base) -> Sequence[BulkDispatcher]:
 
 def _consumers(
     settings: WorkflowSettings, amqp_url: str, base: Base, worker: Worker
-) -> Sequence[Dispatcher | Consumer]:
+) -> Sequence[Dispatcher | bus.Consumer]:
     """Return what brings messages of attempts to the worker: from the database, or from RabbitMQ."""
     room = _room(settings)
 
@@ -273,7 +287,7 @@ def _consumers(
 
     return [
         Dispatcher(base.outbox, *notices, base.clock),
-        Consumer(amqp_url, Topology("job", QUEUES), handlers, room, bury),
+        bus.Consumer(amqp_url, bus.Topology("job", QUEUES), handlers, room, bury),
     ]
 
 

@@ -37,7 +37,7 @@ SIXTY_FOUR_BITS = {
 # Their JSON form is not that of their fields.
 WELL_KNOWN = "google.protobuf."
 # Any valid credential may call these: they are about the caller alone.
-ANY_CREDENTIAL = {"AuthService.GetMe", "AuthService.ListOrganisations"}
+ANY_CREDENTIAL = {"AuthService.AcceptInvitation", "AuthService.GetMe", "AuthService.ListOrganisations"}
 # Field numbers inside the descriptors of files and services, as source locations name them.
 SERVICE, METHOD = 6, 2
 

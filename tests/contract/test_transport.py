@@ -446,10 +446,13 @@ async def test_deadlines_under_load(connect: Connect) -> None:
         await witnesses[int(request.text)].hang()
 
     client = await connect(say=say)
-    calls = (client.say(SayRequest(text=str(index)), CALL.within(0.3)) for index in range(50))
+    calls = (client.say(SayRequest(text=str(index)), CALL.within(1.0)) for index in range(50))
     errors = await asyncio.gather(*calls, return_exceptions=True)
     assert [facts(error) for error in errors] == [LATE_SAY] * 50
-    for witness in witnesses:
+    # A call that is late before its handler begins need not begin it.
+    begun = [witness for witness in witnesses if witness.started.is_set()]
+    assert begun
+    for witness in begun:
         await soon(witness.cleaned)
 
 

@@ -65,12 +65,16 @@ class Client:
 
 
 async def load(
-    suite: Suite, marker: str, now: Callable[[list[Client]], bool], act: Callable[[], None]
+    suite: Suite,
+    marker: str,
+    now: Callable[[list[Client]], bool],
+    act: Callable[[], object],
+    provider: str = "wall",
 ) -> list[Client]:
     """Run STREAMS callers at once, and `act` as soon as `now` holds."""
     progress = asyncio.Event()
     # Every fourth finishes early; the rest would take many seconds.
-    models = ["wall/paced-90-100" if number % 4 else "wall/paced-5-20" for number in range(STREAMS)]
+    models = [f"{provider}/paced-{'90-100' if number % 4 else '5-20'}" for number in range(STREAMS)]
     clients = [Client(suite, model, marker, progress) for model in models]
     timeout = aiohttp.ClientTimeout(total=25)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:

@@ -169,6 +169,25 @@ class TestPeople:
         used = httpx.post(f"{suite.url}/api/auth/register", json=body)
         assert (used.status_code, used.json()["error"]["reason"]) == (403, "REGISTRATION_CLOSED")
 
+    def test_a_person_joins_a_second_organisation(self, suite: Suite, tenant: Tenant) -> None:
+        _, token = register(suite)
+        invited = tenant.request("POST", "/api/auth/invitations", json={"role": "viewer"}).raise_for_status()
+        url, body = f"{suite.url}/api/auth/invitations/accept", {"invitation": invited.json()["invitation"]}
+        headers = {"authorization": f"Bearer {token}"}
+        joined = httpx.post(url, json=body, headers=headers).raise_for_status().json()
+        assert (joined["organisation"]["organisationId"], joined["role"]) == (
+            tenant.organisation_id,
+            "viewer",
+        )
+        there = {"authorization": f"Bearer {joined['accessToken']}"}
+        me = httpx.get(f"{suite.url}/api/auth/me", headers=there).json()
+        assert me["identity"]["organisationId"] == tenant.organisation_id
+        again = httpx.post(url, json=body, headers=headers)
+        assert (again.status_code, again.json()["error"]["reason"]) == (403, "REGISTRATION_CLOSED")
+        other = tenant.request("POST", "/api/auth/invitations", json={"role": "viewer"}).raise_for_status()
+        twice = httpx.post(url, json={"invitation": other.json()["invitation"]}, headers=headers)
+        assert (twice.status_code, twice.json()["error"]["reason"]) == (409, "ALREADY_EXISTS")
+
     def test_the_published_keys_verify_access_tokens(self, suite: Suite) -> None:
         _, token = register(suite)
         published = httpx.get(f"{suite.url}/.well-known/jwks.json").raise_for_status().json()

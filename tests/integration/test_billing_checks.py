@@ -29,6 +29,7 @@ from services.billing.store.tables import (
     ledger_seal,
     ledger_transaction,
     usage_event,
+    usage_rollup,
 )
 from tests.support.billing import ORGANISATION, SECOND, assert_books_balance, charge, fund, open_store, tamper
 
@@ -57,6 +58,7 @@ async def found(store: Store) -> set[str]:
     return {each.rule for each in report.differences}
 
 
+HOURS = sa.update(usage_rollup)
 EVENT = sa.select(usage_event.c.transaction_id).where(usage_event.c.id == "a").scalar_subquery()
 
 
@@ -80,6 +82,11 @@ EVENT = sa.select(usage_event.c.transaction_id).where(usage_event.c.id == "a").s
         (sa.delete(usage_event).where(usage_event.c.id == "c"), {"charged", "chain"}),
         (sa.update(usage_event).where(usage_event.c.id == "a").values(project_id="p"), {"chain"}),
         (sa.update(usage_event).where(usage_event.c.id == "a").values(rating="null"), {"chain"}),
+        (HOURS.where(usage_rollup.c.dimension == "").values(amount=7), {"rolled_up", "sums_by_minute"}),
+        (HOURS.where(usage_rollup.c.dimension == "").values(requests=7), {"rolled_up", "sums_by_minute"}),
+        (HOURS.where(usage_rollup.c.dimension == "model").values(amount=7), {"sums_by_dimension"}),
+        (sa.delete(usage_rollup).where(usage_rollup.c.dimension == "minute"), {"sums_by_minute"}),
+        (sa.delete(usage_rollup), {"rolled_up"}),
         (sa.update(credit_grant).values(remaining=7), {"grant_remaining", "slices"}),
         (sa.update(grant_movement).where(grant_movement.c.kind == "reopen").values(amount=7), {"chain"}),
         (sa.update(account).where(account.c.kind == "receivable").values(posted=7), {"receivable", "posted"}),

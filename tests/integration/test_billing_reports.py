@@ -26,7 +26,7 @@ from omnihub.common.v1.chat_pb2 import Usage
 
 from services.billing.domain.usage import Period, microseconds
 from services.billing.settings import BillingSettings, MarginSettings, PriceSettings
-from services.billing.store.rollup import EVERYONE
+from services.billing.store.rollup import EVERYONE, MINUTE
 from services.billing.store.tables import usage_event, usage_rollup
 from services.common.rpc import Call, Identity, RpcError
 from services.credits.margins import MarginBook
@@ -245,7 +245,8 @@ async def test_what_was_stored_before_sums_existed_is_summed_by_the_migration(
 ) -> None:
     async with running(database_url, tmp_path) as books:
         await books.fill(30)
-    migration = importlib.import_module("services.billing.migrations.0003_prices")
+    names = "0003_prices", "0006_minutes"
+    migrations = [importlib.import_module(f"services.billing.migrations.{name}") for name in names]
     async with open_store(database_url) as store:
 
         async def rollup() -> list[Any]:
@@ -257,7 +258,8 @@ async def test_what_was_stored_before_sums_existed_is_summed_by_the_migration(
             if not store.database.sqlite:
                 connection.exec_driver_sql('SET LOCAL search_path TO "billing"')
             with Operations.context(MigrationContext.configure(connection)):
-                migration.sum_up()
+                for migration in migrations:
+                    migration.sum_up()
 
         before = await rollup()
         async with store.database.transaction() as connection:
@@ -277,12 +279,17 @@ async def test_the_cost_of_a_question_does_not_grow_with_the_events(database_url
             rows = await connection.scalar(
                 sa.select(sa.func.count()).where(usage_rollup.c.organisation_id == ORGANISATION)
             )
-        assert rows == 11
+        assert rows == 12
         groups, total = await store.usage(ORGANISATION, Period(None, None), "model", None, 10)
         assert (groups[0].amount, total.requests) == (1000, 1000)
         await tamper(store, sa.delete(usage_event))
         # The events are not looked at.
         assert (await store.usage(ORGANISATION, Period(None, None), "", None, 1))[1] == replace(total)
+        # Nor for a period of whole minutes, of totals.
+        ragged = Period(microseconds(START) - 90 * MINUTE, microseconds(START) + 30 * MINUTE)
+        assert (await store.usage(ORGANISATION, ragged, "", None, 1))[1] == replace(total)
+        days, _ = await store.usage(ORGANISATION, ragged, "day", None, 9)
+        assert [(day.group, day.amount) for day in days] == [("2026-03-01", 1000)]
 
 
 async def test_an_event_tells_everything(database_url: str, tmp_path: Path) -> None:

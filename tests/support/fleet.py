@@ -85,11 +85,6 @@ class Fleet(Suite):
                 return f"{url}: {answer.text}"
         return ""
 
-    def is_ready(self) -> bool:
-        """Tell whether every process says so now."""
-        with httpx.Client() as client:
-            return not self._problem(client)
-
     def wait_until_dead(self, target: str, within_s: float = 30) -> None:
         """Wait for a process that is to end by itself, and end what it has left behind."""
         process = self.processes.pop(target)

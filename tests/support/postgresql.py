@@ -114,6 +114,8 @@ def _start(
         # Without it a killed server forgets its last commits.
         "synchronous_commit": "on" if commits_last else fsync,
         "full_page_writes": fsync,
+        # DROP DATABASE waits for a session that was left while it authenticated.
+        "authentication_timeout": "5s",
         "lc_messages": "C",
     }
     command = [str(binaries / "postgres"), "-D", str(data)]
@@ -195,6 +197,12 @@ class KillableServer:
         self._port = free_port()
         self.url = f"postgresql://omnihub:{password}@127.0.0.1:{self._port}/postgres"
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Return the process that leads all of it."""
+        assert self._process is not None
+        return self._process.pid
 
     def start(self) -> None:
         """Start, and return once it answers."""

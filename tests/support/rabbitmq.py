@@ -63,6 +63,12 @@ class Broker:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         }
 
+    @property
+    def pid(self) -> int:
+        """Return the process that leads all of it."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start, and return once clients are served."""
         with self._log.open("ab") as log:

@@ -73,6 +73,11 @@ class Suite:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def urls(self) -> list[str]:
+        """The public address of each edge."""
+        return [self.url]
+
+    @property
     def openai_url(self) -> str:
         """The base URL for OpenAI clients."""
         return f"{self.url}/v1"
@@ -164,6 +169,11 @@ class Suite:
             if answer.status_code != 200:
                 return f"{url}: {answer.text}"
         return ""
+
+    def is_ready(self) -> bool:
+        """Tell whether every process says so now."""
+        with httpx.Client() as client:
+            return not self._problem(client)
 
     def kill_process(self, target: str) -> None:
         """`kill -9` of one process and what it started."""

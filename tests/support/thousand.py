@@ -11,7 +11,8 @@ import httpx
 
 from tests.support.crowd import REFUSALS, Crowd, crowd
 from tests.support.eventually import eventually
-from tests.support.fleet import TOLL, Fleet
+from tests.support.fleet import TOLL
+from tests.support.suite import Suite
 from tests.support.tenant import Tenant, a_tenant
 from tests.support.upstream import Upstream
 
@@ -20,15 +21,15 @@ LIMIT = "5.00"
 ADMITTED = 50
 
 
-def tenant_with(fleet: Fleet, what: str) -> Tenant:
+def tenant_with(suite: Suite, what: str) -> Tenant:
     """Return an organisation whose credits, or whose key's budget, are LIMIT; known to every replica."""
-    tenant = a_tenant(fleet, LIMIT if what == "credits" else "100")
+    tenant = a_tenant(suite, LIMIT if what == "credits" else "100")
     if what == "budget":
         of_key = {"scope": "key", "scopeId": tenant.key_id, "measure": "credits", "window": "lifetime"}
         set_limit(tenant, {**of_key, "amount": LIMIT})
         # Set after the other and shown in headers: who knows it knows both.
         set_limit(tenant, {"measure": "requests", "window": "minute", "amount": "100000"})
-        for url in fleet.urls:
+        for url in suite.urls:
             eventually(functools.partial(knows_limits, url, tenant))
     return tenant
 
@@ -53,10 +54,10 @@ def charged(tenant: Tenant) -> dict[str, Any]:
     return {"requests": 0, "cost": "0"}
 
 
-def admit_exactly_fifty(fleet: Fleet, upstream: Upstream, what: str, stream: bool, replicas: int) -> Crowd:
+def admit_exactly_fifty(suite: Suite, upstream: Upstream, what: str, stream: bool, replicas: int) -> Crowd:
     """Send the crowd; assert who was admitted, what was charged, and that the books add up."""
-    tenant = tenant_with(fleet, what)
-    urls = fleet.urls[:replicas]
+    tenant = tenant_with(suite, what)
+    urls = suite.urls[:replicas]
     seen = asyncio.run(crowd(urls, tenant, upstream, count=CALLERS, stream=stream))
     assert len(upstream.seen(seen.marker)) == ADMITTED, seen.refused
     assert len(seen.delivered) == len(set(seen.delivered)) == ADMITTED

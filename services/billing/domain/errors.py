@@ -38,6 +38,7 @@ class InvalidFieldError(BillingError):
 
     def __init__(self, field: str, description: str) -> None:
         super().__init__(f"{field}: {description}", violations=[Violation(field, description)])
+        self.field, self.description = field, description
 
 
 class NotFoundError(BillingError):

@@ -175,17 +175,21 @@ def format_amount(measure: str, amount: int) -> str:
     return format_nano(amount) if measure == "credits" else str(amount)
 
 
-def subjects_of(charge: Charged) -> set[tuple[str, str]]:
-    """Return everyone whose usage a charge is."""
-    named = {
-        "organisation": charge.organisation_id,
-        "workspace": charge.workspace_id,
-        "project": charge.project_id,
-        "key": charge.key_id,
-        "agent": charge.agent_id,
-        "run": charge.run_id,
-    }
-    return {(scope, scope_id) for scope, scope_id in named.items() if scope_id}
+def who_of(charge: Charged) -> tuple[str, ...]:
+    """Return whose usage a charge is, in the order of SCOPES; empty where it is nobody's."""
+    return (
+        charge.organisation_id,
+        charge.workspace_id,
+        charge.project_id,
+        charge.key_id,
+        charge.agent_id,
+        charge.run_id,
+    )
+
+
+def subjects_of(who: Sequence[str]) -> set[tuple[str, str]]:
+    """Return everyone whose limits apply to what `who_of` returns."""
+    return {(scope, scope_id) for scope, scope_id in zip(SCOPES, who, strict=True) if scope_id}
 
 
 def units_of(measure: str, amount_nano: int, tokens: int) -> int:

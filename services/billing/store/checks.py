@@ -18,6 +18,7 @@ from services.billing.domain.ledger import PICO_PER_NANO
 from services.billing.domain.purse import RAISING
 from services.billing.store.budget_tables import budget_counter, budget_slice
 from services.billing.store.chain_check import check_chain
+from services.billing.store.rollup import BY_MINUTE, EVERYONE, HOUR, MINUTES_OF_HOUR, TOTAL
 from services.billing.store.tables import (
     account,
     credit_grant,
@@ -29,6 +30,7 @@ from services.billing.store.tables import (
     ledger_transaction,
     unsealed,
     usage_event,
+    usage_rollup,
 )
 from services.common.db import Database
 
@@ -180,6 +182,70 @@ def event_booked() -> sa.Select[Any]:
     )
 
 
+def rolled_up() -> sa.Select[Any]:
+    """An hour's total of an organisation is the sum of its events."""
+    rollup = usage_rollup.c
+    hour = usage_event.c.at.op("/")(sa.literal(HOUR, sa.BigInteger))
+    events = sa.select(usage_event.c.organisation_id, hour.label("hour"), usage_event.c.amount, sa.literal(1))
+    sums = sa.select(rollup.organisation_id, rollup.hour, rollup.amount, rollup.requests)
+    sums = sums.where(rollup.dimension == TOTAL, rollup.organisation_id != EVERYONE)
+    return _same_sums(_by_hour(events), _by_hour(sums))
+
+
+def sums_by_minute() -> sa.Select[Any]:
+    """An hour's total, also of all organisations, is the sum of its minutes."""
+    rollup = usage_rollup.c
+    hour = rollup.hour.op("/")(sa.literal(MINUTES_OF_HOUR, sa.BigInteger))
+    minutes = sa.select(rollup.organisation_id, hour.label("hour"), rollup.amount, rollup.requests)
+    hours = sa.select(rollup.organisation_id, rollup.hour, rollup.amount, rollup.requests)
+    return _same_sums(
+        _by_hour(minutes.where(rollup.dimension == BY_MINUTE)),
+        _by_hour(hours.where(rollup.dimension == TOTAL)),
+    )
+
+
+def sums_by_dimension() -> sa.Select[Any]:
+    """An hour's sums by any dimension come to the hour's total."""
+    total, part = usage_rollup.alias("total"), usage_rollup.alias("part")
+    same = sa.and_(part.c.organisation_id == total.c.organisation_id, part.c.hour == total.c.hour)
+    subject = part.c.organisation_id + " " + part.c.dimension + " " + sa.cast(part.c.hour, sa.String)
+    found = sa.func.sum(part.c.amount)
+    query = sa.select(subject, total.c.amount, found).select_from(part.join(total, same))
+    query = query.where(total.c.dimension == TOTAL, part.c.dimension.not_in((TOTAL, BY_MINUTE)))
+    key = (part.c.organisation_id, part.c.dimension, part.c.hour, total.c.amount)
+    return query.group_by(*key).having(total.c.amount != found)
+
+
+def _by_hour(rows: sa.Select[Any]) -> Any:
+    each = rows.subquery()
+    whose, hour, amount, requests = each.c
+    sums = sa.func.sum(amount).label("amount"), sa.func.sum(requests).label("requests")
+    return sa.select(whose.label("whose"), hour.label("hour"), *sums).group_by(whose, hour)
+
+
+def _same_sums(expected: Any, found: Any) -> sa.Select[Any]:
+    """Return what differs between two lists of (whose, hour, amount, requests), either way."""
+    none = sa.literal(0, sa.BigInteger)
+
+    def side(rows: Any, ours: bool) -> sa.Select[Any]:
+        row = rows.subquery().c
+        sums = (row.amount, row.requests, none, none) if ours else (none, none, row.amount, row.requests)
+        names = ("expected", "expected_requests", "found", "found_requests")
+        labelled = (value.label(name) for value, name in zip(sums, names, strict=True))
+        return sa.select(row.whose, row.hour, *labelled)
+
+    every = sa.union_all(side(expected, True), side(found, False)).subquery().c
+
+    def text(amount: Any, requests: Any) -> Any:
+        parts = (sa.cast(sa.func.sum(value), sa.String) for value in (amount, requests))
+        return next(parts) + " for " + next(parts)
+
+    wanted, there = text(every.expected, every.expected_requests), text(every.found, every.found_requests)
+    subject = every.whose + " hour " + sa.cast(every.hour, sa.String)
+    query = sa.select(subject, wanted, there).group_by(every.whose, every.hour)
+    return query.having(wanted != there)
+
+
 def grant_remaining() -> sa.Select[Any]:
     """What is left of a grant is planned - released + reopened and so on."""
     signed = sa.case(
@@ -249,6 +315,9 @@ RULES: tuple[Rule, ...] = (
     charged,
     cost,
     event_booked,
+    rolled_up,
+    sums_by_minute,
+    sums_by_dimension,
     grant_remaining,
     slices,
     receivable,

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.billing.domain.limit import Limit, crossed, subjects_of, units_of
+from services.billing.domain.ledger import at_of
+from services.billing.domain.limit import Limit, crossed, subjects_of, units_of, who_of
 from services.billing.store.budget_tables import budget_alert, budget_limit, budget_slice
 from services.billing.store.limits import BudgetRecords, Key, limit_of
 from services.common.ids import new_id
@@ -20,6 +21,14 @@ from services.credits.windows import window_start
 
 _alerts = meter.create_counter("omnihub.budget.alerts", unit="{alert}")
 _logger = logging.getLogger(__name__)
+_LIMITS = sa.select(budget_limit).where(
+    budget_limit.c.organisation_id.in_(sa.bindparam("organisations", expanding=True)),
+    budget_limit.c.scope_id.in_(sa.bindparam("scope_ids", expanding=True)),
+)
+
+
+Who = tuple[str, ...]
+"""Whose usage a charge is, as `who_of` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +49,8 @@ class Booking(BudgetRecords):
     async def book(self, connection: AsyncConnection, charges: Sequence[Charge], now: int) -> list[Alert]:
         """Count charges that have just been stored as usage events. Return the alerts that raises."""
         await self._booking(connection)
-        limits = await self._limits_of(connection, charges)
-        if not limits:
+        limits = await self._limits_of(connection, set(map(who_of, charges)))
+        if not any(limits.values()):
             return []
         slices = await self._lock_slices(
             connection, (each for charge in charges for each in charge.slice_ids)
@@ -51,13 +60,13 @@ class Booking(BudgetRecords):
         freed: dict[Key, int] = {}
         spent: dict[str, tuple[int, int]] = {}
         for charge in charges:
-            at = charge.at.ToMicroseconds() if charge.HasField("at") else now
+            at = at_of(charge, now)
             # A kept answer that is given again is a request, and uses nothing else.
             tokens = 0 if charge.cached else charge.usage.input_total + charge.usage.output_total
             drawn = {slices[each].limit_id: slices[each] for each in charge.slice_ids if each in slices}
-            for limit in limits.get(charge.organisation_id, ()):
+            for limit in limits[who_of(charge)]:
                 units = units_of(limit.measure, charge.amount_nano_credits, tokens)
-                if limit.subject not in subjects_of(charge) or at < limit.since or not units:
+                if at < limit.since or not units:
                     continue
                 key = limit.id, window_start(limit.window, at)
                 used[key], by_key[key] = used.get(key, 0) + units, limit
@@ -71,18 +80,24 @@ class Booking(BudgetRecords):
         return await self._write(connection, by_key, used, freed, spent, now)
 
     async def _limits_of(
-        self, connection: AsyncConnection, charges: Sequence[Charge]
-    ) -> dict[str, list[Limit]]:
-        """Return the limits that may apply to charges, by organisation."""
-        organisations = {charge.organisation_id for charge in charges}
-        subjects = {scope_id for charge in charges for _, scope_id in subjects_of(charge)}
-        query = sa.select(budget_limit).where(
-            budget_limit.c.organisation_id.in_(organisations), budget_limit.c.scope_id.in_(subjects)
-        )
+        self, connection: AsyncConnection, everyone: Iterable[Who]
+    ) -> dict[Who, list[Limit]]:
+        """Return the limits that apply to charges, by whose they are."""
+        subjects = {who: subjects_of(who) for who in everyone}
+        organisations = {who[0] for who in subjects}
+        scope_ids = {scope_id for each in subjects.values() for _, scope_id in each}
         found = await self._plan_limits(connection, organisations)
-        for row in await connection.execute(query):
+        asked = {"organisations": list(organisations), "scope_ids": list(scope_ids)}
+        for row in await connection.execute(_LIMITS, asked):
             found[row.organisation_id].append(limit_of(row))
-        return {organisation_id: limits for organisation_id, limits in found.items() if limits}
+        by_subject: dict[tuple[str, tuple[str, str]], list[Limit]] = {}
+        for organisation_id, limits in found.items():
+            for limit in limits:
+                by_subject.setdefault((organisation_id, limit.subject), []).append(limit)
+        return {
+            who: [limit for subject in each for limit in by_subject.get((who[0], subject), ())]
+            for who, each in subjects.items()
+        }
 
     async def _write(
         self,

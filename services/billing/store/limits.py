@@ -38,6 +38,9 @@ EVERYONE = "*"
 # Booking shares this lock, changing limits and plans takes it alone. Only within billing's database.
 _LOCK = 0x6F6D6E6962756467
 _SHARE = sa.select(sa.func.pg_advisory_xact_lock_shared(_LOCK))
+_ASSIGNED = sa.select(organisation_plan).where(
+    organisation_plan.c.organisation_id.in_(sa.bindparam("organisations", expanding=True))
+)
 _SCOPE_COLUMNS = {
     "organisation": usage_event.c.organisation_id,
     "workspace": usage_event.c.workspace_id,
@@ -131,8 +134,8 @@ class BudgetRecords:
     ) -> dict[str, Assigned]:
         """Return the plan of each organisation."""
         ids = list(organisation_ids)
-        query = sa.select(organisation_plan).where(organisation_plan.c.organisation_id.in_(ids))
-        rows = {row.organisation_id: row for row in await connection.execute(query)}
+        assigned = await connection.execute(_ASSIGNED, {"organisations": ids})
+        rows = {row.organisation_id: row for row in assigned}
         if not rows and not self.plan_book.default:
             return {organisation_id: Assigned(None) for organisation_id in ids}
         plans = await self.plans(connection)

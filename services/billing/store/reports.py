@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from services.billing.domain.usage import Period
 from services.billing.store.prices import PriceStore
-from services.billing.store.rollup import EVERYONE, TOTAL, edges, whole_hours
+from services.billing.store.rollup import EVERYONE, TOTAL, edges, whole
 from services.billing.store.tables import difference, usage_event, usage_rollup
 from services.billing.store.usage import DAY, UsageSum, sums_of
 from services.common.db import Database
@@ -123,7 +123,7 @@ class Reports:
             query = sa.select(of_events.label("name")).where(of_events != "")
             query = query if start is None else query.where(usage_event.c.at >= start)
             parts.append(query if end is None else query.where(usage_event.c.at < end))
-        first, after, any_whole = whole_hours(period.start, period.end)
+        first, after, any_whole = whole(period.start, period.end)
         if any_whole:
             rollup = usage_rollup.c
             query = sa.select(of_rollup.label("name")).where(
@@ -140,7 +140,7 @@ class Reports:
         """Return a provider's cost in nano-credits, by its own name of the model and number of the day."""
         rollup, day = usage_rollup.c, sa.literal(24, sa.BigInteger)
         number = rollup.hour.op("/")(day)
-        first, after, _ = whole_hours(start, end)
+        first, after, _ = whole(start, end)
         # Names with `%` or `_` are compared again below.
         query = (
             sa.select(rollup.value, number.label("day"), sa.func.sum(rollup.cost).label("cost"))

@@ -1,21 +1,25 @@
 """Sums of usage by the hour, written in the transaction that books the events: exact, and always up to date.
 
 A row is the sum over one hour, one organisation and one value of a dimension. Rows without an
-organisation are sums over all of them.
+organisation are sums over all of them. Totals are also kept by the minute, as the dimension `minute`,
+whose rows number minutes where others number hours: few rows, which make totals of any period cheap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from operator import add, itemgetter
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.billing.store.tables import usage_event, usage_rollup
+from services.common.bulk import BulkInsert, Row
+from services.common.db import Database
 
 HOUR = 3_600_000_000
+MINUTE = 60_000_000
+MINUTES_OF_HOUR = HOUR // MINUTE
 # What fits an index of every engine. Longer names are summed under their beginning.
 LONGEST_VALUE = 300
 EVERYONE = ""
@@ -33,27 +37,35 @@ DIMENSIONS = {
     "project": usage_event.c.project_id,
     "run": usage_event.c.run_id,
 }
-TOTAL = ""
+TOTAL, BY_MINUTE = "", "minute"
 PLATFORM_DIMENSIONS = (TOTAL, "model", "provider")
-_COLUMNS = ("organisation_id", "dimension", "hour", "value", "requests", *SUMS)
-_values = itemgetter(*(column.name for column in DIMENSIONS.values()))
-_numbers = itemgetter(*SUMS)
+_AT = {column.name: number for number, column in enumerate(usage_event.c)}
+_who = itemgetter(_AT["organisation_id"])
+_when = itemgetter(_AT["at"])
+_values = itemgetter(*(_AT[column.name] for column in DIMENSIONS.values()))
+_numbers = itemgetter(*(_AT[name] for name in SUMS))
 
 
-async def roll_up(connection: AsyncConnection, insert: Any, events: Iterable[Mapping[str, Any]]) -> None:
-    """Add events, each of them new, to the sums. The last locks of a transaction, in order of their keys."""
+def adding_up(database: Database) -> BulkInsert:
+    """Return the statement that adds to sums, of which there may be none yet."""
+    key = ", ".join(column.name for column in usage_rollup.primary_key)
+    sums = ", ".join(f"{name} = {usage_rollup.name}.{name} + excluded.{name}" for name in ("requests", *SUMS))
+    return BulkInsert(database, usage_rollup, f"({key}) DO UPDATE SET {sums}")
+
+
+async def roll_up(connection: AsyncConnection, adding: BulkInsert, events: Iterable[Row]) -> None:
+    """Add rows of events, each of them new, to the sums. The last locks of a transaction, in their order."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for event in events:
         # Those of a batch are much alike: each sum is then made of few.
-        _add(alike, (event["organisation_id"], event["at"] // HOUR, *_values(event)), (1, *_numbers(event)))
+        _add(alike, (_who(event), _when(event) // MINUTE, *_values(event)), (1, *_numbers(event)))
     sums: dict[tuple[str, str, int, str], list[int]] = {}
     for same, numbers in alike.items():
         for key in _keys(*same):
             _add(sums, key, numbers)
-    if not sums:
-        return
-    rows = [dict(zip(_COLUMNS, (*key, *sums[key]), strict=True)) for key in sorted(sums)]
-    await connection.execute(_adding(insert), rows)
+    if sums:
+        rows = [(*key, *sums[key]) for key in sorted(sums)]
+        await connection.exec_driver_sql(*adding.of(rows))
 
 
 def _add(sums: dict[Any, list[int]], key: Any, numbers: Sequence[int]) -> None:
@@ -61,19 +73,11 @@ def _add(sums: dict[Any, list[int]], key: Any, numbers: Sequence[int]) -> None:
     sums[key] = list(numbers) if known is None else list(map(add, known, numbers))
 
 
-@cache
-def _adding(insert: Any) -> Any:
-    """Return the statement, made once: making it anew costs more than a row of it."""
-    statement = insert(usage_rollup)
-    added = {name: usage_rollup.c[name] + statement.excluded[name] for name in ("requests", *SUMS)}
-    return statement.on_conflict_do_update(
-        index_elements=[column.name for column in usage_rollup.primary_key], set_=added
-    )
-
-
-def _keys(organisation_id: str, hour: int, *values: str) -> Iterable[tuple[str, str, int, str]]:
-    yield organisation_id, TOTAL, hour, ""
-    yield EVERYONE, TOTAL, hour, ""
+def _keys(organisation_id: str, minute: int, *values: str) -> Iterable[tuple[str, str, int, str]]:
+    hour = minute // MINUTES_OF_HOUR
+    for whose in (organisation_id, EVERYONE):
+        yield whose, TOTAL, hour, ""
+        yield whose, BY_MINUTE, minute, ""
     for dimension, name in zip(DIMENSIONS, values, strict=True):
         value = name[:LONGEST_VALUE]
         yield organisation_id, dimension, hour, value
@@ -81,21 +85,21 @@ def _keys(organisation_id: str, hour: int, *values: str) -> Iterable[tuple[str, 
             yield EVERYONE, dimension, hour, value
 
 
-def whole_hours(start: int | None, end: int | None) -> tuple[int | None, int | None, bool]:
-    """Return the first whole hour of a period, the one after its last, and whether there is any."""
-    first = None if start is None else -(-start // HOUR)
-    after = None if end is None else end // HOUR
+def whole(start: int | None, end: int | None, unit: int = HOUR) -> tuple[int | None, int | None, bool]:
+    """Return the first whole unit of a period, the one after its last, and whether there is any."""
+    first = None if start is None else -(-start // unit)
+    after = None if end is None else end // unit
     return first, after, first is None or after is None or first < after
 
 
-def edges(start: int | None, end: int | None) -> Sequence[tuple[int | None, int | None]]:
-    """Return the parts of a period that are no whole hours, as periods."""
-    first, after, any_whole = whole_hours(start, end)
+def edges(start: int | None, end: int | None, unit: int = HOUR) -> Sequence[tuple[int | None, int | None]]:
+    """Return the parts of a period that are no whole units, as periods."""
+    first, after, any_whole = whole(start, end, unit)
     if not any_whole:
         return [(start, end)]
     parts: list[tuple[int | None, int | None]] = []
-    if start is not None and first is not None and start < first * HOUR:
-        parts.append((start, first * HOUR))
-    if end is not None and after is not None and after * HOUR < end:
-        parts.append((after * HOUR, end))
+    if start is not None and first is not None and start < first * unit:
+        parts.append((start, first * unit))
+    if end is not None and after is not None and after * unit < end:
+        parts.append((after * unit, end))
     return parts

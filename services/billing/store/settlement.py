@@ -6,7 +6,8 @@ transaction is what it took from the organisation, and each event exists once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Container, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -26,14 +27,18 @@ from services.billing.domain.ledger import (
     settle,
 )
 from services.billing.domain.purse import Posting
-from services.billing.store.accounts import Balance, inserting_new
+from services.billing.store.accounts import Balance
 from services.billing.store.counting import Alert, Booking, announce
 from services.billing.store.postings import Postings
-from services.billing.store.rollup import roll_up
+from services.billing.store.rollup import adding_up, roll_up
 from services.billing.store.tables import account, hold, lease, usage_event
 from services.billing.store.usage import event_row
+from services.common.bulk import BulkInsert, OneOf, Row, name_of
+from services.common.db import Database
 from services.common.ids import new_id
 
+# After so many rows, requests of the same process that wait for their turn get one.
+TURN = 100
 _IDS: Any = sa.bindparam("ids", expanding=True)
 _LOCK_LEASES = sa.select(lease).where(lease.c.id.in_(_IDS)).order_by(lease.c.id).with_for_update()
 _LOCK_HOLDS = sa.select(hold).where(hold.c.id.in_(_IDS)).order_by(hold.c.id).with_for_update()
@@ -47,7 +52,9 @@ _CAPTURE = (
     .where(hold.c.id == sa.bindparam("hold_id"))
     .values(state="captured", captured=sa.bindparam("part"))
 )
-_CONTENT = {form: itemgetter(*names) for form, names in EVENT_CONTENT.items()}
+_AT = {column.name: number for number, column in enumerate(usage_event.c)}
+_organisation_of = itemgetter(_AT["organisation_id"])
+_CONTENT = {form: itemgetter(*(_AT[name] for name in names)) for form, names in EVENT_CONTENT.items()}
 
 
 class Settlements(Postings):
@@ -56,6 +63,13 @@ class Settlements(Postings):
     limits: Booking | None = None
     """Counts what is booked; set by the wiring."""
 
+    def __init__(self, database: Database, in_flight_retry_after_s: float = 1.0) -> None:
+        super().__init__(database, in_flight_retry_after_s)
+        self._new_events = BulkInsert(database, usage_event, returning="id")
+        self._one_of = OneOf(database)
+        self._stored_events = f"SELECT id FROM {name_of(database, usage_event)} WHERE id {self._one_of.text}"
+        self._add_to_sums = adding_up(database)
+
     async def settle(self, charges: Sequence[Charge], now: int) -> int:
         """Book the charges that are not booked yet and return how many they were."""
         by_id = {charge.charge_id: charge for charge in sorted(charges, key=lambda c: c.charge_id)}
@@ -63,37 +77,59 @@ class Settlements(Postings):
             return 0
         raised: list[Alert] = []
         postings = {
-            charge.organisation_id: Posting(new_id("txn"), "charges", charge.organisation_id)
-            for charge in by_id.values()
+            organisation_id: Posting(new_id("txn"), "charges", organisation_id)
+            for organisation_id in {charge.organisation_id for charge in charges}
         }
         providers = {charge.provider for charge in by_id.values()}
         await self._open_platform({name(p) for p in providers for name in (cogs_of, payable_of)}, now)
         async with self.database.transaction() as connection:
             leases = await self._lock_leases(connection, charges)
             holds = await self._lock_holds(connection, charges)
-            rows = {
-                charge.charge_id: event_row(
-                    charge, postings[charge.organisation_id].id, is_late(charge, leases, holds), now
-                )
-                for charge in by_id.values()
-            }
-            insert = inserting_new(self._insert, usage_event)
-            booked = (await connection.scalars(insert, list(rows.values()))).all()
+            late = {each.charge_id for each in by_id.values() if is_late(each, leases, holds)}
+            rows = await self._rows(by_id.values(), postings, late, now)
+            booked = await self._store_new(connection, rows)
             fresh = [by_id[charge_id] for charge_id in booked]
             if fresh:
-                settlement = settle(fresh, leases, holds)
+                settlement = settle(fresh, leases, holds, late)
                 await self._end_reservations(connection, settlement)
                 self.crash.pass_by("after_capture")
-                for organisation_id, posting in postings.items():
-                    posting.fingerprint = _fingerprint((rows[each] for each in booked), organisation_id)
+                events = [rows[each] for each in booked]
+                _tie(postings, events)
                 if self.limits is not None:
                     raised = await self.limits.book(connection, fresh, now)
                 await self._book(connection, fresh, settlement, postings, now)
-                await roll_up(connection, self._insert, [rows[each] for each in booked])
+                await roll_up(connection, self._add_to_sums, events)
                 self.crash.pass_by("before_settle_commit")
         self.crash.pass_by("after_settle_commit")
         announce(raised)
         return len(fresh)
+
+    async def _rows(
+        self, charges: Iterable[Charge], postings: Mapping[str, Posting], late: Container[str], now: int
+    ) -> dict[str, Row]:
+        """Return the rows of usage events, by their ids."""
+        rows = {}
+        for number, charge in enumerate(charges, 1):
+            charge_id = charge.charge_id
+            transaction_id = postings[charge.organisation_id].id
+            rows[charge_id] = event_row(charge, transaction_id, charge_id in late, now)
+            if number % TURN == 0:
+                await asyncio.sleep(0)
+        return rows
+
+    async def _store_new(self, connection: AsyncConnection, rows: Mapping[str, Row]) -> Sequence[str]:
+        """Store the events that are not stored yet, and return their ids."""
+        if self.database.sqlite:
+            # Nobody else writes meanwhile.
+            ids = self._one_of.argument(list(rows))
+            known = await connection.exec_driver_sql(self._stored_events, (ids,))
+            stored = set(known.scalars())
+            new = [each for each in rows if each not in stored]
+            if new:
+                await connection.exec_driver_sql(*self._new_events.of([rows[each] for each in new]))
+            return new
+        inserted = await connection.exec_driver_sql(*self._new_events.of(list(rows.values())))
+        return inserted.scalars().all()
 
     async def _lock_leases(self, connection: AsyncConnection, charges: Sequence[Charge]) -> dict[str, Lease]:
         ids = {charge.lease_id for charge in charges if charge.lease_id and not charge.hold_id}
@@ -144,9 +180,12 @@ class Settlements(Postings):
             purses[organisation_id].charge(posting, change.posted, REVENUE, now)
             reserved[wallet] = {"held": -change.held, "leased": -change.leased}
             booked.append(posting)
+        costs: dict[tuple[str, str], int] = {}
         for charge in charges:
-            posting = postings[charge.organisation_id]
-            posting.move(cogs_of(charge.provider), payable_of(charge.provider), cost_of(charge))
+            whose = charge.organisation_id, charge.provider
+            costs[whose] = costs.get(whose, 0) + cost_of(charge)
+        for (organisation_id, provider), cost in costs.items():
+            postings[organisation_id].move(cogs_of(provider), payable_of(provider), cost)
         await self._round(connection, charges, booked[0])
         await self._write(connection, [*breakages, *booked], now, reserved=reserved)
 
@@ -172,7 +211,11 @@ class Settlements(Postings):
         return balances
 
 
-def _fingerprint(rows: Iterable[Mapping[str, Any]], organisation_id: str) -> str:
-    """Return the digest of an organisation's events: it ties them to their transaction."""
-    content = _CONTENT[FORMAT]
-    return events_digest(content(row) for row in rows if row["organisation_id"] == organisation_id)
+def _tie(postings: Mapping[str, Posting], events: Iterable[Row]) -> None:
+    """Give each transaction the digest of its events: it ties them to it."""
+    content_of = _CONTENT[FORMAT]
+    contents: dict[str, list[Row]] = {}
+    for event in events:
+        contents.setdefault(_organisation_of(event), []).append(content_of(event))
+    for organisation_id, content in contents.items():
+        postings[organisation_id].fingerprint = events_digest(content)

@@ -1,50 +1,53 @@
 """Usage events: how a charge is kept, and sums over them.
 
-Sums come from the rollup for the whole hours of a period and from the events for the rest of it, so
-that they are exact and cost the same however many events there are.
+Sums come from the rollup for the whole hours of a period, totals also for its whole minutes, and from the
+events for the rest of it: exact, and totals cost the same however many events there are.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.billing.domain.ledger import cost_of
+from services.billing.domain.ledger import at_of, cost_of
 from services.billing.domain.usage import DAY_0, Period
 from services.billing.store.accounts import Accounts
 from services.billing.store.rollup import (
+    BY_MINUTE,
     DIMENSIONS,
     EVERYONE,
     HOUR,
     LONGEST_VALUE,
+    MINUTE,
     SUMS,
     TOTAL,
     edges,
-    whole_hours,
+    whole,
 )
 from services.billing.store.tables import usage_event, usage_rollup
+from services.common.bulk import Row
 
 DAY = "day"
 HOURS_OF_DAY = 24
 DAY_US = HOURS_OF_DAY * HOUR
-_TEXTS = tuple(
-    column.name
-    for column in usage_event.c
-    if isinstance(column.type, sa.Text) or column.name in ("margin_version", "savings_formula")
+# What totals answer, which are kept by the minute, too.
+_BY_TIME_ALONE = (TOTAL, DAY, "organisation")
+TYPE_MESSAGE = FieldDescriptor.TYPE_MESSAGE
+_encode = msgspec.json.Encoder().encode
+_texts_of = itemgetter(
+    *(number for number, column in enumerate(usage_event.c) if isinstance(column.type, sa.String))
 )
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-# Of a charge, what is needed to rate it again and has no column of its own.
-_RATING = ("usage", "units", "parts", "limit_nano_credits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,65 +67,78 @@ class UsageSum:
     savings_prompt_cache: int = 0
 
 
-def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> dict[str, Any]:
-    """Return the row that keeps all fields of a charge; without a time of its own it happened `now`."""
-    at = charge.at.ToMicroseconds() if charge.HasField("at") else now
-    usage = charge.usage
-    units = charge.units
-    row: dict[str, Any] = {
-        "id": charge.charge_id,
-        "organisation_id": charge.organisation_id,
-        "transaction_id": transaction_id,
-        "lease_id": charge.lease_id,
-        "hold_id": charge.hold_id,
-        "late": late,
-        "amount": charge.amount_nano_credits,
-        "cost": cost_of(charge),
-        "at": at,
-        "day": _day_of(at // DAY_US),
-        "request_id": charge.request_id,
-        "decision_id": charge.decision_id,
-        "key_id": charge.key_id,
-        "user_id": charge.user_id,
-        "workspace_id": charge.workspace_id,
-        "project_id": charge.project_id,
-        "agent_id": charge.agent_id,
-        "run_id": charge.run_id,
-        "provider": charge.provider,
-        "model": charge.model,
-        "task": charge.task,
-        "modality": charge.modality,
-        "price_version": charge.price_version,
-        "margin_version": charge.margin_version,
-        "cost_source": charge.cost_source,
-        "state": charge.state,
-        "latency_ms": charge.latency_ms,
-        "input_total": usage.input_total,
-        "cache_read": usage.cache_read,
-        "cache_write": usage.cache_write,
-        "cache_write_1h": usage.cache_write_1h,
-        "output_total": usage.output_total,
-        "output_reasoning": usage.output_reasoning,
-        "input_audio": usage.input_audio,
-        "output_audio": usage.output_audio,
-        "input_image": usage.input_image,
-        "output_image": usage.output_image,
-        "estimated": usage.estimated,
-        "provider_cost": usage.provider_cost,
-        "service_tier": usage.service_tier,
-        "images": units.images,
-        "pixels": units.pixels,
-        "milliseconds": units.milliseconds,
-        "characters": units.characters,
-        "compute_milliseconds": units.compute_milliseconds,
-        "rating": _encode(_plain(charge, _RATING)),
-        **_savings(charge),
-        "rounding_pico": charge.rounding_pico_credits,
-    }
-    for name in _TEXTS:
-        # A foreign name must not keep a charge from being booked: PostgreSQL refuses this character.
-        row[name] = row[name].replace("\0", "")
-    return row
+def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> Row:
+    """Return the row of `usage_event` that keeps all fields of a charge, in the order of its columns.
+
+    A charge without a time of its own happened `now`.
+    """
+    at = at_of(charge, now)
+    usage, units = charge.usage, charge.units
+    amount, saved, formula = charge.amount_nano_credits, charge.savings_nano_credits, charge.savings_formula
+    saved_by_cache = charge.savings_cache_nano_credits
+    saved_by_provider = charge.savings_prompt_cache_nano_credits
+    row = (
+        charge.charge_id,
+        charge.organisation_id,
+        transaction_id,
+        charge.lease_id,
+        charge.hold_id,
+        late,
+        amount,
+        saved,
+        at,
+        _day_of(at // DAY_US),
+        charge.request_id,
+        charge.decision_id,
+        charge.key_id,
+        charge.user_id,
+        charge.workspace_id,
+        charge.agent_id,
+        charge.provider,
+        charge.model,
+        charge.task,
+        charge.modality,
+        charge.price_version,
+        charge.cost_source,
+        charge.state,
+        charge.latency_ms,
+        usage.input_total,
+        usage.cache_read,
+        usage.cache_write,
+        usage.cache_write_1h,
+        usage.output_total,
+        usage.output_reasoning,
+        usage.input_audio,
+        usage.output_audio,
+        usage.input_image,
+        usage.estimated,
+        usage.provider_cost,
+        charge.project_id,
+        charge.run_id,
+        cost_of(charge),
+        charge.rounding_pico_credits,
+        charge.margin_version,
+        usage.service_tier,
+        usage.output_image,
+        units.images,
+        units.pixels,
+        units.milliseconds,
+        units.characters,
+        units.compute_milliseconds,
+        charge.baseline_nano_credits or amount + saved,
+        # Who does not say why something was saved has chosen another model.
+        charge.savings_routing_nano_credits if formula else saved - saved_by_cache - saved_by_provider,
+        saved_by_cache,
+        saved_by_provider,
+        formula,
+        _encode(_rating(charge)).decode(),
+    )
+    # A foreign name must not keep a charge from being booked: PostgreSQL refuses this character.
+    return _without_nul(row) if "\0" in "".join(_texts_of(row)) else row
+
+
+def _without_nul(row: Row) -> Row:
+    return tuple(value.replace("\0", "") if isinstance(value, str) else value for value in row)
 
 
 @lru_cache
@@ -130,27 +146,25 @@ def _day_of(number: int) -> str:
     return date.fromordinal(DAY_0.toordinal() + number).isoformat()
 
 
-def _savings(charge: Charge) -> dict[str, Any]:
-    known = charge.savings_routing_nano_credits, charge.savings_cache_nano_credits
-    prompt_cache, total = charge.savings_prompt_cache_nano_credits, charge.savings_nano_credits
-    return {
-        "savings": total,
-        # Who does not say why something was saved has chosen another model.
-        "savings_routing": known[0] if charge.savings_formula else total - known[1] - prompt_cache,
-        "savings_cache": known[1],
-        "savings_prompt_cache": prompt_cache,
-        "savings_formula": charge.savings_formula,
-        "baseline": charge.baseline_nano_credits or charge.amount_nano_credits + total,
-    }
+def _rating(charge: Charge) -> dict[str, Any]:
+    """Return what is needed to rate a charge again and has no column of its own."""
+    rating: dict[str, Any] = {}
+    if charge.HasField("usage"):
+        rating["usage"] = _plain(charge.usage)
+    if charge.HasField("units"):
+        rating["units"] = _plain(charge.units)
+    if charge.parts:
+        rating["parts"] = [_plain(part) for part in charge.parts]
+    if charge.HasField("limit_nano_credits"):
+        rating["limit_nano_credits"] = charge.limit_nano_credits
+    return rating
 
 
-def _plain(message: Message, only: Sequence[str] = ()) -> dict[str, Any]:
+def _plain(message: Message) -> dict[str, Any]:
     """Return the set fields of a message as JSON has them. Several times faster than json_format."""
     plain = {}
     for field, value in message.ListFields():
-        if only and field.name not in only:
-            continue
-        if field.type == field.TYPE_MESSAGE:
+        if field.type == TYPE_MESSAGE:
             value = [_plain(item) for item in value] if field.is_repeated else _plain(value)
         plain[field.name] = value
     return plain
@@ -193,13 +207,7 @@ async def sums_of(
     dearest_first: bool = False,
 ) -> list[UsageSum]:
     """Return sums by a dimension, or by day, or one total; of one organisation or of EVERYONE."""
-    parts = [
-        _of_events(organisation_id, Period(start, end), group_by)
-        for start, end in edges(period.start, period.end)
-    ]
-    if whole_hours(period.start, period.end)[2]:
-        parts.append(_of_rollup(organisation_id, period, group_by))
-    every = sa.union_all(*parts).subquery()
+    every = sa.union_all(*_parts(organisation_id, period, group_by)).subquery()
     names = ("requests", *SUMS)
     sums = [sa.func.coalesce(sa.func.sum(every.c[name]), 0).label(name) for name in names]
     if group_by == TOTAL:
@@ -211,6 +219,20 @@ async def sums_of(
             query = query.where(every.c.group > (_day_number(after) if group_by == DAY else after))
     rows = await connection.execute(query.limit(limit))
     return [_sum(row, group_by) for row in rows]
+
+
+def _parts(organisation_id: str, period: Period, group_by: str) -> list[sa.Select[Any]]:
+    """Return what a period consists of: the fewest rows whose sum it is."""
+    units = (HOUR, MINUTE) if group_by in _BY_TIME_ALONE else (HOUR,)
+    parts, rest = [], [(period.start, period.end)]
+    for unit in units:
+        parts += [
+            _of_rollup(organisation_id, Period(*part), group_by, unit)
+            for part in rest
+            if whole(*part, unit)[2]
+        ]
+        rest = [edge for part in rest for edge in edges(*part, unit)]
+    return parts + [_of_events(organisation_id, Period(*part), group_by) for part in rest]
 
 
 def _of_events(organisation_id: str, period: Period, group_by: str) -> sa.Select[Any]:
@@ -241,22 +263,22 @@ def _whole(column: sa.ColumnElement[int], each: int) -> sa.ColumnElement[int]:
     return column.op("/")(sa.literal(each, sa.BigInteger))
 
 
-def _of_rollup(organisation_id: str, period: Period, group_by: str) -> sa.Select[Any]:
+def _of_rollup(organisation_id: str, period: Period, group_by: str, unit: int) -> sa.Select[Any]:
     rollup = usage_rollup.c
-    by_hour_alone = group_by in (TOTAL, DAY, "organisation")
-    conditions = [rollup.dimension == (TOTAL if by_hour_alone else group_by)]
+    total = TOTAL if unit == HOUR else BY_MINUTE
+    conditions = [rollup.dimension == (total if group_by in _BY_TIME_ALONE else group_by)]
     if group_by == "organisation":
         conditions.append(rollup.organisation_id != EVERYONE)
     else:
         conditions.append(rollup.organisation_id == organisation_id)
-    first, end, _ = whole_hours(period.start, period.end)
+    first, end, _ = whole(period.start, period.end, unit)
     if first is not None:
         conditions.append(rollup.hour >= first)
     if end is not None:
         conditions.append(rollup.hour < end)
     groups: dict[str, sa.ColumnElement[Any]] = {
         TOTAL: sa.literal(""),
-        DAY: _whole(rollup.hour, HOURS_OF_DAY),
+        DAY: _whole(rollup.hour, DAY_US // unit),
         "organisation": rollup.organisation_id,
     }
     return sa.select(

@@ -1,13 +1,15 @@
 """What travels with every call: who asks, which request it belongs to, and until when."""
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from services.common.ids import new_id
 from services.common.rpc.errors import RpcError, Violation
 
 # These travel as headers between processes.
 HEADER_LIMIT = 256
+# Frozen is for users of a call, not for its making.
+_copy_field = object.__setattr__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ class Call:
 
     def __post_init__(self) -> None:
         for value in (self.request_id, self.traceparent, self.idempotency_key):
-            if not _fits(value):
+            if value and not _fits(value):
                 raise self._unfit()
 
     def _unfit(self) -> RpcError:
@@ -78,7 +80,14 @@ class Call:
         deadline = time.monotonic() + timeout_s
         if self.deadline is not None and self.deadline <= deadline:
             return self
-        return replace(self, deadline=deadline)
+        # What is taken over has been checked; `replace` would check it again, on every hop.
+        sooner = object.__new__(Call)
+        _copy_field(sooner, "request_id", self.request_id)
+        _copy_field(sooner, "identity", self.identity)
+        _copy_field(sooner, "deadline", deadline)
+        _copy_field(sooner, "traceparent", self.traceparent)
+        _copy_field(sooner, "idempotency_key", self.idempotency_key)
+        return sooner
 
     def remaining_s(self) -> float | None:
         """Return the seconds left, never negative, or None without a deadline."""

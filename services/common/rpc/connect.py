@@ -13,6 +13,7 @@ from services.common.rpc.local import LocalClient, Registry
 from services.common.rpc.method import ServiceInterface
 from services.common.rpc.remote import RemoteClient
 from services.common.rpc.wire import CHANNEL_OPTIONS
+from services.common.sockets import UNIX
 
 LOCAL = "local"
 CHECK_TIMEOUT_S = 2.0
@@ -66,7 +67,8 @@ class Connector:
 
     def _channel(self, target: str) -> grpc.aio.Channel:
         if target not in self._channels:
-            if self._credentials is None:
+            # Who may open a Unix socket, its folder says.
+            if self._credentials is None or target.startswith(UNIX):
                 channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
             else:
                 channel = grpc.aio.secure_channel(target, self._credentials, options=CHANNEL_OPTIONS)

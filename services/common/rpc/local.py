@@ -8,6 +8,7 @@ validation and logging happen where a request enters the process, not here.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
@@ -30,6 +31,9 @@ from services.common.rpc.method import (
 # Messages a producer may be ahead of its consumer.
 STREAM_BUFFER = 16
 CLEAN_UP_S = 2.0
+# A deadline nearer than this has a timer of its own. More than two looks apart, so that none is missed.
+NEAR_S = 2.5
+LOOK_EVERY_S = 1.0
 
 # The event loop keeps only weak references to tasks.
 _running: set[asyncio.Task[None]] = set()
@@ -80,34 +84,98 @@ def _settle(future: asyncio.Future[Any], result: Any = None, error: RpcError | N
         future.set_exception(error)
 
 
+async def _serve(
+    handler: Callable[..., Any], method: Method, request: Message, call: Call, answer: asyncio.Future[Message]
+) -> None:
+    try:
+        response = copied(await handler(request, call), method.response, "the response")
+    except BaseException as error:  # noqa: BLE001 - every failure of a handler is an answer
+        _settle(answer, error=visible_error(error, method.path))
+    else:
+        _settle(answer, response)
+
+
 async def call_unary(handler: Callable[..., Any], method: Method, request: Message, call: Call) -> Message:
     """Run a unary handler as the wire would."""
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Message] = loop.create_future()
     sent = copied(request, method.request, "the request")
-
-    async def serve() -> None:
-        try:
-            response = copied(await handler(sent, call), method.response, "the response")
-        except BaseException as error:  # noqa: BLE001 - every failure of a handler is an answer
-            _settle(answer, error=visible_error(error, method.path))
-        else:
-            _settle(answer, response)
-
-    remaining = call.remaining_s()
-    if remaining == 0:
+    deadline, alarms = call.deadline, None
+    if deadline is not None and deadline <= time.monotonic():
         raise deadline_exceeded(method.path)
-    timer = None
-    if remaining is not None:
-        timer = loop.call_later(remaining, lambda: _settle(answer, error=deadline_exceeded(method.path)))
-    task = _spawn(serve())
+    answer: asyncio.Future[Message] = loop.create_future()
+    task = loop.create_task(_serve(handler, method, sent, call, answer), context=Context())
+    if deadline is not None:
+        alarms = alarms_of(loop)
+        alarms.set(answer, deadline, method.path)
     try:
         return await answer
     finally:
-        if timer is not None:
-            timer.cancel()
+        if alarms is not None:
+            alarms.clear(answer)
         if not task.done():
+            # Nobody waits for its end from here on.
+            _running.add(task)
+            task.add_done_callback(_running.discard)
             task.cancel()
+
+
+class Alarms:
+    """The deadlines of the calls that wait on one loop.
+
+    Most calls end long before their deadline, so only the near ones have a timer; the others are looked
+    through once a second.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._far: dict[_Waiting, tuple[float, str]] = {}
+        self._near: dict[_Waiting, asyncio.TimerHandle] = {}
+        self._looking = False
+
+    def set(self, waiting: _Waiting, deadline: float, path: str) -> None:
+        """Let a call of `path` fail at `deadline`, on the clock of `time.monotonic()`."""
+        remaining = deadline - time.monotonic()
+        if remaining < NEAR_S:
+            self._near[waiting] = self.loop.call_later(remaining, self._ring, waiting, path)
+            return
+        self._far[waiting] = deadline, path
+        if not self._looking:
+            self._looking = True
+            self.loop.call_later(LOOK_EVERY_S, self._look)
+
+    def clear(self, waiting: _Waiting) -> None:
+        """Forget a call that has ended."""
+        if self._far.pop(waiting, None) is None and (timer := self._near.pop(waiting, None)) is not None:
+            timer.cancel()
+
+    def _look(self) -> None:
+        limit = time.monotonic() + NEAR_S
+        due = [(waiting, *entry) for waiting, entry in self._far.items() if entry[0] < limit]
+        for waiting, deadline, path in due:
+            del self._far[waiting]
+            self.set(waiting, deadline, path)
+        self._looking = bool(self._far)
+        if self._looking:
+            self.loop.call_later(LOOK_EVERY_S, self._look)
+
+    def _ring(self, waiting: _Waiting, path: str) -> None:
+        self._near.pop(waiting, None)
+        error = deadline_exceeded(path)
+        if isinstance(waiting, _Pipe):
+            waiting.expire(error)
+        else:
+            _settle(waiting, error=error)
+
+
+_alarms: Alarms | None = None
+
+
+def alarms_of(loop: asyncio.AbstractEventLoop) -> Alarms:
+    """Return the alarms of a loop. A process has one loop; tests have one after the other."""
+    global _alarms
+    if _alarms is None or _alarms.loop is not loop:
+        _alarms = Alarms(loop)
+    return _alarms
 
 
 class _Pipe:
@@ -116,10 +184,12 @@ class _Pipe:
     Apart from LocalStream, so that a stream its reader dropped is collected and its handler cancelled.
     """
 
-    __slots__ = ("_buffer", "_ended", "_reader", "_writer", "producer")
+    __slots__ = ("_ended", "_loop", "_reader", "_writer", "buffer", "producer")
 
-    def __init__(self) -> None:
-        self._buffer: deque[Message] = deque()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Kept: asking for the running loop asks the kernel for the process, which counts for each message.
+        self._loop = loop
+        self.buffer: deque[Message] = deque()
         self._ended: RpcError | bool = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
@@ -127,27 +197,31 @@ class _Pipe:
 
     def add(self, message: Message) -> bool:
         """Add a message. Tells whether the reader is now so far behind that the writer has to wait."""
-        self._buffer.append(message)
+        self.buffer.append(message)
         reader = self._reader
         if reader is not None:
             _settle(reader)
-        return len(self._buffer) >= STREAM_BUFFER
+        return len(self.buffer) >= STREAM_BUFFER
 
     async def drained(self) -> None:
         """Wait until there is room again."""
-        while len(self._buffer) >= STREAM_BUFFER:
-            self._writer = asyncio.get_running_loop().create_future()
+        while len(self.buffer) >= STREAM_BUFFER:
+            self._writer = self._loop.create_future()
             await self._writer
 
     async def get(self) -> Message:
         """Return the next message. Raises StopAsyncIteration or RpcError at the end, the latter once."""
-        while not self._buffer:
+        while not self.buffer:
             if self._ended:
                 ended, self._ended = self._ended, True
                 raise StopAsyncIteration if ended is True else ended
-            self._reader = asyncio.get_running_loop().create_future()
+            self._reader = self._loop.create_future()
             await self._reader
-        message = self._buffer.popleft()
+        return self.take()
+
+    def take(self) -> Message:
+        """Return the next message, which is there."""
+        message = self.buffer.popleft()
         if self._writer is not None:
             _settle(self._writer)
         return message
@@ -160,7 +234,7 @@ class _Pipe:
     def cut(self, ended: RpcError | bool) -> None:
         """End now, forget what is buffered and cancel the handler: once, or its clean-up would be cut too."""
         self._ended = ended
-        self._buffer.clear()
+        self.buffer.clear()
         self._wake_reader()
         if self.producer is not None:
             self.producer.cancel()
@@ -168,12 +242,15 @@ class _Pipe:
 
     def expire(self, error: RpcError) -> None:
         """End with `error`, unless only the end itself is left to read."""
-        if self._buffer or not self._ended:
+        if self.buffer or not self._ended:
             self.cut(error)
 
     def _wake_reader(self) -> None:
         if self._reader is not None:
             _settle(self._reader)
+
+
+_Waiting = asyncio.Future[Message] | _Pipe
 
 
 async def _produce(
@@ -197,13 +274,13 @@ class LocalStream:
     """A server stream. The handler starts with the first read and runs STREAM_BUFFER messages ahead."""
 
     def __init__(self, handler: Callable[..., Any], method: Method, request: Message, call: Call) -> None:
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarms: Alarms | None = None
         self._started = False
         self._handler = handler
         self._method = method
         self._request = copied(request, method.request, "the request")
         self._call = call
-        self._pipe = _Pipe()
+        self._pipe = _Pipe(asyncio.get_running_loop())
 
     def __aiter__(self) -> LocalStream:
         return self
@@ -211,8 +288,11 @@ class LocalStream:
     async def __anext__(self) -> Any:
         if not self._started:
             self._start()
+        pipe = self._pipe
+        if pipe.buffer:
+            return pipe.take()
         try:
-            return await self._pipe.get()
+            return await pipe.get()
         except BaseException:
             self._stop()
             raise
@@ -232,17 +312,17 @@ class LocalStream:
         if remaining == 0:
             self._pipe.finish(deadline_exceeded(self._method.path))
             return
-        pipe, path = self._pipe, self._method.path
+        pipe = self._pipe
         pipe.producer = _spawn(_produce(pipe, self._handler, self._method, self._request, self._call))
-        if remaining is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(remaining, lambda: pipe.expire(deadline_exceeded(path)))
+        if self._call.deadline is not None:
+            self._alarms = alarms_of(asyncio.get_running_loop())
+            self._alarms.set(pipe, self._call.deadline, self._method.path)
 
     def _stop(self) -> None:
         self._started = True
         self._pipe.cut(True)
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._alarms is not None:
+            self._alarms.clear(self._pipe)
 
 
 class LocalClient:

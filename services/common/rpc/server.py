@@ -33,8 +33,11 @@ from services.common.rpc.wire import (
     STATUS_DETAILS,
     TRACEPARENT,
 )
+from services.common.sockets import UNIX
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+# How long before a caller's deadline its stream ends with a status, at most.
+END_MARGIN_S = 0.1
 SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
@@ -107,6 +110,7 @@ class GrpcServer:
         self, listen: str, gate: Gate | None, credentials: grpc.ServerCredentials | None = None
     ) -> None:
         self._listen = listen
+        self._sockets: list[str] = []
         self._gate = gate
         self._credentials = credentials
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -124,22 +128,31 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
         self._names.append(name)
 
+    def also_listen(self, address: str) -> None:
+        """Serve at the Unix socket `unix:/path` too."""
+        self._sockets.append(address)
+
     async def start(self) -> int:
         """Listen and return the port. Raises OSError when the address cannot be had."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)
+        port = self._bind(self._listen)
+        for address in self._sockets:
+            self._bind(address)
+        await self._server.start()
+        return port
+
+    def _bind(self, address: str) -> int:
         try:
-            if self._credentials is None:
-                port = self._server.add_insecure_port(self._listen)
-            else:
-                port = self._server.add_secure_port(self._listen, self._credentials)
+            # Who may open a Unix socket, its folder says.
+            if self._credentials is None or address.startswith(UNIX):
+                return int(self._server.add_insecure_port(address))
+            return int(self._server.add_secure_port(address, self._credentials))
         except RuntimeError:
             raise OSError(
-                f"no gRPC listener on {self._listen}: it is in use or no address; set OMNIHUB_GRPC_LISTEN"
+                f"no gRPC listener on {address}: it is in use or no address; set OMNIHUB_GRPC_LISTEN"
             ) from None
-        await self._server.start()
-        return int(port)
 
     async def set_serving(self, serving: bool) -> None:
         """Publish whether the services here can be called."""
@@ -165,6 +178,9 @@ class GrpcServer:
                 identity = await self._gate.authenticate(credential)
             check_access(method, identity)
         remaining = context.time_remaining()
+        if remaining is not None and method.streams and not headers.get(IDENTITY):
+            # At the deadline itself the wire cuts the stream, which callers see as a fault of the server.
+            remaining -= min(END_MARGIN_S, remaining / 10)
         return Call(
             event.request_id,
             identity,

@@ -75,20 +75,23 @@ def read_usage(wire: WireUsage, service_tier: object = None) -> Usage | None:
     """Return what the provider reported and in which tier it served; None when a total is missing."""
     if wire.prompt_tokens is None or wire.completion_tokens is None:
         return None
-    prompt = wire.prompt_tokens_details or PromptDetails()
-    completion = wire.completion_tokens_details or CompletionDetails()
-    return reported(
-        service_tier=service_tier if isinstance(service_tier, str) else "",
-        input_total=wire.prompt_tokens,
-        output_total=wire.completion_tokens,
-        cache_read=prompt.cached_tokens or wire.cached_tokens or 0,
-        cache_write=prompt.cache_write_tokens or 0,
-        input_audio=prompt.audio_tokens or 0,
-        input_image=prompt.image_tokens or 0,
-        output_reasoning=completion.reasoning_tokens or 0,
-        output_audio=completion.audio_tokens or 0,
-        provider_cost=_decimal(wire.cost),
-    )
+    counts: dict[str, Any] = {"input_total": wire.prompt_tokens, "output_total": wire.completion_tokens}
+    # Most answers have few of these, and each one that is set costs.
+    if isinstance(service_tier, str):
+        counts["service_tier"] = service_tier
+    if wire.cached_tokens:
+        counts["cache_read"] = wire.cached_tokens
+    if (prompt := wire.prompt_tokens_details) is not None:
+        counts["cache_read"] = prompt.cached_tokens or wire.cached_tokens or 0
+        counts["cache_write"] = prompt.cache_write_tokens or 0
+        counts["input_audio"] = prompt.audio_tokens or 0
+        counts["input_image"] = prompt.image_tokens or 0
+    if (completion := wire.completion_tokens_details) is not None:
+        counts["output_reasoning"] = completion.reasoning_tokens or 0
+        counts["output_audio"] = completion.audio_tokens or 0
+    if wire.cost:
+        counts["provider_cost"] = _decimal(wire.cost)
+    return reported(**counts)
 
 
 def _decimal(raw: msgspec.Raw) -> str:

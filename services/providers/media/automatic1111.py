@@ -8,13 +8,14 @@ import binascii
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from omnihub.common.v1.media_pb2 import Lora, MediaOutput, MediaUsage
 from omnihub.provider.v1 import media_provider_service_pb2 as pb
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from services.common.late import late
 from services.providers.domain.classification import ErrorFacts, ErrorTable, read_error
 from services.providers.domain.failure import Failures, ProviderError
 from services.providers.http import Upstream
@@ -22,6 +23,11 @@ from services.providers.media.adapter import Abilities
 from services.providers.media.http_adapter import PHRASES, HttpMediaAdapter, number, place, rows, texts
 from services.providers.media.parameters import Word, Written, bytes_of, fields_of, plain, write
 from services.providers.settings import ProviderSettings
+
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = late("PIL.Image")
 
 # The model that the server has loaded.
 DEFAULT = "default"

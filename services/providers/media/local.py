@@ -9,11 +9,13 @@ import random
 import shutil
 import subprocess
 from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING
 
 from omnihub.common.v1.media_pb2 import ImageInput, MediaOutput, MediaUsage, SpeechInput, UpscaleInput
 from omnihub.provider.v1 import media_provider_service_pb2 as pb
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from services.common.late import late
 from services.formats.errors import invalid
 from services.providers.domain.failure import Failures, UnsupportedError
 from services.providers.http import Upstream
@@ -21,6 +23,12 @@ from services.providers.media.adapter import Abilities
 from services.providers.media.audio import CutError, wave_facts
 from services.providers.media.parameters import Word, write
 from services.providers.settings import ProviderSettings
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+else:
+    Image = late("PIL.Image")
+    ImageDraw = late("PIL.ImageDraw")
 
 MODEL = "default"
 SPEECH_PROGRAM = "espeak-ng"

@@ -108,23 +108,19 @@ class Drawn:
         return [draw.slice.slice_id for draw in self.draws if draw.slice.rule.measure != CONCURRENCY]
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What one request needs of a rule."""
-
-    rule: Rule
-    amount: int
+Need = tuple[Rule, int]
+"""A rule, and how much of it one request needs."""
 
 
 def needs_of(rules: Iterable[Rule], nano: int, tokens: int) -> list[Need]:
     """Return what a request needs that may cost `nano` and have `tokens`. What needs nothing is left out."""
     units = {"credits": nano, "tokens": tokens, "requests": 1, CONCURRENCY: 1}
-    return [Need(rule, units[rule.measure]) for rule in rules if units[rule.measure]]
+    return [(rule, units[rule.measure]) for rule in rules if units[rule.measure]]
 
 
-def spent_units(rule: Rule, nano: int, tokens: int) -> int:
-    """Return what a charge uses of a rule."""
-    return {"credits": nano, "tokens": tokens, "requests": 1}.get(rule.measure, 0)
+def units_spent(nano: int, tokens: int) -> dict[str, int]:
+    """Return what a charge uses, by measure: slots are never charged."""
+    return {"credits": nano, "tokens": tokens, "requests": 1, CONCURRENCY: 0}
 
 
 class Windows:

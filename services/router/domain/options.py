@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonschema
-from referencing import Registry
-from referencing.exceptions import Unresolvable
-
+from services.common.late import late
 from services.router.domain.errors import Flaw
 
-_NOTHING_REMOTE: Registry[Any] = Registry()
+if TYPE_CHECKING:
+    import jsonschema
+    import referencing.exceptions
+else:
+    # Only models with options of their own need them.
+    jsonschema = late("jsonschema")
+    referencing = late("referencing")
+
 # More than this helps nobody.
 LIMIT = 20
 
@@ -36,10 +40,10 @@ def option_flaws(
     schema: Mapping[str, Any], options: Mapping[str, Any], where: str, *, partial: bool = False
 ) -> Iterator[Flaw]:
     """Yield what is wrong with options. `partial` ones may lack required options."""
-    validator = jsonschema.Draft202012Validator(schema, registry=_NOTHING_REMOTE)
+    validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
     try:
         wrong = sorted(validator.iter_errors(options), key=_place)
-    except Unresolvable as error:
+    except referencing.exceptions.Unresolvable as error:
         yield Flaw("options_schema", f"{error.ref!r} is not in the schema; nothing else is looked up")
         return
     except RecursionError:

@@ -11,16 +11,17 @@ question over the same options gives the same plan, for ever.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import repeat
-from operator import eq, itemgetter
+from itertools import compress, repeat
+from operator import itemgetter
 from typing import NamedTuple
 
 from services.credits.money import LARGEST_NANO, format_nano
 from services.router.domain.catalogue import Model, Target
 from services.router.domain.errors import NoCandidateError, PriceUnknownError
+from services.router.domain.estimate import LARGEST
 from services.router.domain.routing import Weights
 
 # Of the rules on this page; a stored decision names the one it was made by.
@@ -130,10 +131,6 @@ class Candidate(NamedTuple):
         return "" if self.exclusion is None else self.exclusion.because
 
 
-_Kept = tuple[Option, int, int, float]
-"""A candidate that passed the filters: option, estimate, latency, match."""
-
-
 class Scale(NamedTuple):
     """What costs and latencies are measured against: the largest among the candidates left."""
 
@@ -141,6 +138,13 @@ class Scale(NamedTuple):
     slowest_ms: int
     typical_ms: float
     """Taken for a target that was never measured."""
+
+
+class Room(NamedTuple):
+    """Tokens that every one of some options has room for, as far as is known."""
+
+    context: int
+    output: int
 
 
 @dataclass(slots=True)
@@ -193,6 +197,20 @@ def runs_in(region: str, known: frozenset[str]) -> bool:
     return bool(known) and all(each == region or each.startswith(f"{region}-") for each in known)
 
 
+def room_of(options: Iterable[Option]) -> Room:
+    """Return the tightest sizes among options. It can be kept for the next request."""
+    contexts = [option.context_length for option in options if option.context_length]
+    outputs = [option.max_output for option in options if option.max_output]
+    return Room(min(contexts, default=LARGEST), min(outputs, default=LARGEST))
+
+
+def _largest(exclusions: Sequence[Exclusion | None], estimates: Sequence[int | None]) -> int:
+    """Return the largest estimate where nobody is excluded already, as is usual; else -1."""
+    if any(exclusions) or None in estimates:
+        return -1
+    return max(estimates) if estimates else -1  # type: ignore[type-var, return-value]
+
+
 def decide(
     question: Question,
     options: Sequence[Option],
@@ -201,43 +219,57 @@ def decide(
     latencies: Sequence[int],
     paused: Paused = never_paused,
     scale: Scale | None = None,
+    room: Room | None = None,
 ) -> Plan:
     """Return the plan for a question. The sequences belong together, one entry for each option.
 
     `estimates` are the most a request can cost, in nano-credits, None without a price; `latencies`
     milliseconds, 0 where nothing was measured. `scale` is given when only a part of the options is at
-    hand. Raises NoCandidateError, PriceUnknownError.
+    hand; `room` spares a look at the size of each. Raises NoCandidateError, PriceUnknownError.
     """
-    kept: list[_Kept] = []
-    excluded: list[Candidate] = []
-    task = question.task
+    task, scored = question.task, question.scored
     limit = UNLIMITED if question.max_cost is None else question.max_cost
     # What a caller named is asked even when it may be too small: its provider knows best.
-    output = question.output_tokens if question.scored else 0
-    needed = question.input_tokens + output if question.scored else 0
-    for option, exclusion, estimate, latency in zip(options, exclusions, estimates, latencies, strict=True):
-        match = option.strengths.get(task, option.usual_match)
-        if (
+    output = question.output_tokens if scored else 0
+    needed = question.input_tokens + output if scored else 0
+    matches = [option.strengths.get(task, option.usual_match) for option in options]
+    excluded: tuple[Candidate, ...] = ()
+    roomy = room is not None and needed <= room.context and output <= room.output
+    largest = _largest(exclusions, estimates) if roomy else -1
+    if not 0 <= largest <= limit:
+        largest = -1
+        fit = [
             exclusion is None
             and estimate is not None
             and estimate <= limit
             and not needed > option.context_length > 0
             and not (output and output > option.max_output > 0)
-        ):
-            kept.append((option, estimate, latency, match))
-        else:
-            why = exclusion or _sized(option, question, estimate)
-            excluded.append(Candidate(option, estimate, latency, match, 0.0, why))
-    if not kept:
-        raise _nothing_left(Plan(question.requested, task, (), tuple(excluded), question))
-    if not question.scored:
-        route = tuple([Candidate(*each, 1.0 - position / 100) for position, each in enumerate(kept)])
-        return Plan(question.requested, task, route, tuple(excluded), question, route)
-    chain, scale = _score(kept, question.weights, scale)
-    waiting = _arrange(chain, paused)
-    stuck = _stick(chain, question.sticky, waiting)
+            for option, exclusion, estimate in zip(options, exclusions, estimates, strict=True)
+        ]
+        rows = zip(options, exclusions, estimates, latencies, matches, fit, strict=True)
+        excluded = tuple(
+            [
+                Candidate(option, estimate, latency, match, 0.0, why or _sized(option, question, estimate))
+                for option, why, estimate, latency, match, fits in rows
+                if not fits
+            ]
+        )
+        options, estimates = list(compress(options, fit)), list(compress(estimates, fit))
+        latencies, matches = list(compress(latencies, fit)), list(compress(matches, fit))
+    if not options:
+        raise _nothing_left(Plan(question.requested, task, (), excluded, question))
+    # None is left among the estimates of those that are kept.
+    costs: Sequence[int] = estimates  # type: ignore[assignment]
+    if not scored:
+        places = [1.0 - position / 100 for position in range(len(options))]
+        route = tuple(map(_candidate, zip(options, costs, latencies, matches, places, repeat(None))))
+        return Plan(question.requested, task, route, excluded, question, route)
+    scale = scale or _scale(max(costs) if largest < 0 else largest, latencies)
+    chain = _scored(options, costs, latencies, matches, question.weights, scale)
+    waiting = {} if paused is never_paused else _put_last(chain, paused)
+    stuck = bool(question.sticky) and _stick(chain, question.sticky, waiting)
     order = tuple(chain)
-    return Plan(question.requested, task, order, tuple(excluded), question, order, scale, waiting, stuck)
+    return Plan(question.requested, task, order, excluded, question, order, scale, waiting, stuck)
 
 
 def _sized(option: Option, question: Question, estimate: int | None) -> Exclusion:
@@ -255,41 +287,44 @@ def _sized(option: Option, question: Question, estimate: int | None) -> Exclusio
     return Exclusion("max_cost", text)
 
 
-def _scale(estimates: Sequence[int], latencies: Sequence[int]) -> Scale:
+def _scale(dearest: int, latencies: Sequence[int]) -> Scale:
     total = sum(latencies)
     # Nobody is taken for the fastest, or the slowest, for want of a measurement.
     typical = total / (len(latencies) - latencies.count(0)) if total else 0.0
-    return Scale(max(estimates), max(latencies), typical)
+    return Scale(dearest, max(latencies), typical)
 
 
 # From a tuple of its fields, without the detour of a call for each.
 _candidate = partial(tuple.__new__, Candidate)
 
 
-def _score(kept: Sequence[_Kept], weights: Weights, scale: Scale | None) -> tuple[list[Candidate], Scale]:
-    options, estimates, latencies, matches = zip(*kept, strict=True)
-    scale = scale or _scale(estimates, latencies)
+def _scored(
+    options: Sequence[Option],
+    estimates: Sequence[int],
+    latencies: Sequence[int],
+    matches: Sequence[float],
+    weights: Weights,
+    scale: Scale,
+) -> list[Candidate]:
+    """Return the candidates, the best first."""
     cost_weight, latency_weight, task_weight = weights.cost, weights.latency, weights.task
     dearest, slowest, typical = scale.dearest or 1, scale.slowest_ms or 1, scale.typical_ms
     scores = [
         cost_weight * (1 - estimate / dearest)
         + latency_weight * (1 - (latency or typical) / slowest)
         + task_weight * match
-        for _, estimate, latency, match in kept
+        for estimate, latency, match in zip(estimates, latencies, matches, strict=True)
     ]
-    rows = zip(options, estimates, latencies, matches, scores, repeat(None))
-    return list(map(_candidate, rows)), scale
-
-
-def _arrange(chain: list[Candidate], paused: Paused) -> dict[Target, str]:
-    """Put the best first, those better left alone last. Returns why they are."""
+    chain = list(map(_candidate, zip(options, estimates, latencies, matches, scores, repeat(None))))
     chain.sort(key=_by_score, reverse=True)
-    scores = list(map(_by_score, chain))
-    if any(map(eq, scores, scores[1:])):
+    if len({*scores}) < len(scores):
         # Whoever is cheaper, faster and better does not lose a draw that comes from rounding.
         chain.sort(key=lambda candidate: (-candidate.score, candidate.estimate_nano or 0))
-    if paused is never_paused:
-        return {}
+    return chain
+
+
+def _put_last(chain: list[Candidate], paused: Paused) -> dict[Target, str]:
+    """Put those better left alone last. Returns why they are."""
     waiting = {each.target: objection for each in chain if (objection := paused(each.target))}
     if waiting:
         chain.sort(key=lambda candidate: candidate.target in waiting)
@@ -301,7 +336,7 @@ _by_score = itemgetter(4)
 
 def _stick(chain: list[Candidate], sticky: str, waiting: Mapping[Target, str]) -> bool:
     """Let a conversation keep its model, if that can be asked. Tells whether it does."""
-    for position, candidate in enumerate(chain if sticky else ()):
+    for position, candidate in enumerate(chain):
         if candidate.target.name == sticky and candidate.target not in waiting:
             chain.insert(0, chain.pop(position))
             return True

@@ -14,7 +14,6 @@ from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.router.v1 import media_router_service_pb2 as pb
 
 from services.common.rpc import Call, RpcError
-from services.credits.media_rating import charge_media
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.health import Health
 from services.router.media.planning import candidates, only_at, plan
@@ -114,12 +113,6 @@ class MediaRouterServer:
         async with aclosing(stream):
             async for message in stream:
                 yield pb.FetchOutputResponse(data=message.data)
-
-    async def rate_media(self, request: pb.RateMediaRequest, call: Call) -> pb.RateMediaResponse:
-        target = request.target
-        margin = target.margin if target.HasField("margin") else None
-        charge = charge_media(request.usage, target.expected, target.price, margin)
-        return pb.RateMediaResponse(charge=charge)
 
     async def stream_speech(
         self, request: pb.StreamSpeechRequest, call: Call

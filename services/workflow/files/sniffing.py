@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 import puremagic
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from services.common.late import late
 from services.workflow.domain.media_types import TEXT, UNKNOWN, canonical
+
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = late("PIL.Image")
 
 HEAD = 4096
 # Containers that puremagic tells only roughly, by the brand in their first box.

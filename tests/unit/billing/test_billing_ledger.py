@@ -36,21 +36,21 @@ def test_a_slice_is_what_was_wanted_or_all_there_is_but_never_too_little(
 
 def test_charges_eat_a_lease_up_and_no_further() -> None:
     leases = {"l": Lease("l", WALLET, granted=100, spent=30, open=True)}
-    done = settle([charge("1", 50, lease_id="l"), charge("2", 50, lease_id="l")], leases, {})
+    done = settle([charge("1", 50, lease_id="l"), charge("2", 50, lease_id="l")], leases, {}, ())
     assert done.spent == {"l": 100}
     change = done.accounts[WALLET]
     assert (change.posted, change.leased, change.held) == (100, 70, 0)
 
 
 def test_a_capture_releases_the_rest() -> None:
-    done = settle([charge("1", 4, hold_id="h")], {}, {"h": Hold("h", WALLET, 10, True)})
+    done = settle([charge("1", 4, hold_id="h")], {}, {"h": Hold("h", WALLET, 10, True)}, ())
     change = done.accounts[WALLET]
     assert (change.posted, change.held, done.captured) == (4, 10, {"h": 4})
 
 
 def test_a_capture_above_the_hold_is_booked_in_full() -> None:
     charges = [charge("1", 8, hold_id="h"), charge("2", 7, hold_id="h")]
-    done = settle(charges, {}, {"h": Hold("h", WALLET, 10, True)})
+    done = settle(charges, {}, {"h": Hold("h", WALLET, 10, True)}, ())
     change = done.accounts[WALLET]
     assert (change.posted, change.held, done.captured) == (15, 10, {"h": 10})
 
@@ -75,7 +75,7 @@ def test_a_charge_is_late_when_its_reservation_has_ended(fields: dict[str, str],
     }
     holds = {"captured": Hold("captured", WALLET, 10, False)}
     assert is_late(charge("1", 5, **fields), leases, holds) is late
-    change = settle([charge("1", 5, **fields)], leases, holds).accounts[WALLET]
+    change = settle([charge("1", 5, **fields)], leases, holds, {"1"} if late else ()).accounts[WALLET]
     assert change.posted == 5
     assert change.held == 0
     assert change.leased == (5 if fields == {"lease_id": "open"} else 0)

@@ -20,6 +20,7 @@ from services.billing.domain.limit import (
     refusal,
     subjects_of,
     units_of,
+    who_of,
 )
 from services.credits.money import NANO
 from services.credits.windows import window_end, window_start
@@ -143,7 +144,7 @@ def test_thresholds() -> None:
 
 def test_a_charge_is_everybodys_it_names() -> None:
     charge = Charge(organisation_id=ORG, key_id="key_1", run_id="run_1")
-    assert subjects_of(charge) == {("organisation", ORG), ("key", "key_1"), ("run", "run_1")}
+    assert subjects_of(who_of(charge)) == {("organisation", ORG), ("key", "key_1"), ("run", "run_1")}
     assert [units_of(each, 5, 7) for each in ("credits", "requests", "tokens", "concurrency")] == [5, 1, 7, 0]
 
 

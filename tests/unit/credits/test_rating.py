@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from omnihub.billing.v1.price_pb2 import Price, PriceTier
+from omnihub.billing.v1.price_pb2 import Margin, Price, PriceTier, ServiceTierPrice
 from omnihub.common.v1.chat_pb2 import Usage
 
-from services.credits.rating import bound, covers_text, provider_cost_of, rate, tier_of
+from services.credits.rating import bound, bound_at, covers_text, provider_cost_of, rate, tier_of
 
 PRICE = Price(
     input_pico=1_000_000,
@@ -93,3 +93,35 @@ def test_a_price_of_media_alone_is_no_price_of_text() -> None:
     assert covers_text(Price(request_pico=1))
     # What is said to be free is free.
     assert covers_text(Price(source="free"))
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 10**6),
+    st.booleans(),
+    st.sampled_from(["", "flex", "unknown"]),
+    st.sampled_from(
+        [None, Margin(basis_points=1500), Margin(basis_points=1500, fixed=Price(request_pico=7))]
+    ),
+    st.sampled_from(
+        [
+            PRICE,
+            Price(input_pico=3, output_pico=5, cache_write_pico=4, reasoning_pico=9, request_pico=11),
+            Price(input_pico=3, output_pico=5, input_audio_pico=40, output_image_pico=50),
+            Price(input_pico=3, tiers=[PriceTier(above_input_tokens=1000, input_pico=6, output_pico=7)]),
+            Price(
+                input_pico=3,
+                service_tiers=[
+                    ServiceTierPrice(service_tier="flex", price=Price(input_pico=9, output_pico=1))
+                ],
+            ),
+        ]
+    ),
+)
+def test_a_bound_that_is_prepared_is_the_same(
+    given_tokens: int, taken: int, media: bool, tier: str, margin: Margin | None, price: Price
+) -> None:
+    at = bound_at(price, margin, media=media, service_tier=tier)
+    assert at(given_tokens, taken) == bound(
+        given_tokens, taken, price, margin, media=media, service_tier=tier
+    )

@@ -19,6 +19,7 @@ from services.router.domain.policy import Candidate, Plan, Question
 from services.router.domain.shortlist import options_of
 from services.router.domain.sketch import Sketch, Tally
 from services.router.domain.strategy import Strategy, arranged, strategy_of
+from services.router.latency import KEPT_S, TARGETS, Latencies
 from services.router.measurements import Measurements
 from services.router.settings import RouteSettings
 
@@ -147,3 +148,27 @@ def test_where_a_strategy_comes_from() -> None:
     assert (hedge.name, hedge.hedge_after_ms, hedge.alone) == ("hedge", 7, False)
     parallel = strategy_of(CallOptions(race_width=4), ChatInput(parallel=True), RouteSettings(route=["a/x"]))
     assert parallel == Strategy("race", width=4)
+
+
+def test_a_latency_is_smoothed_and_forgotten_in_time() -> None:
+    now = 100.0
+    latencies = Latencies(lambda: now)
+    slow, other = Target("a", "slow"), Target("b", "x")
+    latencies.observe(slow, 1000)
+    latencies.observe(slow, 2000)
+    assert latencies.of_all([slow, other]) == [1100, 0]
+    now += KEPT_S - 1
+    assert latencies.of(slow) == 1100
+    now += 1
+    # Otherwise nobody would ever ask it again and find out that it is fast now.
+    assert latencies.of(slow) == 0
+    latencies.observe(slow, 50)
+    assert latencies.of(slow) == 50
+
+
+def test_latencies_are_bounded() -> None:
+    latencies = Latencies()
+    targets = [Target("a", str(number)) for number in range(TARGETS + 1)]
+    for target in targets:
+        latencies.observe(target, 7)
+    assert latencies.of_all([targets[0], targets[1], targets[-1]]) == [0, 7, 7]

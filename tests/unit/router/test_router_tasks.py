@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -49,6 +50,20 @@ def test_a_prompt_of_a_megabyte_costs_no_more_than_its_ends() -> None:
     middle = "Write a Python function. " * 40_000
     assert tokens_of(f"Translate this: {middle} thanks")[:2] == ["translate", "this"]
     assert len(tokens_of(middle)) < HEAD + TAIL
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Refactor this function, please.", "Write about apples and pears. " * 4000]
+)
+def test_it_takes_less_than_a_millisecond(prompt: str) -> None:
+    detect = classifier().detect
+    fastest = 1.0
+    for _ in range(50):
+        # Of this thread's own time: others on the machine are no fault of the classifier's.
+        began = time.thread_time()
+        detect("You are helpful.", prompt)
+        fastest = min(fastest, time.thread_time() - began)
+    assert fastest < 0.001
 
 
 def test_instructions_count_where_the_last_words_are_few() -> None:

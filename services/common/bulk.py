@@ -1,0 +1,81 @@
+"""Many rows by one call of the driver, where a statement for each would cost more than storing it.
+
+SQLite runs one prepared statement for each row. PostgreSQL gets one statement with an array for each
+column, of constant text: neither prepared statements nor a parameter for each value (ADR 0022).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from services.common.db import Database
+
+Row = tuple[Any, ...]
+_TYPES = (
+    (sa.BigInteger, "bigint"),
+    (sa.Integer, "integer"),
+    (sa.Boolean, "boolean"),
+    (sa.LargeBinary, "bytea"),
+    (sa.String, "text"),
+)
+
+
+class BulkInsert:
+    """Inserts rows, as tuples in the order of the table's columns.
+
+    `connection.exec_driver_sql(*insert.of(rows))`, on a connection of either kind. `then` says what happens
+    to rows whose keys exist. With `returning`, PostgreSQL answers that column of the rows that were
+    written; SQLite, which has no answer to many rows, answers nothing.
+    """
+
+    def __init__(
+        self, database: Database, table: sa.Table, then: str = "DO NOTHING", *, returning: str = ""
+    ) -> None:
+        self._sqlite = database.sqlite
+        columns = ", ".join(f'"{column.name}"' for column in table.c)
+        text, end = f"INSERT INTO {name_of(database, table)} ({columns}) ", f" ON CONFLICT {then}"
+        if self._sqlite:
+            self._one = f"{text}VALUES ({', '.join('?' * len(table.c))}){end}"
+            return
+        if returning:
+            end += f' RETURNING "{returning}"'
+        types = [_type_of(column) for column in table.c]
+        # One row is nothing to make arrays of.
+        self._one = f"{text}VALUES ({', '.join(f'%b::{each}' for each in types)}){end}"
+        self._many = f"{text}SELECT * FROM unnest({', '.join(f'%b::{each}[]' for each in types)}){end}"
+
+    def of(self, rows: Sequence[Row]) -> tuple[str, Any]:
+        """Return the statement that inserts `rows`, of which there is at least one, and its parameters."""
+        if len(rows) == 1:
+            return self._one, rows[0]
+        if self._sqlite:
+            return self._one, list(rows)
+        return self._many, tuple(map(list, zip(*rows, strict=True)))
+
+
+class OneOf:
+    """Compares a column of text with any number of ids, which are one parameter.
+
+    `f"... WHERE id {one_of.text}"`, with `(one_of.argument(ids),)`.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._sqlite = database.sqlite
+        self.text = "IN (SELECT value FROM json_each(?))" if self._sqlite else "= ANY(%b::text[])"
+
+    def argument(self, ids: Sequence[str]) -> Any:
+        """Return the parameter."""
+        return json.dumps(ids) if self._sqlite else list(ids)
+
+
+def name_of(database: Database, table: sa.Table) -> str:
+    """Return a table's name as the driver needs it."""
+    return table.name if database.sqlite else f'"{database.schema}".{table.name}'
+
+
+def _type_of(column: sa.Column[Any]) -> str:
+    return next(name for kind, name in _TYPES if isinstance(column.type, kind))

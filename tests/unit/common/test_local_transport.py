@@ -1,0 +1,77 @@
+"""What the local transport does beyond its contract: cheaply, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from services.common.rpc import Call, RpcError, local
+from tests.support.echo import TRANSPORTS, CountRequest, CountResponse, Echo, SayRequest
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far deadlines come near within a test."""
+    monkeypatch.setattr(local, "NEAR_S", 0.2)
+    monkeypatch.setattr(local, "LOOK_EVERY_S", 0.05)
+
+
+async def hang(request: Any, call: Any) -> Any:
+    """Never answer."""
+    await asyncio.Event().wait()
+
+
+async def one_and_no_more(request: Any, call: Any) -> AsyncIterator[Any]:
+    """Answer once, then never again."""
+    yield CountResponse(number=1)
+    await asyncio.Event().wait()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_deadline_that_was_far_is_kept() -> None:
+    async with TRANSPORTS["local"](Echo(hang, one_and_no_more)) as client:
+        began = time.monotonic()
+        call = Call("req_1").within(0.5)
+        stream = client.count(CountRequest(), call)
+        await anext(stream)
+        with pytest.raises(RpcError) as unary:
+            await client.say(SayRequest(), call)
+        with pytest.raises(RpcError) as streamed:
+            await anext(stream)
+        assert {unary.value.reason, streamed.value.reason} == {"DEADLINE_EXCEEDED"}
+        assert 0.45 < time.monotonic() - began < 2
+
+
+@pytest.mark.usefixtures("quick")
+async def test_calls_that_have_ended_leave_no_alarm() -> None:
+    async with TRANSPORTS["local"](Echo()) as client:
+        for seconds in (0.1, 60):
+            await client.say(SayRequest(), Call("req_1").within(seconds))
+            async for _ in client.count(CountRequest(until=3), Call("req_1").within(seconds)):
+                pass
+            abandoned = client.count(CountRequest(until=3), Call("req_1").within(seconds))
+            await anext(abandoned)
+            del abandoned
+            gc.collect()
+    await local.cancelled_handlers_ended()
+    # Tasks tell that they have ended in the turn after.
+    await asyncio.sleep(0)
+    alarms = local.alarms_of(asyncio.get_running_loop())
+    assert not alarms._far
+    assert not alarms._near
+    assert not local._running
+
+
+async def test_a_caller_who_leaves_before_the_handler_began_leaves_nothing() -> None:
+    async with TRANSPORTS["local"](Echo(hang, one_and_no_more)) as client:
+        call = asyncio.ensure_future(client.say(SayRequest(), Call("req_1").within(60)))
+        asyncio.get_running_loop().call_soon(call.cancel)
+        await asyncio.gather(call, return_exceptions=True)
+        await local.cancelled_handlers_ended()
+        await asyncio.sleep(0)
+        assert not local._running
