@@ -54,7 +54,7 @@ format: setup ## Format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix-only $(wildcard $(SOURCES))
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 
-bench: setup ## Measure the whole request path against its baselines; table and bench/results/
+bench: setup ## Measure the request path beside Envoy and its rivals, 35 minutes; bench/results/
 	@$(BIN)/python -m bench
 
 check-breaking: setup ## Compare the contracts with BASE (reported) and the last release (must be compatible)

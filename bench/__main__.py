@@ -71,7 +71,7 @@ def parse(arguments: list[str]) -> Plan:
         "--constant-seconds", type=bounded(1, 120), default=usual.constant_seconds, help="at a constant rate"
     )
     parser.add_argument(
-        "--no-spin", action="store_true", help="let idle cores fall asleep (README.md says why not)"
+        "--awake", action="store_true", help="let idle cores wait in a loop instead of asleep; needs root"
     )
     parser.add_argument(
         "--quick", action="store_true", help="1 round of 1 s per sample: does it work, not how fast"
@@ -83,7 +83,7 @@ def parse(arguments: list[str]) -> Plan:
         rounds=options.rounds,
         seconds=options.seconds,
         constant_seconds=options.constant_seconds,
-        spin=not options.no_spin,
+        awake=options.awake,
     )
     return replace(plan, rounds=1, seconds=1, constant_seconds=2) if options.quick else plan
 

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, LiteralString
@@ -25,7 +24,9 @@ import psycopg
 from bench.install import HERE, WORK
 from bench.measure import ProcessTree
 from services.common import log
+from services.workflow.settings import WorkflowSettings
 from tests.support.job_cluster import Cluster, ServedRouter, running_cluster
+from tests.support.job_process import JobProcess
 from tests.support.postgresql import KillableServer
 from tests.support.rabbitmq import Broker, private_broker
 
@@ -36,7 +37,8 @@ TARGET_RESUME_S = 10.0
 CALLERS = 16
 LOOK_S = 0.2
 # As jobs are run in production, not as in crash tests.
-SETTINGS = {"late_concurrency": 32}
+DEFAULTS = WorkflowSettings(late_concurrency=32)
+SETTINGS = {name: getattr(DEFAULTS, name) for name in ("lease_s", "sweep_interval_s", "late_concurrency")}
 
 UNPUBLISHED: LiteralString = "SELECT count(*) FROM workflow.outbox"
 CLAIMED: LiteralString = "SELECT count(*) FROM workflow.attempt WHERE state = 'claimed'"
@@ -45,7 +47,7 @@ HELD: LiteralString = "SELECT id FROM workflow.attempt WHERE state = 'claimed'"
 LEFT: LiteralString = "SELECT count(*) FROM workflow.attempt WHERE id = ANY(%s) AND state <> 'succeeded'"
 COMMITS: LiteralString = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
 
-Processes = Mapping[str, Process]
+Processes = Mapping[str, JobProcess]
 Meters = Callable[[], Mapping[str, float]]
 """CPU seconds by what used them."""
 
@@ -66,7 +68,7 @@ def rival_per_s(database: str, count: int) -> float:
     """Return how many no-op tasks procrastinate does in a second."""
     command = [str(procrastinate_home() / "bin" / "python"), str(HERE / "procrastinate_noop.py")]
     done = subprocess.run(
-        [*command, database, str(count), str(SETTINGS["late_concurrency"])],
+        [*command, database, str(count), str(DEFAULTS.late_concurrency)],
         check=True,
         capture_output=True,
         text=True,
@@ -94,7 +96,8 @@ async def until(wanted: Callable[[int], bool], limit_s: float, *asked: Any) -> f
     """Look until a query finds what is wanted; return the seconds it took."""
     began = time.perf_counter()
     async with asyncio.timeout(limit_s):
-        while not wanted(await asyncio.to_thread(ask, *asked)):
+        # Another process changes the database: there is no event to wait for.
+        while not wanted(await asyncio.to_thread(ask, *asked)):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
     return time.perf_counter() - began
 
@@ -109,7 +112,8 @@ async def submit(cluster: Cluster, count: int) -> float:
 async def spawn(cluster: Cluster) -> Processes:
     """Start a relay and a worker."""
     relay, worker = await asyncio.gather(
-        cluster.spawn("workflow", settings=SETTINGS), cluster.spawn(settings=SETTINGS)
+        cluster.spawn("workflow", fresh=True, settings=SETTINGS),
+        cluster.spawn(fresh=True, settings=SETTINGS),
     )
     return {"relay": relay, "worker": worker}
 
@@ -124,7 +128,7 @@ async def queue_up(cluster: Cluster, database: str, count: int) -> tuple[Process
     before = resident_mib(*pids)
     created_per_s = await submit(cluster, count)
     await until(lambda found: found == 0, 300, database, UNPUBLISHED)
-    room = SETTINGS["late_concurrency"]
+    room = DEFAULTS.late_concurrency
     await until(lambda found: found == room, 60, database, CLAIMED)
     return processes, {"created_per_s": created_per_s, "memory_mib": resident_mib(*pids) - before}
 
@@ -147,7 +151,7 @@ async def crash(cluster: Cluster, database: str, processes: Processes) -> tuple[
 
 async def work_off(cluster: Cluster, database: str, meters: Meters) -> dict[str, float]:
     """Look how fast jobs end, and what one costs."""
-    nearly = len(cluster.jobs) - 2 * SETTINGS["late_concurrency"]
+    nearly = len(cluster.jobs) - 2 * DEFAULTS.late_concurrency
     first, commits, used = ask(database, SUCCEEDED), ask(database, COMMITS), meters()
     took = await until(lambda found: found >= nearly, 600, database, SUCCEEDED)
     done = ask(database, SUCCEEDED) - first

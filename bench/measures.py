@@ -9,7 +9,6 @@ from pathlib import Path
 
 from bench.client import OPEN_BEFORE, constant_rate, drained, percentile, visit
 from bench.load import Load, check_answer, saturate
-from bench.measure import ProcessTree
 from bench.meter import Meter, Values
 from bench.payload import KINDS, Target
 from bench.streams import chunk_cost, stream_weight
@@ -33,7 +32,7 @@ class Plan:
     seconds: float = 2
     constant_seconds: float = 6
     warm_up_s: float = 1
-    spin: bool = True
+    awake: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class Tools:
     wrk: str
     script: Path
     upstream: Upstream
-    spinners: list[ProcessTree]
 
 
 @dataclass
@@ -96,7 +94,7 @@ class Saturation(Measure):
 
     async def run(self, tools: Tools, running: Running, number: int) -> Measured:
         """Measure requests/s and CPU."""
-        meter = Meter(running, tools.upstream, tools.spinners)
+        meter = Meter(running, tools.upstream)
         await meter.start()
         result = await self._load(tools, running.target(KINDS[self.kind]), tools.plan.seconds, number)
         # wrk leaves requests unanswered when its time is over.
@@ -120,7 +118,7 @@ class FixedRate(Measure):
 
     async def run(self, tools: Tools, running: Running, number: int) -> Measured:
         """Measure latencies and CPU."""
-        meter = Meter(running, tools.upstream, tools.spinners)
+        meter = Meter(running, tools.upstream)
         await meter.start()
         target = running.target(KINDS[self.kind])
         found = await constant_rate(target, self.rate, tools.plan.constant_seconds)

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from bench.errors import BenchError
-from bench.measure import ProcessTree, machine_cpu_seconds, own_cpu_seconds
+from bench.measure import machine_cpu_seconds, own_cpu_seconds
 from bench.subjects.base import Running
 from bench.upstream import Upstream
 
@@ -25,15 +25,12 @@ class Reading:
 
 
 class Meter:
-    """CPU between entry and settling: of the subject's processes, and of strangers on the machine.
+    """CPU between entry and settling: of the subject's processes, and of strangers on the machine."""
 
-    `known` are process trees of the harness's own beside the subject: upstream and spinners.
-    """
-
-    def __init__(self, running: Running, upstream: Upstream, known: list[ProcessTree]) -> None:
+    def __init__(self, running: Running, upstream: Upstream) -> None:
         self._subject = running.server.tree
         self._upstream = upstream
-        trees = [upstream.server.tree, upstream.pacer.tree, *known, self._subject]
+        trees = [upstream.server.tree, upstream.pacer.tree, self._subject]
         self._trees = {tree.root: tree for tree in trees}.values()
 
     async def start(self) -> None:

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -25,7 +25,10 @@ class Ports:
     """Hands out free ports of the loopback address, each one once."""
 
     def __init__(self) -> None:
-        self._candidates = iter(range(FIRST_PORT, LAST_PORT))
+        # Another checkout's run begins elsewhere: between taking a port and listening on it seconds may pass.
+        begin = os.getpid() * 61 % (LAST_PORT - FIRST_PORT)
+        ports = range(FIRST_PORT, LAST_PORT)
+        self._candidates: Iterator[int] = iter([*ports[begin:], *ports[:begin]])
 
     def take(self) -> int:
         """Return a port on which nothing listens."""

@@ -13,7 +13,7 @@ from bench.run import execute
 
 # The only place of the bound.
 ENVOY_RATIO_BOUND = 26.0
-PLAN = Plan(["envoy", "omnihub"], ["chat"], rounds=3, seconds=2, warm_up_s=1, spin=False)
+PLAN = Plan(["envoy", "omnihub"], ["chat"], rounds=3, seconds=2, warm_up_s=1)
 
 
 async def measure() -> Spread:

@@ -215,7 +215,7 @@ class Report:
         yield "Machine: " + ", ".join(f"{name} {value}" for name, value in self.facts.items()) + "."
         yield (
             f"Interleaved rounds, {shown}: {plan.seconds:g} s of load, {plan.constant_seconds:g} s at a "
-            f"constant rate; idle-priority spinners {'on' if plan.spin else 'off'}. Load, subjects and "
+            f"constant rate; idle cores {'kept awake' if plan.awake else 'asleep'}. Load, subjects and "
             "upstream share the machine. CPU is user and system time of all processes of a subject."
         )
         yield self.noise()

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import os
 import shutil
+import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 
 from bench.errors import BenchError
-from bench.install import HERE, WORK, require_programs
-from bench.measure import ProcessTree
+from bench.install import WORK, require_programs
 from bench.measures import Measured, Plan, Tools
-from bench.processes import Ports, clean_environment, running
+from bench.processes import Ports
 from bench.scenarios import SCENARIOS, Case
 from bench.subjects import SUBJECTS
 from bench.subjects.base import Place, Running, Setup
 from bench.upstream import upstreams
 
+LATENCY = Path("/dev/cpu_dma_latency")
 FAILURES = (BenchError, OSError, TimeoutError, aiohttp.ClientError, subprocess.CalledProcessError)
 
 
@@ -151,24 +151,20 @@ class Bench:
             return await case.measure.run(self._tools, subject, number)
 
 
-@asynccontextmanager
-async def spinning(wanted: bool, logs: Path) -> AsyncIterator[list[ProcessTree]]:
-    """Keep every core awake for the length of the context."""
-    async with AsyncExitStack() as stack:
-        trees = []
-        for core in sorted(os.sched_getaffinity(0)) if wanted else []:
-            command = [sys.executable, "-m", "bench.spin", str(core)]
-            server = await stack.enter_async_context(
-                running(
-                    "spinner",
-                    command,
-                    environment=clean_environment(HERE, {}),
-                    directory=HERE.parent,
-                    log=logs / f"spinner-{core}.log",
-                )
-            )
-            trees.append(server.tree)
-        yield trees
+@contextmanager
+def awake(wanted: bool) -> Iterator[None]:
+    """Let no core fall asleep for the length of the context: an idle one waits in a loop of the kernel's."""
+    if not wanted:
+        yield
+        return
+    try:
+        file = LATENCY.open("wb", buffering=0)
+    except OSError as error:
+        raise BenchError(f"--awake needs root on Linux: {error}") from None
+    with file:
+        # The kernel keeps to a latency for as long as the file is open; 0 us leaves no time to wake up in.
+        file.write(struct.pack("i", 0))
+        yield
 
 
 @contextmanager
@@ -199,13 +195,12 @@ async def execute(plan: Plan) -> list[Sample]:
     """Start every subject, run all rounds, stop everything, also when interrupted."""
     programs = require_programs()
     ports = Ports()
-    with only_run():
+    with only_run(), awake(plan.awake):
         data, logs = prepare_folders()
         async with (
             upstreams(programs["nginx"], data / "nginx", ports, logs) as upstream,
-            spinning(plan.spin, logs) as spinners,
         ):
-            tools = Tools(plan, programs["wrk"], data / "wrk.lua", upstream, spinners)
+            tools = Tools(plan, programs["wrk"], data / "wrk.lua", upstream)
             bench = Bench(tools, data, logs, ports)
             for cases in families(plan):
                 await bench.run(cases)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,15 +115,18 @@ def _edge(module: Any, settings: Settings, infrastructure: Infrastructure) -> Se
 def _edge_settings(settings: Settings) -> EdgeSettings:
     """Return the edge's settings: it calls the services with this process's own certificate."""
     tls, edge = settings.internal_tls, settings.edge
-    if tls is None or edge.upstream_ca_file is not None:
-        return edge
-    return edge.model_copy(
-        update={
+    update: dict[str, Any] = {}
+    if tls is not None and edge.upstream_ca_file is None:
+        update = {
             "upstream_ca_file": tls.ca_file,
             "upstream_certificate_file": tls.certificate_file,
             "upstream_key_file": tls.key_file,
         }
-    )
+    if not edge.concurrency and settings.peers.facade.startswith(UNIX):
+        # The facade is beside it. One thread serves more than a Python process answers, and two find less to
+        # do each time they wake.
+        update["concurrency"] = min(settings.workers, os.cpu_count() or 1)
+    return edge.model_copy(update=update)
 
 
 def _edge_surroundings(settings: Settings) -> dict[str, Any]:

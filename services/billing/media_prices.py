@@ -19,7 +19,7 @@ from services.billing.settings import PriceSettings
 
 FILE = Path(__file__).with_name("media_prices.toml")
 HOUR_S = 3600
-_ABOUT = ("vendor", "models", "source", "read", "free", "per_hour")
+_ABOUT = ("vendor", "models", "source", "read", "doubt", "free", "per_hour")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import aio_pika
 from aio_pika.abc import (
@@ -33,6 +34,8 @@ POLL_S = 0.5
 RETRY_S = 1.0
 STOP_GRACE_S = 5.0
 LOOK_S = 10.0
+# A wire on which nothing comes any more is given up after about three of these.
+HEARTBEAT_S = 10
 DELIVERY_LIMIT = 5
 LENGTH_LIMIT = 50_000
 
@@ -118,6 +121,9 @@ class Relay:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._connection: AbstractConnection | None = None
+        self._stopping = False
+        self._between_rounds = asyncio.Event()
+        self._between_rounds.set()
         self.connected = False
 
     def start(self) -> None:
@@ -125,7 +131,13 @@ class Relay:
         self._task = asyncio.create_task(self._run(), name=f"{self._topology.area}-relay")
 
     async def stop(self) -> None:
-        """Stop. What was not confirmed stays in the outbox."""
+        """Stop, after what is being published if the broker answers. What was not confirmed stays."""
+        self._stopping = True
+        try:
+            async with asyncio.timeout(STOP_GRACE_S):
+                await self._between_rounds.wait()
+        except TimeoutError:
+            _logger.warning("relay_stops_while_publishing")
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -139,8 +151,9 @@ class Relay:
             try:
                 exchange = await self._connect()
                 self.connected = True
-                while True:
+                while not self._stopping:
                     await self._publish_next(exchange)
+                return
             except (*BROKEN, SQLAlchemyError) as error:
                 _logger.warning("relay_interrupted %s", type(error).__name__)
             finally:
@@ -149,7 +162,7 @@ class Relay:
             await asyncio.sleep(RETRY_S)
 
     async def _connect(self) -> AbstractExchange:
-        self._connection = await aio_pika.connect(self._url, timeout=CONFIRM_LIMIT_S)
+        self._connection = await _connect(self._url)
         channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
         return await self._topology.declare(channel)
 
@@ -159,7 +172,11 @@ class Relay:
         now = self._now()
         for queue in self._topology.queues:
             if messages := await self._outbox.take(now, [queue]):
-                await self._publish_all(exchange, messages)
+                self._between_rounds.clear()
+                try:
+                    await self._publish_all(exchange, messages)
+                finally:
+                    self._between_rounds.set()
                 # What is more urgent may have come meanwhile.
                 return
         try:
@@ -274,7 +291,7 @@ class Consumer:
 
         All of it is made anew after each loss: connections that restore themselves do so only in part.
         """
-        connection = await aio_pika.connect(self._url, timeout=CONFIRM_LIMIT_S)
+        connection = await _connect(self._url)
         self._connection = connection
         connection.close_callbacks.add(lambda *_: lost.set())
         await self._topology.declare(await connection.channel())
@@ -335,6 +352,14 @@ async def _until_lost(lost: asyncio.Event, subscribed: Sequence[tuple[AbstractCh
                 await lost.wait()
         except TimeoutError:
             continue
+
+
+async def _connect(url: str) -> AbstractConnection:
+    """Connect; the URL itself may ask for another heartbeat."""
+    asked = "heartbeat" in dict(parse_qsl(urlsplit(url).query))
+    if asked:
+        return await aio_pika.connect(url, timeout=CONFIRM_LIMIT_S)
+    return await aio_pika.connect(url, timeout=CONFIRM_LIMIT_S, heartbeat=HEARTBEAT_S)
 
 
 async def _close(connection: AbstractConnection | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -65,6 +66,8 @@ class Database:
                 **_postgresql_options(schema),
             }
         self._engine = create_async_engine(self._asynchronous_url(), **options)
+        if not self.sqlite:
+            _ask_only_when_in_doubt(self._engine.sync_engine.dialect)
         if self.sqlite:
             event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
 
@@ -174,6 +177,22 @@ def _postgresql_options(schema: str) -> dict[str, Any]:
         "connect_args": {"prepare_threshold": None, "application_name": f"omnihub-{schema}"},
         "execution_options": {"schema_translate_map": {None: schema}},
     }
+
+
+def _ask_only_when_in_doubt(dialect: Any) -> None:
+    """Take a connection for alive, without a way to the server, while nothing has come in on it.
+
+    A server that ends says so or closes: both can be seen here.
+    """
+    ask = dialect.do_ping
+
+    def alive(connection: Any) -> bool:
+        driver = getattr(connection, "driver_connection", connection)
+        looking = select.poll()
+        looking.register(driver.pgconn.socket, select.POLLIN)
+        return True if not looking.poll(0) else bool(ask(connection))
+
+    dialect.do_ping = alive
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:

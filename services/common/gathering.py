@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 MOST = 100
 
 _logger = logging.getLogger(__name__)
 
 
-class Gathering[Item, Result]:
+class Gathering(Generic[Item, Result]):
     """Hands items to `work`: the first one at once, those that come meanwhile together, in their order.
 
-    Waiting for nobody it costs no time while there is little to do, and under load one transaction serves many.
-    `work` returns a result for each item. When it fails for several, each is done again alone, so that one
-    that cannot be done does not keep the others from it: `work` must be one that may be repeated.
+    It waits for nobody: while there is little to do it costs no time, and under load one transaction serves
+    many. `work` returns a result for each item. When it fails for several, each is done again alone, so that
+    one that cannot be done does not keep the others from it: `work` must be one that may be repeated.
     """
 
     def __init__(
@@ -28,7 +31,7 @@ class Gathering[Item, Result]:
         self._task: asyncio.Task[None] | None = None
 
     async def __call__(self, item: Item) -> Result:
-        """Return what `work` returns for an item, or raise what it raises. A caller who leaves stops nothing."""
+        """Return what `work` returns for an item, or raise what it raises. Who leaves early stops nothing."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._task is None:
@@ -42,21 +45,23 @@ class Gathering[Item, Result]:
                 await self._together(batch)
         finally:
             self._task = None
+            # Only when this is cancelled, at the end of the process, is anybody left.
             for _, future in self._waiting:
                 future.cancel()
-            self._waiting.clear()
 
     async def _together(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:
             results = await self._work([item for item, _ in batch])
-        except Exception as error:  # noqa: BLE001 - it is raised to whoever waits for it
+        except Exception as error:  # noqa: BLE001 - who waits gets it
             if len(batch) == 1:
-                _tell(batch[0][1], error)
+                (_, future), *_ = batch
+                if not future.done():
+                    future.set_exception(error)
                 return
             _logger.warning("done_one_by_one %s", type(error).__name__)
             for each in batch:
                 await self._together([each])
-        except BaseException:
+        except asyncio.CancelledError:
             for _, future in batch:
                 future.cancel()
             raise
@@ -64,8 +69,3 @@ class Gathering[Item, Result]:
             for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():
                     future.set_result(result)
-
-
-def _tell[Result](future: asyncio.Future[Result], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)

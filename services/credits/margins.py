@@ -32,6 +32,9 @@ class MarginBook:
             scope = margin.organisation_id, margin.plan
             self._rules.setdefault(scope, []).append((pattern_of(margin.model), margin))
 
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
     def of(self, organisation_id: str, model: str) -> Margin | None:
         """Return what is added for an organisation that uses a `provider/model`, or None."""
         if not self._rules:

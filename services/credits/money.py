@@ -45,9 +45,10 @@ def limit_nano(amount: float) -> int:
 
 def format_nano(amount: int) -> str:
     """Return 50,000,000 nano-credits as `"0.05"`: exact, without an exponent."""
-    whole, fraction = divmod(abs(amount), NANO)
-    digits = f"{fraction:09d}".rstrip("0")
-    return f"{'-' if amount < 0 else ''}{whole}{'.' + digits if digits else ''}"
+    if amount < 0:
+        return f"-{format_nano(-amount)}"
+    whole, fraction = divmod(amount, NANO)
+    return f"{whole}.{fraction:09d}".rstrip("0") if fraction else str(whole)
 
 
 def pico_to_nano(amount: int) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from typing import NamedTuple
 
 from omnihub.billing.v1.price_pb2 import Margin, Price, PriceTier
 from omnihub.billing.v1.usage_pb2 import Charge, ChargePart, Units
@@ -29,8 +29,7 @@ Exact = int | Fraction
 """Pico-credits; a fraction where units are finer than the price."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rated:
+class Rated(NamedTuple):
     """What a usage costs."""
 
     cost: int
@@ -68,7 +67,10 @@ def for_service_tier(price: Price, service_tier: str) -> Price:
 def tier_of(price: Price, input_tokens: int) -> Price | PriceTier:
     """Return the numbers that apply to an input of this many tokens."""
     applying: Price | PriceTier = price
-    for tier in price.tiers:
+    tiers = price.tiers
+    if not tiers:
+        return price
+    for tier in tiers:
         if input_tokens > tier.above_input_tokens:
             applying = tier
     return applying
@@ -87,18 +89,19 @@ def provider_cost_of(usage: Usage) -> Decimal | None:
 
 def priced(usage: Usage, price: Price, units: Units | None = None) -> Exact:
     """Return what `usage` and `units` cost at a price, in pico-credits, whatever the provider says."""
-    price = for_service_tier(price, usage.service_tier)
+    if service_tier := usage.service_tier:
+        price = for_service_tier(price, service_tier)
     tier = tier_of(price, usage.input_total)
-    plain_input = max(0, usage.input_total - usage.cache_read - usage.cache_write)
-    cache_write = max(0, usage.cache_write - usage.cache_write_1h)
-    amount: Exact = (
-        plain_input * tier.input_pico
-        + usage.cache_read * tier.cache_read_pico
-        + cache_write * tier.cache_write_pico
-        + usage.cache_write_1h * tier.cache_write_1h_pico
-        + usage.output_total * tier.output_pico
-        + price.request_pico
-    )
+    plain_input, cache_read, cache_write = usage.input_total, usage.cache_read, usage.cache_write
+    amount: Exact = usage.output_total * tier.output_pico + price.request_pico
+    if cache_read or cache_write or usage.cache_write_1h:
+        plain_input = max(0, plain_input - cache_read - cache_write)
+        amount += (
+            cache_read * tier.cache_read_pico
+            + max(0, cache_write - usage.cache_write_1h) * tier.cache_write_pico
+            + usage.cache_write_1h * tier.cache_write_1h_pico
+        )
+    amount += plain_input * tier.input_pico
     special = usage.output_reasoning or usage.input_audio or usage.output_audio
     if special or usage.input_image or usage.output_image:
         amount += _special(usage, price, tier, plain_input)
@@ -220,16 +223,33 @@ def _most(input_tokens: int, output_tokens: int, price: Price, media: bool) -> i
     applying = tier_of(price, input_tokens)
     levels = {id(price): price, id(applying): applying} if price.tiers else {id(price): price}
     for level in levels.values():
-        # Writing to a cache is dearer than reading plainly; a bound must cover it.
-        each_input = max(level.input_pico, level.cache_write_pico, level.cache_write_1h_pico)
-        each_output = level.output_pico
-        if price.reasoning_pico:
-            each_output = max(each_output, price.reasoning_pico)
-        if media:
-            each_input = max(each_input, price.input_audio_pico, price.input_image_pico)
-            each_output = max(each_output, price.output_audio_pico, price.output_image_pico)
+        each_input, each_output = _dearest_tokens(level, price, media)
         dearest = max(dearest, input_tokens * each_input + output_tokens * each_output)
     return dearest + price.request_pico
+
+
+def _dearest_tokens(level: Price | PriceTier, price: Price, media: bool) -> tuple[int, int]:
+    """Return the most that one token of input and one of output can cost, in pico-credits."""
+    # Writing to a cache is dearer than reading plainly; a bound must cover it.
+    each_input = max(level.input_pico, level.cache_write_pico, level.cache_write_1h_pico)
+    each_output = level.output_pico
+    if price.reasoning_pico:
+        each_output = max(each_output, price.reasoning_pico)
+    if media:
+        each_input = max(each_input, price.input_audio_pico, price.input_image_pico)
+        each_output = max(each_output, price.output_audio_pico, price.output_image_pico)
+    return each_input, each_output
+
+
+def bound_at(
+    price: Price, margin: Margin | None = None, *, media: bool = False, service_tier: str = ""
+) -> Callable[[int, int], int]:
+    """Return `bound` for one price, read once: a request needs it for each of its candidates."""
+    if margin is not None or price.tiers or for_service_tier(price, service_tier) is not price:
+        return lambda given, taken: bound(given, taken, price, margin, media=media, service_tier=service_tier)
+    each_input, each_output = _dearest_tokens(price, price, media)
+    each_request = price.request_pico
+    return lambda given, taken: -(-(given * each_input + taken * each_output + each_request) // PICO_PER_NANO)
 
 
 def covers_text(price: Price) -> bool:

@@ -5,9 +5,10 @@ A memo: it never moves money, and may be negative. amount + routing + cache + pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from omnihub.billing.v1.price_pb2 import Margin, Price
+from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import Usage
 
 from services.credits.rating import priced, round_up, with_margin
@@ -16,8 +17,7 @@ from services.credits.rating import priced, round_up, with_margin
 FORMULA = "savings-1"
 
 
-@dataclass(frozen=True, slots=True)
-class Savings:
+class Savings(NamedTuple):
     """Nano-credits, by cause."""
 
     baseline: int
@@ -53,6 +53,16 @@ def savings_of(
         prompt_cache = _listed(plain, *answered) - _listed(usage, *answered)
     at_baseline = amount + prompt_cache if baseline is None else _listed(plain, *baseline)
     return Savings(at_baseline, at_baseline - amount - prompt_cache, prompt_cache)
+
+
+def note_savings(charge: Charge, saved: Savings) -> None:
+    """Write savings into a charge."""
+    charge.savings_nano_credits = saved.total
+    charge.baseline_nano_credits = saved.baseline
+    charge.savings_routing_nano_credits = saved.routing
+    charge.savings_cache_nano_credits = saved.cache
+    charge.savings_prompt_cache_nano_credits = saved.prompt_cache
+    charge.savings_formula = FORMULA
 
 
 def _listed(usage: Usage, price: Price, margin: Margin | None) -> int:

@@ -272,6 +272,7 @@ def render(
     addresses: Mapping[str, str],
     facade_address: str,
     files_address: str,
+    probes_address: str = "",
     port: int,
     cors_origins: Sequence[str],
 ) -> str:
@@ -281,6 +282,7 @@ def render(
         addresses=addresses,
         facade_address=facade_address,
         files_address=files_address,
+        probes_address=probes_address,
         port=port,
         cors_origins=cors_origins,
     )

@@ -22,7 +22,7 @@ class EdgeSettings(Section):
     key_file: Path | None = None
     """PEM private key that belongs to certificate_file."""
     concurrency: int = Field(default=0, ge=0, le=256)
-    """Worker threads; 0 means one for each core, at most two."""
+    """Threads; 0: one for each process beside it that answers chat; alone, one for each core, at most two."""
     body_limit_bytes: int = Field(default=100 * MIB, ge=1024)
     """Largest body of the HTTP facade, sized for images and audio."""
     json_body_limit_bytes: int = Field(default=32 * MIB, ge=1024, le=64 * MIB)

@@ -49,6 +49,9 @@ SNAKE_CASE = "transcode_snake_case"
 
 _TYPE = "type.googleapis.com/envoy"
 _LARGEST = 2**63 - 1
+# As the facade knows them: what is over our limit, but not worth a cut connection.
+BODY_LIMIT = "x-omnihub-body-limit"
+DISCARD_LIMIT = 512 * 2**20
 # What gRPC adds to an answer and REST callers have no use for.
 _GRPC_HEADERS = (
     "grpc-status",
@@ -167,17 +170,29 @@ def _cors_of_answers(origins: Sequence[str]) -> list[Json]:
     ]
 
 
-def _limited(match: Json, forward: Json, limit_bytes: int) -> list[Json]:
-    """Return the routes to `forward` by what the caller says of the body's length."""
+def _limited(match: Json, forward: Json, limit_bytes: int, refuses: bool = False) -> list[Json]:
+    """Return the routes to `forward` by what the caller says of the body's length.
+
+    Who `refuses` reads what it refuses: many clients lose an answer that comes while they still send.
+    """
     said = match.get("headers", [])
-    too_large = {"name": "content-length", "range_match": {"start": limit_bytes + 1, "end": _LARGEST}}
+    end = max(limit_bytes, DISCARD_LIMIT if refuses else 0)
+    too_large = {"name": "content-length", "range_match": {"start": end + 1, "end": _LARGEST}}
     unknown = {"name": "content-length", "present_match": False}
     limited = {
         "@type": f"{_TYPE}.extensions.filters.http.buffer.v3.BufferPerRoute",
         "buffer": {"max_request_bytes": limit_bytes},
     }
     filters = {**forward.get("typed_per_filter_config", {}), BUFFER: limited}
+    refused = []
+    if end > limit_bytes:
+        over = {"name": "content-length", "range_match": {"start": limit_bytes + 1, "end": end + 1}}
+        headers = [*forward.get("request_headers_to_add", []), _header(BODY_LIMIT, str(limit_bytes))]
+        refused = [
+            {"match": {**match, "headers": [*said, over]}, **forward, "request_headers_to_add": headers}
+        ]
     return [
+        *refused,
         _answer({**match, "headers": [*said, too_large]}, 413, ""),
         # Without a length, only reading tells: these few are held back until they are complete.
         {"match": {**match, "headers": [*said, unknown]}, **forward, "typed_per_filter_config": filters},
@@ -198,7 +213,7 @@ def _facade(route: FacadeRoute, body_limit_bytes: int) -> list[Json]:
     if route.cluster == FILES_CLUSTER:
         # Its service counts what it reads, and takes files that are never whole in memory.
         return [{"match": match, **forward}]
-    return _limited(match, forward, body_limit_bytes)
+    return _limited(match, forward, body_limit_bytes, refuses=True)
 
 
 def _rest(rpc: PublicRpc, binding: Binding, body_limit_bytes: int) -> list[Json]:

@@ -6,6 +6,7 @@ from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
+from omnihub.workflow.v1.consent_service_api import ConsentService
 from omnihub.workflow.v1.file_content_service_api import FileContentService
 from omnihub.workflow.v1.job_service_api import JobService
 from starlette.routing import Route
@@ -70,7 +71,12 @@ def build(settings: GatewaySettings, infrastructure: Infrastructure) -> Service:
     connect = infrastructure.connector.connect
     generations = Generations(connect(JobService, "workflow"), connect(FileContentService, "workflow"))
     images, videos = ImagesEndpoint(generations, settings), VideosEndpoint(generations, settings)
-    speech = SpeechEndpoint(generations, connect(MediaRouterService, "router"), settings)
+    speech = SpeechEndpoint(
+        generations,
+        connect(MediaRouterService, "router"),
+        connect(ConsentService, "workflow"),
+        settings,
+    )
     routes = [
         post("/v1/chat/completions", OPENAI, ChatEndpoint(OPENAI, router, limit).serve),
         post("/v1/responses", RESPONSES, ChatEndpoint(RESPONSES, router, limit).serve),

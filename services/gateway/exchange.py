@@ -22,6 +22,13 @@ from services.gateway.rate_limits import in_error
 from services.gateway.surfaces import Surface
 
 JSON = (b"content-type", b"application/json")
+# Set by the edge on what is over its own limit.
+BODY_LIMIT_HEADER = "x-omnihub-body-limit"
+# What is read of bodies that are refused. The edge alone answers to what says that it is longer.
+DISCARD_LIMIT = 512 * 2**20
+# The same, of callers whom nobody knows.
+DISCARD_LIMIT_UNKNOWN = 32 * 2**20
+DISCARD_LIMIT_S = 30.0
 
 _logger = logging.getLogger(__name__)
 Headers = Iterable[tuple[bytes, bytes]]
@@ -52,6 +59,7 @@ class Exchange:
         self.started = False
         self.finished = False
         self.left = False
+        self._read_whole = False
         self.bare = False
         """The body is no text that could carry an error: a failure cuts it short instead."""
         self.own_headers: list[tuple[bytes, bytes]] = []
@@ -75,23 +83,43 @@ class Exchange:
 
     async def read_into(self, take: Callable[[bytes], None], limit: int) -> None:
         """Hand the body on piece by piece, as it comes; otherwise like `read_body`."""
+        edge_limit = self.headers.get(BODY_LIMIT_HEADER, "")
+        if edge_limit.isdecimal():
+            limit = min(limit, int(edge_limit[:18]))
         if int(self.headers.get("content-length") or 0) > limit:
             raise _too_large(limit)
-        size, more = 0, True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise CallerLeftError
-            chunk = message.get("body", b"")
+        size = 0
+        while not self._read_whole:
+            chunk = await self._next_piece()
             size += len(chunk)
             if size > limit:
                 raise _too_large(limit)
             take(chunk)
-            more = message.get("more_body", False)
         self.watch()
+
+    async def _next_piece(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise CallerLeftError
+        self._read_whole = not message.get("more_body", False)
+        return message.get("body", b"")  # type: ignore[no-any-return]
+
+    async def discard(self, limit: int) -> None:
+        """Read the rest of a body that is not wanted: many clients lose an answer that comes while they send.
+
+        Not without end: whoever sends too much, or too slowly, is answered meanwhile.
+        """
+        size = 0
+        try:
+            async with asyncio.timeout(DISCARD_LIMIT_S):
+                while not self._read_whole and size <= limit:
+                    size += len(await self._next_piece())
+        except (TimeoutError, CallerLeftError):
+            return
 
     def watch(self) -> None:
         """Cancel the running task when the caller leaves. Only once the body has been read."""
+        self._read_whole = True
         running = asyncio.current_task()
         assert running is not None
 
@@ -161,9 +189,10 @@ class Endpoint:
         event = RequestEvent("http", self._name)
         event.request_id = exchange.request_id
         traced = Traced(self._name, exchange.headers.get("traceparent", ""))
-        outcome = "OK"
+        outcome, known = "OK", False
         try:
             call = await self._enter(exchange, traced.traceparent)
+            known = True
             event.identify(call.request_id, call.identity, call.traceparent)
             await self._work(exchange, call, event)
         except CallerLeftError:
@@ -178,6 +207,7 @@ class Endpoint:
             outcome = visible.reason
             if isinstance(visible, InternalError):
                 _logger.error("request_failed %s", exchange.request_id, exc_info=error)
+            await exchange.discard(DISCARD_LIMIT if known else DISCARD_LIMIT_UNKNOWN)
             await self._tell(exchange, visible)
         finally:
             event.finish(outcome)

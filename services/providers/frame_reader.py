@@ -30,26 +30,27 @@ class FrameReader:
         """
         if self._wrong:
             raise self._protocol(self._wrong)
+        exchange, progress = self._exchange, self._progress
         events: list[Event] = []
-        while not (events or self.at_end or self._progress.closed):
-            events = await self._read()
+        while not (events or self.at_end or progress.closed):
+            exchange.got_token = progress.output_chars > 0 or progress.finish is not None
+            try:
+                chunk = await exchange.read_chunk()
+            except ProviderError:
+                if progress.finish is None:
+                    raise
+                # The answer is complete; only what would have come after it is missing.
+                self.at_end = True
+                return []
+            events = self._parse(chunk)
         return events
 
-    async def _read(self) -> list[Event]:
-        exchange, progress = self._exchange, self._progress
-        exchange.got_token = progress.output_chars > 0 or progress.finish is not None
+    def _parse(self, chunk: bytes) -> list[Event]:
         try:
-            chunk = await exchange.read_chunk()
             if chunk:
                 return self._parser.feed(chunk)
             self.at_end = True
             return self._parser.close()
-        except ProviderError:
-            if progress.finish is None:
-                raise
-            # The answer is complete; only what would have come after it is missing.
-            self.at_end = True
-            return []
         except FrameTooLargeError:
             raise self._protocol(f"a frame exceeds {FRAME_LIMIT} bytes") from None
         except FrameError as error:

@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from services.providers.domain.failure import BEFORE, MID_STREAM, Failures, Phase, ProviderError
-from services.providers.posting import LARGEST_BODY, SKIPPED_HEADERS, Answer, Posting
+from services.providers.posting import LARGEST_BODY, SKIPPED_HEADERS, Answer, Connector, Posting
 
 BODY_LIMIT = 64 * 2**20
 FRAME_LIMIT = 16 * 2**20
@@ -36,13 +36,15 @@ class Upstream:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._posting: Posting | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._client_timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Open the session."""
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60)
+            self._loop = asyncio.get_running_loop()
+            connector = Connector()
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -82,7 +84,7 @@ class Upstream:
         if self._posting is None:
             raise failures.of("UNAVAILABLE", "the providers service has not been started or is stopping")
         method = method or ("GET" if body is None else "POST")
-        started = asyncio.get_running_loop().time()
+        started = self._loop.time()
         # A whole answer may take its time before the first header.
         wait_s = min(timeouts.first_token_s, timeouts.total_s) if stream else timeouts.total_s
         head = None
@@ -101,7 +103,7 @@ class Upstream:
             raise failures.of("PROVIDER_TIMEOUT", f"no answer within {wait_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _broken(error, failures) from None
-        return Exchange(response, timeouts, failures, started)
+        return Exchange(response, timeouts, failures, started, self._loop)
 
     async def _request(
         self,
@@ -171,6 +173,7 @@ class Exchange:
         timeouts: Timeouts,
         failures: Failures,
         started: float,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
@@ -180,9 +183,9 @@ class Exchange:
         self._response = response
         self._timeouts = timeouts
         self._failures = failures
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._started = started
-        self._deadline = started + timeouts.total_s
+        self._deadline = self._last = started + timeouts.total_s
         self._waiting = False
         self._expired = ""
         self._armed_for = math.inf
@@ -205,7 +208,7 @@ class Exchange:
             raise self._too_large(limit)
         pieces: list[bytes] = []
         size = 0
-        while piece := await self._read(self._started + self._timeouts.total_s):
+        while piece := await self._read(self._last):
             size += len(piece)
             if size > limit:
                 raise self._too_large(limit)
@@ -230,14 +233,12 @@ class Exchange:
 
     def read_chunk(self) -> Awaitable[bytes]:
         """Return what has arrived, waiting for it within the limits; empty at the end of the stream."""
-        now = self._loop.time()
-        limit = (
-            now + self._timeouts.idle_s if self.got_token else self._started + self._timeouts.first_token_s
-        )
-        return self._read(limit)
+        if self.got_token:
+            return self._read(self._loop.time() + self._timeouts.idle_s)
+        return self._read(self._started + self._timeouts.first_token_s)
 
     async def _read(self, deadline: float) -> bytes:
-        self._deadline = min(deadline, self._started + self._timeouts.total_s)
+        self._deadline = deadline if deadline < self._last else self._last
         # What has all arrived needs no clock.
         if self._deadline < self._armed_for and not self._response.content.is_eof():
             self._arm(self._deadline)
@@ -267,13 +268,12 @@ class Exchange:
     def _tick(self) -> None:
         """Close the connection when it is the provider that is being waited for. Late ticks are re-armed."""
         now = self._loop.time()
-        total = self._started + self._timeouts.total_s
-        if not self._waiting and now < total:
-            self._arm(min(now + self._timeouts.idle_s, total))
-        elif now < self._deadline and now < total:
+        if not self._waiting and now < self._last:
+            self._arm(min(now + self._timeouts.idle_s, self._last))
+        elif now < self._deadline and now < self._last:
             self._arm(self._deadline)
         else:
-            self._expired = self._describe(now >= total)
+            self._expired = self._describe(now >= self._last)
             self._response.close()
 
     def _describe(self, total: bool) -> str:
@@ -285,6 +285,9 @@ class Exchange:
 
     async def finish(self) -> None:
         """Wait briefly for the end of the body, so that the connection can be used again."""
+        if self._response.content.at_eof():
+            self.release()
+            return
         try:
             async with asyncio.timeout(_DRAIN_S):
                 while await self._response.content.readany():

@@ -11,12 +11,11 @@ from typing import Any
 
 import msgspec
 from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, Usage, WireFormat
-from omnihub.common.v1.stream_pb2 import PartDelta, PartStart
 from omnihub.provider.v1 import provider_service_pb2 as pb
 from yarl import URL
 
 from services.common import clock
-from services.formats.answers import Answer, AnswerFacts, Event, Progress, RawReader, StreamReader
+from services.formats.answers import Answer, AnswerFacts, Progress, RawReader, StreamReader
 from services.formats.errors import FormatError
 from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of
@@ -28,13 +27,14 @@ from services.providers.domain.classification import (
     read_retry_after,
 )
 from services.providers.domain.estimate import estimate_usage
-from services.providers.domain.failure import MID_STREAM, Failures
+from services.providers.domain.failure import MID_STREAM, Failures, ProviderError
 from services.providers.frame_reader import FrameReader
 from services.providers.frames import FrameParser
 from services.providers.http import FRAME_LIMIT, Exchange, Timeouts, Upstream
 from services.providers.receipts import account, refuse_drops
 from services.providers.settings import ProviderSettings
 from services.providers.sse import SseParser
+from services.providers.stream_messages import frame_message, read_raw, typed_message
 
 _STREAM = "text/event-stream"
 _JSON = "application/json"
@@ -194,28 +194,16 @@ class HttpAdapter(ABC):
         async with self._opened(attempt, prepared, failures) as exchange:
             incoming = FrameReader(exchange, self.frame_parser(), progress, failures)
             while events := await incoming.next():
-                frames: list[bytes] = []
-                texts: list[str] = []
-                wrong: FormatError | None = None
-                for name, data in events:
-                    try:
-                        frame, text = reader.read(name, data)
-                    except FormatError as error:
-                        wrong = error
-                        break  # What came before it in the same read is good.
-                    if progress.error is not None:
-                        break
-                    frames.append(frame)
-                    texts.append(text)
-                written = b"".join(frames)
+                written, text, wrong = read_raw(reader, events)
                 if exchange.phase != MID_STREAM and (written or progress.finish is not None):
                     yield self._started(prepared, progress, exchange, self.wire_format)
                 if written:
-                    yield _frame(written, "".join(texts), progress, progress.output_chars - counted)
+                    yield frame_message(written, text, progress, progress.output_chars - counted)
                     counted = progress.output_chars
                 if wrong is not None:
                     raise self._unreadable(wrong, incoming.at_end, progress, exchange, failures)
-                self._check_error(progress, exchange, failures)
+                if progress.error is not None:
+                    raise self._told(progress.error, exchange, failures)
             yield self._ended(progress, failures, prepared, reader.tail)
 
     async def _translate(
@@ -233,15 +221,16 @@ class HttpAdapter(ABC):
                         typed = reader.read(name, data)
                     except FormatError as error:
                         raise self._unreadable(error, incoming.at_end, progress, exchange, failures) from None
-                    self._check_error(progress, exchange, failures)
+                    if progress.error is not None:
+                        raise self._told(progress.error, exchange, failures)
                     begun = typed or progress.model or progress.finish is not None
                     if exchange.phase != MID_STREAM and begun:
                         yield self._started(prepared, progress, exchange)
                     for event in typed:
-                        yield _typed(event)
+                        yield typed_message(event)
             if progress.finish is not None:
                 for event in reader.finish():
-                    yield _typed(event)
+                    yield typed_message(event)
             yield self._ended(progress, failures, prepared, ())
 
     def _started(
@@ -271,13 +260,11 @@ class HttpAdapter(ABC):
         usage = progress.usage or estimate_usage(len(prepared.body), progress.output_chars)
         return pb.StreamChatResponse(end=pb.StreamEnd(finish=progress.finish, usage=usage, raw_tail=tail))
 
-    def _check_error(self, progress: Progress, exchange: Exchange, failures: Failures) -> None:
-        """Raise the error that a provider sent in place of the rest of its answer."""
-        if progress.error is None:
-            return
-        decoded: Any = msgspec.json.decode(progress.error)
+    def _told(self, error: msgspec.Raw, exchange: Exchange, failures: Failures) -> ProviderError:
+        """Return the error that a provider sent in place of the rest of its answer."""
+        decoded: Any = msgspec.json.decode(error)
         facts = read_error_object(decoded if isinstance(decoded, dict) else {"message": str(decoded)})
-        raise failures.rejected(self.errors.classify(0, facts), exchange.phase)
+        return failures.rejected(self.errors.classify(0, facts), exchange.phase)
 
     def _unreadable(
         self, error: FormatError, at_end: bool, progress: Progress, exchange: Exchange, failures: Failures
@@ -407,27 +394,3 @@ def _fill(response: pb.ChatResponse, facts: AnswerFacts | Answer, usage: Usage) 
     response.usage.CopyFrom(usage)
     response.model = facts.model
     response.response_id = facts.response_id
-
-
-def _frame(data: bytes, text: str, progress: Progress, output_chars: int) -> pb.StreamChatResponse:
-    message = pb.StreamChatResponse()
-    # Filled in place: a message given to the constructor of another is copied.
-    frame = message.raw_frame
-    frame.data, frame.text, frame.output_chars = data, text, output_chars
-    # Most frames are text of a format without numbered parts: what is not so is set only where it is not so.
-    if progress.thought:
-        frame.thought = True
-    if progress.beyond_text:
-        frame.beyond_text = True
-    if progress.parts:
-        frame.parts = progress.parts
-        frame.open_part = progress.open_part
-    return message
-
-
-def _typed(event: Event) -> pb.StreamChatResponse:
-    if isinstance(event, PartDelta):
-        return pb.StreamChatResponse(part_delta=event)
-    if isinstance(event, PartStart):
-        return pb.StreamChatResponse(part_start=event)
-    return pb.StreamChatResponse(part_stop=event)

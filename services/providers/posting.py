@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
@@ -26,6 +27,24 @@ _KEPT_HEADS = 512
 _FORBIDDEN = ("\r", "\n", "\0")
 
 HeaderItems = tuple[tuple[str, str], ...]
+
+
+class _Protocol(ResponseHandler):
+    """A connection that is told to read on when it has stopped reading, not after each piece of a body."""
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Read on. It costs a visit of the parser and three calls, per piece."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
+
+class Connector(aiohttp.TCPConnector):
+    """Connections to providers: as many as there are requests."""
+
+    def __init__(self) -> None:
+        super().__init__(limit=0, ttl_dns_cache=60)
+        make: type[ResponseHandler] = _Protocol
+        self._factory = partial(make, loop=self._loop)
 
 
 class Head(NamedTuple):
@@ -93,6 +112,7 @@ class Posting:
     def __init__(self, session: aiohttp.ClientSession, connector: aiohttp.BaseConnector) -> None:
         self._session = session
         self._connector = connector
+        self._loop = asyncio.get_running_loop()
         self._head = lru_cache(maxsize=_KEPT_HEADS)(self._make_head)
 
     def head(self, url: URL, headers: Mapping[str, str]) -> Head | None:
@@ -110,7 +130,7 @@ class Posting:
             url,
             headers=headers,
             skip_auto_headers=SKIPPED_HEADERS,
-            loop=asyncio.get_running_loop(),
+            loop=self._loop,
             session=self._session,
         )
         request.headers.setdefault("Content-Type", "application/octet-stream")
@@ -126,7 +146,7 @@ class Posting:
 
         Raises TimeoutError when that takes longer than `wait_s`, aiohttp.ClientError and OSError.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         deadline = loop.time() + wait_s
         connection = await self._connect(head, min(connect_s, wait_s))
         try:

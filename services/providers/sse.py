@@ -29,13 +29,13 @@ class SseParser:
         """Return the events that `chunk` completes. Raises FrameTooLargeError."""
         if not chunk:
             return []
-        if self._after_cr and chunk[:1] == b"\n":
-            chunk = chunk[1:]
-        self._after_cr = chunk[-1:] == b"\r"
-        if not self._pieces and not self._data and not self._at_start and chunk[-2:] == b"\n\n":
+        if not (self._pieces or self._data or self._at_start or self._after_cr) and chunk[-2:] == b"\n\n":
             events = _whole_frames(chunk)
             if events is not None:
                 return events
+        if self._after_cr and chunk[:1] == b"\n":
+            chunk = chunk[1:]
+        self._after_cr = chunk[-1:] == b"\r"
         if b"\n" not in chunk and b"\r" not in chunk:
             self._hold(chunk)
             self._pieces.append(chunk)
@@ -91,9 +91,11 @@ class SseParser:
 
 def _whole_frames(chunk: bytes) -> list[Event] | None:
     """Return the events of a read that holds whole one-line frames and nothing else, else None."""
+    if b"\r" in chunk:
+        return None
     events = []
     for block in chunk[:-2].split(b"\n\n"):
-        if not block.startswith(b"data: ") or b"\n" in block:
+        if block[:6] != b"data: " or b"\n" in block:
             return None
         events.append((b"", block[6:]))
-    return None if b"\r" in chunk else events
+    return events

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
+from functools import partial
 
 from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.common.v1.chat_pb2 import Usage
@@ -32,6 +32,7 @@ from services.router.latency import Latencies
 from services.router.leases import HOLD_TTL_S, Leases, Reservation
 from services.router.measurements import Measurements
 from services.router.metrics import observe
+from services.router.pending import Pending
 from services.router.planner import Planner
 from services.router.prices import Prices, Wanted
 from services.router.refusals import refusal_record
@@ -68,6 +69,8 @@ class Admission:
         self.planner = planner
         self.measurements: Measurements | None = None
         """Where the latency of whole answers goes."""
+        self.pending = None if budgets is None else Pending(budgets)
+        """What answers in the background have reserved of limits."""
         self._baseline: Wanted | None = None
         if settings.baseline_model:
             self._baseline = Target.parse(settings.baseline_model), ""
@@ -250,7 +253,7 @@ class Admission:
         rated = sell_of(usage, lane.price or Price(), lane.margin, limit)
         record.usage.CopyFrom(usage)
         record.cost = format_nano(rated.sell)
-        request.lost.add(lane.part(rated, limit), usage)
+        request.lost.add(lane.part(rated, limit), usage, rated.rounding_pico)
 
     async def afford_rescue(self, request: Request, candidate: Candidate, text_bytes: int) -> bool:
         """Reserve what `candidate` may cost to go on after `text_bytes`, beside what has been spent."""
@@ -281,7 +284,7 @@ class Admission:
             request.speaker.cost = format_nano(rated.sell)
             request.broken.reason = request.speaker.reason
         request.price = self._price_of(request)
-        request.broken.add(request.part(rated, None), request.usage)
+        request.broken.add(request.part(rated, None), request.usage, rated.rounding_pico)
         request.rescued_from.append(request.target.name)
         request.usage = Usage()
 
@@ -333,7 +336,7 @@ class Admission:
         request.cost_source, request.cost = "cache", 0
         would = sell_of(request.usage, price, request.margin).sell
         saved = savings_of(request.usage, would, (price, request.margin), self._baseline_of(request))
-        request.saved = saved = replace(saved, cache=would)
+        request.saved = saved = saved._replace(cache=would)
         request.savings = saved.total
 
     def _baseline_of(self, request: Request) -> tuple[Price, Margin | None] | None:
@@ -358,7 +361,7 @@ class Admission:
         """Record an answer that is made in the background: it is paid when it ends. Raises JournalError."""
         request.state, request.pending = "in_progress", True
         request.estimate_usage(0)
-        request.price = self._price_of(request)
+        request.price, request.baseline = self._price_of(request), self._baseline_of(request)
         request.cost, request.cost_source, request.savings = 0, "", None
         await asyncio.shield(self._record(request))
 
@@ -372,14 +375,14 @@ class Admission:
         written = self._journal.append(request.record())
         self._endings.add(written)
         # Runs before whoever waits goes on.
-        written.add_done_callback(lambda _: self._recorded(request, written))
+        written.add_done_callback(partial(self._recorded, request))
         return written
 
     def _recorded(self, request: Request, written: asyncio.Future[None]) -> None:
         """Let the reservation go, now and not before: a lease without reservations can be closed any time."""
         self._endings.discard(written)
         failure = written.exception()
-        self._let_go(request)
+        self._let_go(request, failure is None)
         if request.pending and failure is None:
             pass  # What is held for it stays held until it ends.
         elif request.chargeable:
@@ -404,14 +407,13 @@ class Admission:
         if self.measurements is not None:
             self.measurements.latency(request.target, latency_ms)
 
-    def _let_go(self, request: Request) -> None:
+    def _let_go(self, request: Request, recorded: bool) -> None:
         """End what is reserved of limits, as `_recorded` does with the credits."""
         drawn = request.reservation.drawn
         if drawn is None or self._budgets is None:
             return
-        if request.pending:
-            # It counts as a request now; what else it uses is booked when it ends.
-            self._budgets.spend(drawn, 0, 0)
+        if request.pending and recorded and self.pending is not None and request.current is not None:
+            self.pending.keep(request.current.attempt_id, drawn, request.reservation.amount)
         elif request.chargeable:
             self._budgets.spend(drawn, request.cost, _tokens_of(request))
         else:

@@ -125,7 +125,6 @@ class RouterApp:
         self._response_store = ResponseStore(
             self._database, infrastructure.instance_id, self._journal.unbooked.look_there
         )
-        self._responses = StoredResponses(self._response_store, keeper)
         self._sweeper: asyncio.Task[None] | None = None
         health, latencies = Health(settings.breaker), Latencies()
         detector = Detector(self._providers, settings.task_model, settings.task_model_limit_s)
@@ -147,6 +146,7 @@ class RouterApp:
         self._admission = Admission(
             settings, self._prices, self._leases, self._journal, latencies, planner, cache, self._budgets
         )
+        self._responses = StoredResponses(self._response_store, keeper, self._admission.pending)
         self._refresh: asyncio.Task[None] | None = None
         feed = ChangeFeed(self._database, changes, sole_writer=False)
         self._models = ModelStore(self._database, feed)

@@ -14,22 +14,29 @@ _COUNTS = tuple(
 )
 
 
+# Most requests have nothing aside. It is replaced, never written to.
+_NOTHING = Usage()
+
+
 @dataclass(slots=True)
 class Aside:
     """What attempts have cost whose output is not the answer: broken streams, and candidates that lost."""
 
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = field(default_factory=lambda: _NOTHING)
     cost: int = 0
+    rounding_pico: int = 0
+    """By how much that was rounded up."""
     parts: list[ChargePart] = field(default_factory=list)
     prefill_bytes: int = 0
     """Size of the text that the running attempt was given to go on from a broken stream."""
     reason: str = ""
     """What broke the last stream."""
 
-    def add(self, part: ChargePart, usage: Usage) -> None:
+    def add(self, part: ChargePart, usage: Usage, rounding_pico: int) -> None:
         """Take in one more."""
         self.usage = sum_of(self.usage, usage)
         self.cost += part.amount_nano_credits
+        self.rounding_pico += rounding_pico
         self.parts.append(part)
 
 

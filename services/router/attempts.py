@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from omnihub.provider.v1 import provider_service_pb2 as provider
@@ -88,10 +89,15 @@ def as_seen(error: RpcError, request: Request) -> RpcError:
 
 
 def timeouts_of(settings: TimeoutSettings) -> provider.Timeouts:
-    """Return a route's limits for the provider."""
+    """Return a route's limits for the provider. Not to be changed: it is the same for all its requests."""
+    return _timeouts(settings.connect_s, settings.first_token_s, settings.idle_s, settings.total_s)
+
+
+@lru_cache(maxsize=1000)
+def _timeouts(connect_s: float, first_token_s: float, idle_s: float, total_s: float) -> provider.Timeouts:
     return provider.Timeouts(
-        connect_ms=round(settings.connect_s * 1000),
-        first_token_ms=round(settings.first_token_s * 1000),
-        idle_ms=round(settings.idle_s * 1000),
-        total_ms=round(settings.total_s * 1000),
+        connect_ms=round(connect_s * 1000),
+        first_token_ms=round(first_token_s * 1000),
+        idle_ms=round(idle_s * 1000),
+        total_ms=round(total_s * 1000),
     )

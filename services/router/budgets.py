@@ -22,6 +22,7 @@ from services.common.rpc import Call, RpcError
 from services.common.rpc.call import Identity
 from services.router.budget_rules import EVERYONE, BudgetRules
 from services.router.domain.limits import (
+    CONCURRENCY,
     Draw,
     Drawn,
     Need,
@@ -258,6 +259,13 @@ class Budgets:
             each.reserved -= draw.amount
             each.spent += units[each.rule.measure]
             each.used_at = now
+
+    def free_slots(self, drawn: Drawn) -> None:
+        """Give back slots of concurrency alone."""
+        for draw in drawn.draws:
+            if draw.slice.rule.measure == CONCURRENCY:
+                draw.slice.reserved -= draw.amount
+                draw.amount = 0
 
     def cancel(self, drawn: Drawn) -> None:
         """Give everything back unspent."""

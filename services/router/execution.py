@@ -154,11 +154,14 @@ class Execution:
         """Write what is the same for every attempt: bodies are large, so this is done once."""
         asked = request.asked
         attempt.chat.CopyFrom(asked.chat)
-        attempt.raw_body = asked.raw_body
-        attempt.wire_format = asked.wire_format
-        attempt.include_usage = asked.options.include_usage
-        attempt.strict = asked.options.strict
-        attempt.headers.update(asked.options.headers)
+        if asked.raw_body:
+            attempt.raw_body = asked.raw_body
+            attempt.wire_format = asked.wire_format
+        options = asked.options
+        attempt.include_usage = options.include_usage
+        attempt.strict = options.strict
+        if headers := options.headers:
+            attempt.headers.update(headers)
 
     async def _until_answered(self, request: Request, asking: Callable[[], Ask[Answer]]) -> Answer:
         """Ask candidates until one answers, as the request's strategy says. Raises the last RpcError.
@@ -254,16 +257,17 @@ class Execution:
         self, request: Request, candidate: Candidate, ask: Ask[Answer], turns: _Turns
     ) -> Answer:
         """Ask one candidate until it answers or asking again makes no sense. Raises RpcError."""
-        for pause_s in _pauses(candidate):
+        failures = 0
+        while True:
             try:
                 return await self._once(request, candidate, ask)
             except RpcError as error:
                 last = error
+            failures += 1
             if last.reason == "CONTEXT_LENGTH_EXCEEDED":
                 turns.too_small = max(turns.too_small, self._admission.context_of(request, candidate))
-            if last.reason in FINAL or not await self._wait(request, last, pause_s):
-                break
-        raise last
+            if last.reason in FINAL or not await self._wait(request, last, _pause_s(candidate, failures)):
+                raise last
 
     def _in_turn(self, request: Request) -> Iterator[Candidate]:
         """Yield the candidates, those that are better left alone last."""
@@ -310,9 +314,9 @@ class Execution:
         return True
 
 
-def _pauses(candidate: Candidate) -> Iterator[float | None]:
-    """Yield the pause after each attempt at one provider; None after the last one."""
-    for number in range(candidate.model.settings.retries):
-        # Full jitter, so that callers who failed together do not return together.
-        yield random.uniform(0, min(BACK_OFF_LIMIT_S, BACK_OFF_S * 2**number))
-    yield None
+def _pause_s(candidate: Candidate, failures: int) -> float | None:
+    """Return the pause after so many failures of one provider; None after the last attempt."""
+    if failures > candidate.model.settings.retries:
+        return None
+    # Full jitter, so that callers who failed together do not return together.
+    return random.uniform(0, min(BACK_OFF_LIMIT_S, BACK_OFF_S * 2 ** (failures - 1)))

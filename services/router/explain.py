@@ -110,8 +110,8 @@ class Explaining:
         output = expected_output or asked.max_tokens * asked.choices
         if not output:
             output = planner.output_bound(asked, option.model) // LIKELY_SHARE
-        price = draft.prices[option.target, option.model.priced_as]
-        margin = draft.prices.margins.of(draft.organisation_id, option.target.name)
+        price = draft.quotes.prices[option.target, option.model.priced_as]
+        margin = draft.quotes.prices.margins.of(draft.organisation_id, option.target.name)
         likely = 0
         if price is not None:
             tokens, tier = draft.question.input_tokens, asked.service_tier

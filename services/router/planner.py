@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from omnihub.common.v1.chat_pb2 import ChatInput
 
 from services.common.rpc import Identity
 from services.credits.money import limit_nano
-from services.credits.rating import bound
+from services.credits.rating import bound, bound_at
 from services.formats.turns import Turns, needed_capabilities, read_turns
 from services.router.asked import Asked
 from services.router.detection import Detector
@@ -50,6 +50,20 @@ Policies = Callable[[str], RoutingPolicy]
 """The routing policy of an organisation."""
 
 
+Bounds = Sequence[Callable[[int, int], int] | None]
+"""The most that so many tokens, in and out, cost at each option; None without a price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quotes:
+    """The prices of a shortlist's options, for as long as this edition of the prices is in force."""
+
+    edition: object
+    prices: PriceTable
+    bounds: dict[tuple[str, bool, str], Bounds] = field(default_factory=dict)
+    """By organisation, media and service tier."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shortlist:
     """The options of a model, and what excludes them whatever is asked of them."""
@@ -59,6 +73,8 @@ class Shortlist:
     scored: bool
     exclusions: dict[tuple[object, ...], Sequence[Exclusion | None]]
     room: Room
+    quotes: dict[Wanted | None, Quotes] = field(default_factory=dict)
+    """Prices, by the baseline that is asked for beside."""
     split: bool = False
     """Some model has versions: each request falls to one of them."""
 
@@ -77,7 +93,7 @@ class Draft(NamedTuple):
 
     question: Question
     shortlist: Shortlist
-    prices: PriceTable
+    quotes: Quotes
     bound_tokens: int
     sticky_key: bytes
     detection: Detection
@@ -117,7 +133,7 @@ class Planner:
         Raises routing errors of the domain.
         """
         draft = await self.draft(asked, identity, catalogue, unit, baseline)
-        return Planned(self.decide(draft, asked), draft.prices, draft.sticky_key, draft.detection)
+        return Planned(self.decide(draft, asked), draft.quotes.prices, draft.sticky_key, draft.detection)
 
     async def draft(
         self,
@@ -136,7 +152,11 @@ class Planner:
         policy = policy or self._policies(identity.organisation_id)
         wishes = self._resolve(chat, policy)
         bound_tokens, likely = input_sizes(asked.raw_body, chat)
-        detection, sticky_key = await self._read(asked, identity, shortlist.scored, wishes)
+        if shortlist.scored and asked.feature != "embed":
+            detection, sticky_key = await self._read(asked, identity, wishes)
+        else:
+            # Nothing is read without need.
+            detection, sticky_key = self._detector.said(chat, asked.task) or UNASKED, b""
         question = Question(
             requested=requested,
             scored=shortlist.scored,
@@ -157,9 +177,9 @@ class Planner:
             output_tokens=min(LARGEST, asked.max_tokens),
             sticky=self.sticky.find(sticky_key) if sticky_key else "",
         )
-        prices = await self._prices.of(_wanted(shortlist.options, baseline))
+        quotes = await self._quotes(shortlist, baseline)
         return Draft(
-            question, shortlist, prices, bound_tokens, sticky_key, detection, identity.organisation_id
+            question, shortlist, quotes, bound_tokens, sticky_key, detection, identity.organisation_id
         )
 
     def _resolve(self, chat: ChatInput, policy: RoutingPolicy) -> Wishes:
@@ -176,12 +196,11 @@ class Planner:
     def decide(self, draft: Draft, asked: Asked) -> Plan:
         """Return the plan of a draft. Raises NoCandidateError, PriceUnknownError."""
         options = draft.shortlist.options
-        media = asked.media
         plan = decide(
             draft.question,
             options,
             self._exclusions(draft),
-            [self.estimate(draft, option, asked, media=media) for option in options],
+            self._estimates(draft, asked),
             [self._latencies.of(option.target) for option in options],
             self._paused,
             room=draft.shortlist.room,
@@ -190,9 +209,51 @@ class Planner:
             return pinned_to(plan, asked.pinned)
         return keeping_state(plan, self._catalogue) if asked.vendor_bound else plan
 
+    async def _quotes(self, shortlist: Shortlist, baseline: Wanted | None) -> Quotes:
+        """Return the prices of a shortlist's options, asked for again only when they may have changed."""
+        edition = self._prices.edition
+        found = shortlist.quotes.get(baseline)
+        if found is None or found.edition is not edition:
+            prices = await self._prices.of(_wanted(shortlist.options, baseline))
+            found = shortlist.quotes[baseline] = Quotes(edition, prices)
+        return found
+
+    def _estimates(self, draft: Draft, asked: Asked) -> list[int | None]:
+        """Return the most a request can cost at each option."""
+        options, media = draft.shortlist.options, asked.media
+        if asked.stateful:
+            return [self.estimate(draft, option, asked, media=media) for option in options]
+        tokens, bounds = draft.bound_tokens, self._bounds(draft, media, asked.service_tier)
+        if asked.max_tokens and asked.feature != "embed":
+            most = min(LARGEST, asked.choices * asked.max_tokens)
+            return [None if bound_of is None else bound_of(tokens, most) for bound_of in bounds]
+        return [
+            None if bound_of is None else bound_of(tokens, self.output_bound(asked, option.model))
+            for option, bound_of in zip(options, bounds, strict=True)
+        ]
+
+    def _bounds(self, draft: Draft, media: bool, service_tier: str) -> Bounds:
+        prices, known = draft.quotes.prices, draft.quotes.bounds
+        margins = prices.margins
+        key = draft.organisation_id if margins else "", media, service_tier
+        found = known.get(key)
+        if found is None:
+            found = []
+            for option in draft.shortlist.options:
+                price = prices[option.target, option.model.priced_as]
+                margin = margins.of(draft.organisation_id, option.target.name)
+                at = (
+                    None if price is None else bound_at(price, margin, media=media, service_tier=service_tier)
+                )
+                found.append(at)
+            if len(known) >= SHORTLISTS:
+                known.clear()
+            known[key] = found
+        return found
+
     def estimate(self, draft: Draft, option: Option, asked: Asked, *, media: bool) -> int | None:
         """Return the most a request can cost at an option, in nano-credits; None without a price."""
-        price = draft.prices[option.target, option.model.priced_as]
+        price = draft.quotes.prices[option.target, option.model.priced_as]
         if price is None:
             return None
         tokens = draft.bound_tokens
@@ -202,7 +263,7 @@ class Planner:
             tokens,
             self.output_bound(asked, option.model),
             price,
-            draft.prices.margins.of(draft.organisation_id, option.target.name),
+            draft.quotes.prices.margins.of(draft.organisation_id, option.target.name),
             media=media,
             service_tier=asked.service_tier,
         )
@@ -237,7 +298,7 @@ class Planner:
             scored = automatic(requested, catalogue)
             split = any(model.versions for model in models)
             options = options_of(models, catalogue)
-            found = Shortlist(models, options, scored, {}, room_of(options), split)
+            found = Shortlist(models, options, scored, {}, room_of(options), split=split)
             self._shortlists[key] = found
         if found.split:
             models = [model.split(unit) for model in found.models]
@@ -255,13 +316,9 @@ class Planner:
                 shortlist.exclusions[key] = found
         return found
 
-    async def _read(
-        self, asked: Asked, identity: Identity, scored: bool, wishes: Wishes
-    ) -> tuple[Detection, bytes]:
-        """Return the task, and what the conversation is remembered by; nothing is read without need."""
+    async def _read(self, asked: Asked, identity: Identity, wishes: Wishes) -> tuple[Detection, bytes]:
+        """Return the task, and what the conversation is remembered by."""
         said = self._detector.said(asked.chat, asked.task)
-        if not scored or asked.feature == "embed":
-            return said or UNASKED, b""
         turns = turns_of(asked)
         words = f"{wishes.priority}\0{wishes.latency_pref}\0{wishes.mode}"
         key = self.sticky.key(identity.organisation_id, words, turns.beginning)
@@ -282,11 +339,13 @@ def _required(asked: Asked, wishes: Wishes, shortlist: Shortlist) -> tuple[str, 
             implied = needed_capabilities(asked.raw_body, tools=asked.tools, json=asked.json)
         else:
             implied = typed_capabilities(asked.chat, json=asked.json)
-        if not scored and not any(implied <= option.capabilities for option in options):
+        if implied and not scored and not any(implied <= option.capabilities for option in options):
             # Who named the model has chosen: its providers judge.
             implied = set()
+    if not (implied or asked.chat.require or wishes.require):
+        return ()
     required = implied.union(asked.chat.require, wishes.require if scored else ())
-    return tuple(sorted(required)) if required else ()
+    return tuple(sorted(required))
 
 
 def _wanted(options: Sequence[Option], baseline: Wanted | None) -> list[Wanted]:

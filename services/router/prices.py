@@ -47,6 +47,8 @@ class Prices:
         self._vendors = vendors
         self._flag_unknown = flag_unknown
         self._known = PriceTable()
+        self.edition = object()
+        """Another one whenever what `of` returned before may not hold any more."""
         self._follower = Follower(billing.watch_changes, pb.WatchChangesRequest, self._forget)
 
     async def start(self) -> None:
@@ -100,8 +102,10 @@ class Prices:
         # When prices changed meanwhile this goes into a memory that nobody reads any more.
         known.update(fetched)
         if answer.margins_version != known.margins.version:
+            self.edition = object()
             known.margins = MarginBook(answer.margins_version, answer.margins, answer.plans)
         return fetched
 
     async def _forget(self, _: Sequence[Change]) -> None:
         self._known = PriceTable()
+        self.edition = object()

@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from omnihub.billing.v1.price_pb2 import Margin, Price
 from omnihub.billing.v1.usage_pb2 import Charge, ChargePart
 from omnihub.common.v1.chat_pb2 import Finish, ParameterReceipt, Usage
@@ -20,7 +21,7 @@ from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.credits.money import format_nano
 from services.credits.rating import Rated
-from services.credits.savings import FORMULA, Savings
+from services.credits.savings import Savings, note_savings
 from services.router.aside import Aside, sum_of
 from services.router.asked import Asked, Look
 from services.router.domain.catalogue import Target
@@ -96,6 +97,8 @@ class Request:
     """Nano-credits that an estimate did not exceed."""
     parts: list[ChargePart] = field(default_factory=list)
     """The answers it is made of, when there was more than one."""
+    baseline: tuple[Price, Margin | None] | None = None
+    """What an answer in the background is compared with when it ends."""
     saved: Savings | None = None
     savings: int | None = None
     rate_limits: list[pb.RateLimit] = field(default_factory=list)
@@ -198,7 +201,8 @@ class Request:
 
     def margin_for(self, target: Target) -> Margin | None:
         """Return what is added to the cost of a target, for this caller."""
-        return self.prices.margins.of(self.call.identity.organisation_id, target.name)
+        margins = self.prices.margins
+        return margins.of(self.call.identity.organisation_id, target.name) if margins else None
 
     def part(self, rated: Rated, limit: int | None) -> ChargePart:
         """Return the speaking attempt as a part of the charge."""
@@ -227,6 +231,7 @@ class Request:
             self.limit = None
             self.cost = sum(part.amount_nano_credits for part in self.parts)
             self.taken = sum(part.cost_nano_credits for part in self.parts)
+            self.rounding_pico += self.lost.rounding_pico + self.broken.rounding_pico
         if self.rescued_from:
             self.usage = sum_of(self.broken.usage, self.usage)
         guessed = self.lost.usage.estimated or (bool(self.rescued_from) and self.usage.estimated)
@@ -258,11 +263,7 @@ class Request:
         if answer is not None:
             facts["cached_from"] = answer.decision_id
         if saved is not None and self.savings is not None:
-            facts["savings"] = SavingsMessage(
-                routing=format_nano(saved.routing),
-                cache=format_nano(saved.cache),
-                prompt_cache_discount=format_nano(saved.prompt_cache),
-            )
+            facts["savings"] = savings_message(saved)
         if not self.strategy.alone and any(attempt.lost for attempt in self.attempts):
             facts["lost_cost"] = format_nano(self.lost.cost)
         return facts
@@ -316,14 +317,17 @@ class Request:
         )
         if not self.pending:
             return stored
+        compared_with, its_margin = self.baseline or (None, None)
         return replace(
             stored,
             pending=True,
             polled_at=stored.at,
             charge=self._charge(attempt_id).SerializeToString(),
-            price=b"" if self.price is None else self.price.SerializeToString(),
-            margin=b"" if self.margin is None else self.margin.SerializeToString(),
+            price=_serialised(self.price),
+            margin=_serialised(self.margin),
             reserved=self.reservation.amount,
+            baseline=_serialised(compared_with),
+            baseline_margin=_serialised(its_margin),
         )
 
     @property
@@ -356,12 +360,12 @@ class Request:
             comparison_id=self.comparison_id,
             **self._routed(),
             model_version=(self.candidate or self.plan.chain[0]).model.version,
+            inputs=inputs_of(self.plan),
+            candidates=candidates_of(self.plan, self.skipped),
         )
         if self.first_token_at is not None:
             decision.first_token_ms = round((self.first_token_at - self.started) * 1000)
-        decision.started_at.FromMilliseconds(int(self.started_at * 1000))
-        decision.inputs.CopyFrom(inputs_of(self.plan))
-        decision.candidates.extend(candidates_of(self.plan, self.skipped))
+        _set_time(decision.started_at, self.started_at)
         return decision
 
     def _charge(self, attempt_id: str) -> Charge:
@@ -402,14 +406,26 @@ class Request:
         if self.limit is not None:
             charge.limit_nano_credits = self.limit
         if self.saved is not None:
-            self._note_savings(charge, self.saved)
-        charge.at.FromMilliseconds(int(self.started_at * 1000))
+            note_savings(charge, self.saved)
+        _set_time(charge.at, self.started_at)
         return charge
 
-    def _note_savings(self, charge: Charge, saved: Savings) -> None:
-        charge.savings_nano_credits = saved.total
-        charge.baseline_nano_credits = saved.baseline
-        charge.savings_routing_nano_credits = saved.routing
-        charge.savings_cache_nano_credits = saved.cache
-        charge.savings_prompt_cache_nano_credits = saved.prompt_cache
-        charge.savings_formula = FORMULA
+
+def savings_message(saved: Savings) -> SavingsMessage:
+    """Return savings as callers see them."""
+    return SavingsMessage(
+        routing=format_nano(saved.routing),
+        cache=format_nano(saved.cache),
+        prompt_cache_discount=format_nano(saved.prompt_cache),
+    )
+
+
+def _serialised(message: Price | Margin | None) -> bytes:
+    return b"" if message is None else message.SerializeToString()
+
+
+def _set_time(field: Timestamp, at: float) -> None:
+    """Write a time, in whole milliseconds. The message's own method checks what cannot be wrong here."""
+    seconds, milliseconds = divmod(int(at * 1000), 1000)
+    field.seconds = seconds
+    field.nanos = milliseconds * 1_000_000

@@ -5,7 +5,7 @@ Rows are written by the journal, in the transaction that makes the answer's reco
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -32,6 +32,8 @@ stored_response = sa.Table(
     sa.Column("price", sa.LargeBinary, nullable=False),
     sa.Column("margin", sa.LargeBinary, nullable=False),
     sa.Column("reserved", sa.BigInteger, nullable=False),
+    sa.Column("baseline", sa.LargeBinary, nullable=False),
+    sa.Column("baseline_margin", sa.LargeBinary, nullable=False),
 )
 
 # Rows of one delete: the journal's writer must not wait long for its turn.
@@ -68,6 +70,11 @@ class StoredResponse:
         """Return the name of the provider."""
         return self.target.partition("/")[0]
 
+    baseline: bytes = b""
+    """Of a pending one: the serialised Price of what it is compared with, if it is with anything."""
+    baseline_margin: bytes = b""
+    """Of a pending one: the serialised Margin of that."""
+
     def row(self) -> dict[str, Any]:
         """Return it as a row of the table."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -94,6 +101,16 @@ class ResponseStore:
         overdue = stored_response.c.pending & (stored_response.c.polled_at < polled_before_ms)
         return await self._select(overdue, limit)
 
+    async def still_pending(self, attempt_ids: Sequence[str]) -> set[str]:
+        """Return those attempts whose answers are still being made."""
+        found: set[str] = set()
+        for first in range(0, len(attempt_ids), DELETE_BATCH):
+            some = stored_response.c.attempt_id.in_(attempt_ids[first : first + DELETE_BATCH])
+            query = sa.select(stored_response.c.attempt_id).where(stored_response.c.pending, some)
+            async with self._database.reading() as connection:
+                found.update(await connection.scalars(query))
+        return found
+
     async def _select(self, condition: sa.ColumnElement[bool], limit: int) -> list[StoredResponse]:
         query = sa.select(stored_response).where(condition).order_by(stored_response.c.polled_at).limit(limit)
         async with self._database.reading() as connection:
@@ -119,7 +136,8 @@ class ResponseStore:
         )
         record = journal.c.attempt_id == stored.attempt_id
         async with self._database.transaction() as connection:
-            ended = await connection.execute(end.values(pending=False, charge=b"", price=b"", margin=b""))
+            nothing = dict.fromkeys(("charge", "price", "margin", "baseline", "baseline_margin"), b"")
+            ended = await connection.execute(end.values(pending=False, **nothing))
             if ended.rowcount != 1:
                 return False
             known = await connection.scalar(sa.select(journal.c.decision).where(record))

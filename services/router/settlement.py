@@ -21,7 +21,8 @@ from services.router.leases import RENEW_EVERY_S, Leases
 from services.router.repeating import repeat
 from services.router.store import JournalStore
 
-BATCH = 500
+# As many as the contract allows: a booking has its own cost, whatever its size.
+BATCH = 1000
 SETTLE_TIMEOUT_S = 30.0
 # Records older than this are settled by any process: their own has had its time.
 ORPHANED_AFTER_S = 15.0

@@ -25,6 +25,9 @@ from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import Violation
 from services.credits.money import format_nano
 from services.credits.rating import provider_cost_of, sell_of
+from services.credits.savings import note_savings, savings_of
+from services.router.pending import Pending
+from services.router.request import savings_message
 from services.router.response_store import ResponseStore, StoredResponse
 
 # Ids this process has seen lately: going on from them needs no look into the database.
@@ -45,9 +48,12 @@ _logger = logging.getLogger(__name__)
 class StoredResponses:
     """Finds stored responses, asks the providers that keep them, and settles what ended."""
 
-    def __init__(self, store: ResponseStore, keeper: StoredResponseService) -> None:
+    def __init__(
+        self, store: ResponseStore, keeper: StoredResponseService, pending: Pending | None = None
+    ) -> None:
         self._store = store
         self._keeper = keeper
+        self._pending = pending
         self._recent: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def remember(self, stored: StoredResponse) -> None:
@@ -172,7 +178,14 @@ class StoredResponses:
         decision = Decision(
             state=charge.state, usage=charge.usage, finish=finish, cost=cost, latency_ms=charge.latency_ms
         )
-        await self._store.settle(stored, charge, decision)
+        baseline = _baseline_of(stored)
+        saved = savings_of(charge.usage, charge.amount_nano_credits, (price, margin), baseline)
+        note_savings(charge, saved)
+        if baseline is not None or saved.prompt_cache:
+            decision.savings_estimate = format_nano(saved.total)
+            decision.savings.CopyFrom(savings_message(saved))
+        if await self._store.settle(stored, charge, decision) and self._pending is not None:
+            self._pending.ended(charge)
         return cost
 
     async def sweep(self, poll_s: float) -> None:
@@ -191,6 +204,15 @@ class StoredResponses:
             if now_ms - stored.at > LIMIT_S * 1000:
                 late = Finish(reason="error", raw="no_end")
                 await self.settle(stored, "failed", late, None, amount=stored.reserved)
+        if self._pending is not None:
+            await self._pending.look(self._store.still_pending)
+
+
+def _baseline_of(stored: StoredResponse) -> tuple[Price, Margin | None] | None:
+    if not stored.baseline:
+        return None
+    margin = Margin.FromString(stored.baseline_margin) if stored.baseline_margin else None
+    return Price.FromString(stored.baseline), margin
 
 
 def _not_found(response_id: str, field: str = "") -> RpcError:

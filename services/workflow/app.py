@@ -208,7 +208,14 @@ def build_worker(
         *_consumers(settings, infrastructure.amqp_url, base, worker),
     ]
     clockwork = Clockwork(
-        base.jobs, rounds, worker, base.billing, base.clock, base.bell.ring, settings.sweep_interval_s
+        base.jobs,
+        rounds,
+        worker,
+        base.billing,
+        base.clock,
+        base.bell.ring,
+        settings.sweep_interval_s,
+        settings.lease_s,
     )
     for part in parts:
         if isinstance(part, Dispatcher):

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
+from omnihub.common.v1.media_pb2 import MediaInput, SpeechInput
 from omnihub.workflow.v1 import consent_service_pb2 as pb
 
 from services.common.ids import new_id
@@ -17,6 +18,7 @@ from services.common.rpc.errors import Violation
 from services.workflow.files.server import read_page_token
 from services.workflow.files.store import FileStore
 from services.workflow.files.uploads import EVIDENCE
+from services.workflow.materials import Permission
 from services.workflow.store.consents import Actor, Consents
 
 DEFAULT_PAGE = 100
@@ -36,12 +38,14 @@ class ConsentServer:
         self,
         consents: Consents,
         files: FileStore,
+        permission: Permission,
         cancel: Cancel,
         wake: Callable[[], None],
         clock: Callable[[], datetime],
     ) -> None:
         self._consents = consents
         self._files = files
+        self._permission = permission
         self._cancel = cancel
         self._wake = wake
         self._clock = clock
@@ -105,6 +109,16 @@ class ConsentServer:
         self._wake()
         _logger.info("consent_revoked %s jobs=%d", row.id, len(jobs))
         return pb.RevokeConsentResponse(consent=_view(row))
+
+    async def use_voice(self, request: pb.UseVoiceRequest, call: Call) -> pb.UseVoiceResponse:
+        """Say how a voice is called where it is."""
+        given = MediaInput(speech=SpeechInput(voice=request.voice))
+        consent_id = await self._permission.of(given, call.identity.organisation_id)
+        if not consent_id:
+            return pb.UseVoiceResponse(provider_voice=request.voice)
+        voice = await self._consents.voice(request.voice)
+        await self._consents.used(consent_id, "speech", actor_of(call), self._now())
+        return pb.UseVoiceResponse(provider_voice=voice.provider_voice, provider=voice.provider)
 
     async def _of(self, call: Call, consent_id: str) -> Any:
         row = await self._consents.find(consent_id)

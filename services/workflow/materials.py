@@ -289,10 +289,6 @@ class Materials:
         """Pass it on."""
         return self._inner.fetch_output(request, call)
 
-    async def rate_media(self, request: router.RateMediaRequest, call: Call) -> router.RateMediaResponse:
-        """Pass it on."""
-        return await self._inner.rate_media(request, call)
-
     def stream_speech(
         self, request: router.StreamSpeechRequest, call: Call
     ) -> AsyncIterator[router.StreamSpeechResponse]:

@@ -97,7 +97,7 @@ class Parts:
 
     def interfaces(self, cancel: Cancel, wake: Callable[[], None]) -> list[tuple[Any, Any]]:
         """Return what is served. `cancel` stops a job."""
-        consents = ConsentServer(self.consents, self.files, cancel, wake, self.clock)
+        consents = ConsentServer(self.consents, self.files, self.inputs.permission, cancel, wake, self.clock)
         return [
             (FileService, self.file_server),
             (ConsentService, consents),

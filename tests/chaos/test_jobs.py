@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.job_chaos import kill_relays, kill_workers, restart_under_load
+from services.common import log
+from tests.support.job_chaos import break_wires, kill_relays, kill_workers, restart_under_load
 from tests.support.job_cluster import running_cluster
 from tests.support.postgresql import KillableServer
 from tests.support.rabbitmq import Broker, private_broker
@@ -17,6 +18,13 @@ WORKER_CRASHES = 21
 RELAY_CRASHES = 5
 BROKER_CRASHES = 6
 DATABASE_CRASHES = 10
+WIRES_BROKEN = 5
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    """Leave the lines that sum up alone: not one for every call of the fakes."""
+    log.configure(json=True, level="warning")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +41,11 @@ async def test_workers(tmp_path: Path, postgresql_url: str, broker: Broker) -> N
 async def test_relays(tmp_path: Path, postgresql_url: str, broker: Broker) -> None:
     async with running_cluster(tmp_path, postgresql_url, broker.url) as cluster:
         print(f"\n{await kill_relays(cluster, RELAY_CRASHES)}")
+
+
+async def test_wires(tmp_path: Path, postgresql_url: str, broker: Broker) -> None:
+    async with running_cluster(tmp_path, postgresql_url, broker.url) as cluster:
+        print(f"\n{await break_wires(cluster, broker.port, WIRES_BROKEN)}")
 
 
 async def test_broker(tmp_path: Path, postgresql_url: str, broker: Broker) -> None:

@@ -279,3 +279,17 @@ class TestErrors:
         with pytest.raises(openai.InternalServerError) as raised:
             client.chat.completions.create(model="dead/anything", messages=MESSAGES)
         assert raised.value.status_code in (502, 503)
+
+
+@pytest.mark.parametrize("megabytes", [2, 30])
+@pytest.mark.parametrize("key", ["", "omni_sk_wrong"])
+async def test_who_still_sends_gets_the_refusal(
+    async_client: openai.AsyncOpenAI, upstream: Upstream, key: str, megabytes: int
+) -> None:
+    """Asynchronous clients lose an answer that comes while they send: what is refused is read first."""
+    client = async_client.with_options(api_key=key) if key else async_client
+    messages: Any = [{"role": "user", "content": "x" * megabytes * 10**6}]
+    with pytest.raises(openai.APIStatusError) as refused:
+        await client.chat.completions.create(model="support-chat", messages=messages)
+    assert refused.value.status_code == (401 if key else 413)
+    assert refused.value.code == ("invalid_api_key" if key else "body_too_large")

@@ -3,9 +3,11 @@
 The numbers are those of the list of invariants: I1 every transaction sums to zero; I2 projections are
 folds; I3 available is never negative but by late usage; I4 a hold ends once; I5 captured at most the
 hold; I6 a call repeated changes nothing; I7 the same key with another body is refused; I8 charges are
-what settlements took; I10 burn order and breakage; I11 a refund restores; I14 the chain is unbroken and the
-checker agrees. I13 savings are a memo. I12 is in tests/integration/budgets/test_interleavings.py and, with
-I4, I6 and I14, under 32 workers in test_billing_storm.py; I15 is in tests/e2e/test_money_crashes.py.
+what settlements took; I9 what is charged is what its price says, also when it is rated again, and the
+rounding is booked (tests/support/rating_rules.py); I10 burn order and breakage; I11 a refund restores;
+I14 the chain is unbroken and the checker agrees. I13 savings are a memo. I12 is in
+tests/integration/budgets/test_interleavings.py and, with I4, I6 and I14, under 32 workers in
+test_billing_storm.py; I15 is in tests/e2e/test_money_crashes.py.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -37,6 +38,7 @@ from services.common.db import Database
 from tests.support.billing import assert_books_balance, charge
 from tests.support.ledger_model import Grant as ModelGrant
 from tests.support.ledger_model import Model
+from tests.support.rating_rules import RatingRules
 
 # Mostly something that exists: `pick` turns a number into one of what there is.
 ANY = st.integers(0, 11)
@@ -48,7 +50,7 @@ PERIODS = st.sampled_from(["2026-01", "2026-02"])
 ENDED = ("captured", "released", "expired")
 
 
-class Ledger(RuleBasedStateMachine):
+class Ledger(RatingRules):
     """Every rule may come at any time, with ids that are new, known, or ended.
 
     Each example has an organisation of its own in a database that all share.
@@ -80,6 +82,7 @@ class Ledger(RuleBasedStateMachine):
             self.run(assert_books_balance(self.store))  # I1, I2, I8, I10, I14
             earned, owed = self.run(self.booked())
             assert (earned, owed) == (self.model.revenue, self.model.costs)  # I8
+            self.check_rating()  # I9
             self.run(self.store.database.close())
         self.runner.close()
 

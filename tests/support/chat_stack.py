@@ -14,6 +14,7 @@ from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
+from omnihub.workflow.v1.consent_service_api import ConsentService
 from omnihub.workflow.v1.file_content_service_api import FileContentService
 from omnihub.workflow.v1.job_service_api import JobService
 
@@ -77,6 +78,7 @@ async def running_stack(
         registry.add(ResponseService, Fake())
         registry.add(JobService, Fake())
         registry.add(MediaRouterService, Fake())
+        registry.add(ConsentService, Fake())
         registry.add(FileContentService, Fake())
         identity = Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"chat"}))
         authenticator: Any = FakeAuthenticator(**{KEY: identity})

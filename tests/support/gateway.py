@@ -15,6 +15,7 @@ from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.router.v1.response_service_api import ResponseService
 from omnihub.router.v1.router_service_api import RouterService
+from omnihub.workflow.v1.consent_service_api import ConsentService
 from omnihub.workflow.v1.file_content_service_api import FileContentService
 from omnihub.workflow.v1.job_service_api import JobService
 
@@ -97,6 +98,7 @@ async def running_facade(folder: Path, drain_timeout_s: float = 1) -> AsyncItera
     registry.add(ResponseService, Fake())
     registry.add(JobService, Fake())
     registry.add(MediaRouterService, Fake())
+    registry.add(ConsentService, Fake())
     registry.add(FileContentService, Fake())
     scopes = frozenset({"chat"})
     authenticator: Any = FakeAuthenticator(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
+from tests.support.fault_proxy import fault_proxy
 from tests.support.job_cluster import Cluster
 
 IN_FLIGHT = 200
@@ -41,6 +43,32 @@ async def kill_relays(cluster: Cluster, rounds: int) -> str:
         assert relay.returncode == 86
     await cluster.spawn("workflow")
     return f"{rounds} relays died before they noted a confirmation: {await cluster.check()}"
+
+
+async def break_wires(cluster: Cluster, port: int, rounds: int) -> str:
+    """Break the wire between the broker and us in every way, with jobs on both sides of it."""
+    async with fault_proxy(port) as proxy:
+        through = f"amqp://guest:guest@127.0.0.1:{proxy.port}/"
+        await cluster.spawn("workflow", broker=through)
+        await cluster.spawn(broker=through)
+        faults: dict[str, Callable[[], int]] = {
+            "cut": proxy.cut,
+            "closed towards us": partial(proxy.end, towards_client=True),
+            "closed towards the broker": partial(proxy.end, towards_client=False),
+            "stalled": proxy.stall,
+        }
+        for number in range(rounds):
+            cluster.router.immediate = number % 2 == 0
+            for name, inject in faults.items():
+                # The relay and the worker.
+                await proxy.until_connected(2)
+                await cluster.submit(10)
+                assert inject() >= 2, f"nothing was {name}"
+                await cluster.submit(10)
+                if name == "stalled":
+                    await proxy.until_held()
+                    assert proxy.flow() > 0
+        return f"wires broken {rounds * len(faults)} times: {await cluster.check()}"
 
 
 async def restart_under_load(

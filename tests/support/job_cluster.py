@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,10 +22,9 @@ from services.common.rpc import Call, RpcError
 from services.common.rpc.call import Identity
 from services.common.rpc.server import GrpcServer
 from services.common.service import Service
-from tests.support.job_process import built
+from tests.support.job_process import JobProcess, built
 from tests.support.jobs import CountingRouter
 from tests.support.postgresql import free_port
-from tests.support.suite import ROOT
 
 OWNER = Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"chat"}), token="t")
 STRANGER = Identity(organisation_id="org_1", key_id="key_2", scopes=frozenset({"chat"}), token="t")
@@ -112,7 +108,7 @@ class Cluster:
         }
         self._asked = 0
         self._log = folder / "processes.log"
-        self._children: list[asyncio.subprocess.Process] = []
+        self._children: list[JobProcess] = []
         self._service: Service | None = None
         self._connector: Any = None
         self._api: Any = None
@@ -138,26 +134,12 @@ class Cluster:
             await self._connector.close()
         await self._server.stop(0)
 
-    async def spawn(self, target: str = "worker", **given: Any) -> asyncio.subprocess.Process:
-        """Start a process; return once it works."""
+    async def spawn(self, target: str = "worker", *, fresh: bool = False, **given: Any) -> JobProcess:
+        """Start a process; return once it works. `fresh`: with an interpreter that has loaded nothing yet."""
         settings = {**SETTINGS, **given.pop("settings", {})}
-        with self._log.open("ab") as log:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "tests.support.job_process",
-                target,
-                json.dumps({**self._given, **given, "settings": settings}),
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-            )
+        child = JobProcess(target, {**self._given, **given, "settings": settings}, self._log, fresh=fresh)
         self._children.append(child)
-        assert child.stdout is not None
-        async with asyncio.timeout(60):
-            line = await child.stdout.readline()
-        assert line == b"ready\n", self._log.read_text()[-4000:]
+        assert await child.until_ready(60), self._log.read_text()[-4000:]
         return child
 
     async def submit(self, count: int = 1, **fields: Any) -> list[str]:

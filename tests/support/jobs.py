@@ -7,7 +7,7 @@ import io
 from collections import Counter
 from typing import Any
 
-from omnihub.billing.v1.usage_pb2 import Charge
+from omnihub.billing.v1.price_pb2 import Price
 from omnihub.common.v1.media_pb2 import MediaOutput, MediaUsage
 from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.router.v1 import media_router_service_pb2 as router
@@ -22,6 +22,7 @@ def _picture() -> bytes:
     return buffer.getvalue()
 
 
+PRICE = Price(version="p1", source="configured", image_pico=7_000_000_000)
 # A real picture: what is not what it is said to be is refused.
 PNG = _picture()
 
@@ -49,6 +50,7 @@ class CountingRouter:
                 provider=f"fake{index}",
                 model="m",
                 estimate_nano_credits=10_000_000,
+                price=PRICE,
                 immediate=self.immediate,
                 **self.capabilities,
             )
@@ -109,15 +111,6 @@ class CountingRouter:
 
     async def find_media(self, request: router.FindMediaRequest, call: Call) -> router.FindMediaResponse:
         return router.FindMediaResponse(provider_job_id=self.by_effect.get(request.request.effect_key, ""))
-
-    async def rate_media(self, request: router.RateMediaRequest, call: Call) -> router.RateMediaResponse:
-        charge = Charge(
-            amount_nano_credits=7_000_000,
-            cost_nano_credits=6_000_000,
-            price_version="p1",
-            cost_source="price",
-        )
-        return router.RateMediaResponse(charge=charge)
 
 
 def _done() -> provider.MediaProgress:

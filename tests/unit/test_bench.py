@@ -21,7 +21,7 @@ from bench.measures import Plan
 from bench.payload import FIRST_PIECE, KINDS, STATIC, VARIANT, Kind, Target
 from bench.report import Report
 from bench.results import Results
-from bench.run import Sample, families
+from bench.run import Sample, awake, families, only_run
 from bench.scenarios import SCENARIOS
 from bench.subjects import SUBJECTS
 from bench.subjects.base import Setup, variants
@@ -253,6 +253,25 @@ def test_the_configuration_of_omnihub_routes_each_kind_to_its_own_upstream():
     assert parsed["providers"]["paced50"]["base_url"] == "http://127.0.0.1:18401/paced50/v1"
     assert {"bench-model-000000", "bench-model-000001"} <= parsed["models"].keys()
     assert upstream_path(KINDS["translated"]) == "/translated/v1/messages"
+
+
+def test_cores_are_kept_awake_only_when_asked_and_possible(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.run.LATENCY", tmp_path / "latency")
+    with awake(False):
+        assert not (tmp_path / "latency").exists()
+    with awake(True):
+        assert (tmp_path / "latency").read_bytes() == bytes(4)
+    monkeypatch.setattr("bench.run.LATENCY", tmp_path / "nowhere" / "latency")
+    with pytest.raises(BenchError, match="root"), awake(True):
+        pass
+
+
+def test_there_is_one_run_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.run.WORK", tmp_path / "work")
+    with only_run(), pytest.raises(BenchError, match="another run"), only_run():
+        pass
+    with only_run():
+        pass
 
 
 def test_the_plot_knows_every_subject():

@@ -71,8 +71,8 @@ def _check_charge(charge: Charge) -> None:
     check_id("organisation_id", charge.organisation_id)
     check_amount("amount_nano_credits", charge.amount_nano_credits, zero=True)
     check_amount("cost_nano_credits", charge.cost_nano_credits, zero=True)
-    if charge.rounding_pico_credits >= PICO_PER_NANO:
-        raise InvalidFieldError("rounding_pico_credits", "must be less than a nano-credit: 0 to 999")
+    if charge.rounding_pico_credits >= PICO_PER_NANO * max(1, len(charge.parts)):
+        raise InvalidFieldError("rounding_pico_credits", "must be less than a nano-credit for each part")
     check_currency("currency", charge.currency)
     if abs(charge.savings_nano_credits) > LARGEST_AMOUNT:
         raise InvalidFieldError("savings_nano_credits", "is larger than any charge")

@@ -186,9 +186,11 @@ class _Pipe:
     Apart from LocalStream, so that a stream its reader dropped is collected and its handler cancelled.
     """
 
-    __slots__ = ("_ended", "_reader", "_writer", "buffer", "producer")
+    __slots__ = ("_ended", "_loop", "_reader", "_writer", "buffer", "producer")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Kept: asking for the running loop asks the kernel for the process, which counts for each message.
+        self._loop = loop
         self.buffer: deque[Message] = deque()
         self._ended: RpcError | bool = False
         self._reader: asyncio.Future[None] | None = None
@@ -206,7 +208,7 @@ class _Pipe:
     async def drained(self) -> None:
         """Wait until there is room again."""
         while len(self.buffer) >= STREAM_BUFFER:
-            self._writer = asyncio.get_running_loop().create_future()
+            self._writer = self._loop.create_future()
             await self._writer
 
     async def get(self) -> Message:
@@ -215,7 +217,7 @@ class _Pipe:
             if self._ended:
                 ended, self._ended = self._ended, True
                 raise StopAsyncIteration if ended is True else ended
-            self._reader = asyncio.get_running_loop().create_future()
+            self._reader = self._loop.create_future()
             await self._reader
         return self.take()
 
@@ -280,7 +282,7 @@ class LocalStream:
         self._method = method
         self._request = copied(request, method.request, "the request")
         self._call = call
-        self._pipe = _Pipe()
+        self._pipe = _Pipe(asyncio.get_running_loop())
 
     def __aiter__(self) -> LocalStream:
         return self

@@ -106,19 +106,26 @@ class RawReader:
         if data == DONE:
             self.progress.closed = True
             return b"", ""
-        chunk = _read_chunk(data, self.progress, self._usage_field)
-        if self.progress.error is not None:
+        progress = self.progress
+        chunk = _read_chunk(data, progress, self._usage_field)
+        if progress.error is not None:
             return b"", ""
-        self._note_finishes(chunk)
-        text = self._text(chunk)
-        if not chunk.choices and chunk.usage is not None:
-            if self._include_usage:
-                self.tail.append(data)
-            return b"", ""
-        if self.tail or self.progress.finish is not None:
+        text = _plain_text(chunk)
+        if text is not None:
+            progress.output_chars += len(text)
+        else:
+            self._note_finishes(chunk)
+            text = self._text(chunk)
+            if not chunk.choices and chunk.usage is not None:
+                if self._include_usage:
+                    self.tail.append(data)
+                return b"", ""
+        if self.tail or progress.finish is not None:
             self.tail.append(data)
             return b"", ""
-        return b"data: %b\n\n" % data.replace(b"\n", b" "), text
+        if b"\n" in data:
+            data = data.replace(b"\n", b" ")
+        return b"data: %b\n\n" % data, text
 
     def _note_finishes(self, chunk: Chunk) -> None:
         """Take down which choices are finished. The answer is, once all that were asked for are."""
@@ -156,6 +163,21 @@ class RawReader:
         self.progress.beyond_text = True
         if isinstance(piece, str):
             self.progress.output_chars += len(piece)
+
+
+def _plain_text(chunk: Chunk) -> str | None:
+    """Return the text of a chunk that holds a piece of the first choice's text and nothing else."""
+    choices = chunk.choices
+    if choices is None or len(choices) != 1:
+        return None
+    choice = choices[0]
+    delta = choice.delta
+    if delta is None or choice.index or choice.finish_reason:
+        return None
+    content = delta.content
+    if not isinstance(content, str) or delta.reasoning_content or delta.reasoning or delta.refusal:
+        return None
+    return None if delta.tool_calls or delta.function_call or delta.audio else content
 
 
 class StreamReader:

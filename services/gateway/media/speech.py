@@ -12,6 +12,8 @@ from omnihub.common.v1.media_pb2 import MediaInput, MediaUsage
 from omnihub.router.v1 import media_router_service_pb2 as router
 from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.workflow.v1 import job_service_pb2 as pb
+from omnihub.workflow.v1.consent_service_api import ConsentService
+from omnihub.workflow.v1.consent_service_pb2 import UseVoiceRequest
 
 from services.common.log import RequestEvent
 from services.common.rpc import Call, RpcError
@@ -34,9 +36,14 @@ class SpeechEndpoint:
     """Speaks a text: as it is made where a provider can, otherwise once it is complete."""
 
     def __init__(
-        self, generations: Generations, media_router: MediaRouterService, settings: GatewaySettings
+        self,
+        generations: Generations,
+        media_router: MediaRouterService,
+        consents: ConsentService,
+        settings: GatewaySettings,
     ) -> None:
         self._generations = generations
+        self._consents = consents
         self._router = media_router
         self._settings = settings
 
@@ -80,6 +87,12 @@ class SpeechEndpoint:
         asked = router.StreamSpeechRequest(
             model=request.model, speech=request.input.speech, extension_json=fields.left_json()
         )
+        if asked.speech.voice:
+            try:
+                voice = await self._consents.use_voice(UseVoiceRequest(voice=asked.speech.voice), call)
+            except RpcError as error:
+                raise in_words_of(error, NAMES) from None
+            asked.speech.voice, asked.provider = voice.provider_voice, voice.provider
         stream: Any = self._router.stream_speech(asked, call)
         async with aclosing(stream):
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from services.router.domain.split import choose
 from services.router.settings import EndpointSettings, RouteSettings
@@ -16,9 +17,8 @@ _IMPLIED = ("chat", "stream", "embed")
 _PLAIN = EndpointSettings()
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One model at one provider."""
+class Target(NamedTuple):
+    """One model at one provider. A tuple: it is the key of much that is looked up for each request."""
 
     provider: str
     model: str

@@ -31,6 +31,8 @@ from services.router.settings import RouteSettings
 CHAIN_LIMIT = 32
 EXCLUDED_LIMIT = 16
 LIST_LIMIT = 16
+# Options whose description is kept between requests.
+DESCRIPTIONS = 5000
 # Added to a plan after it was decided, from facts of the request that are not kept.
 GIVEN = frozenset({"state"})
 
@@ -93,23 +95,18 @@ def _one_of_each_first(excluded: Sequence[Candidate]) -> Sequence[Candidate]:
 
 def _candidate(candidate: Candidate, plan: Plan) -> CandidateRecord:
     option, question = candidate.option, plan.question
-    record = CandidateRecord(target=option.target.name, score=candidate.score)
+    record = CandidateRecord()
+    record.CopyFrom(_described(option))
+    record.score = candidate.score
     if candidate.estimate_nano is not None:
         record.estimated_cost = format_nano(candidate.estimate_nano)
     if candidate.exclusion is not None:
         record.excluded_because = candidate.exclusion.because
         record.constraint = candidate.exclusion.constraint
     facts = record.facts
-    facts.model = option.model.name
     facts.latency_ms = candidate.latency_ms
     facts.task_match = candidate.match
-    facts.context_length, facts.max_output = option.context_length, option.max_output
     facts.offered = question.feature in option.features
-    facts.problem = option.problem
-    if option.regions:
-        facts.regions.extend(sorted(option.regions)[:LIST_LIMIT])
-    if option.tiers:
-        facts.tiers.extend(sorted(option.tiers)[:LIST_LIMIT])
     if question.required:
         facts.capabilities.extend(each for each in question.required if each in option.capabilities)
     if plan.paused:
@@ -121,6 +118,28 @@ def _candidate(candidate: Candidate, plan: Plan) -> CandidateRecord:
         latency = candidate.latency_ms or scale.typical_ms
         parts.latency = weights.latency * (1 - latency / (scale.slowest_ms or 1))
         parts.task = weights.task * candidate.match
+    return record
+
+
+# What the record of an option says whatever is asked of it, by the option's identity: comparing options,
+# which hold whole models, would cost more than writing it anew.
+_descriptions: dict[int, tuple[Option, CandidateRecord]] = {}
+
+
+def _described(option: Option) -> CandidateRecord:
+    known = _descriptions.get(id(option))
+    if known is not None and known[0] is option:
+        return known[1]
+    record = CandidateRecord(target=option.target.name)
+    facts = record.facts
+    facts.model = option.model.name
+    facts.context_length, facts.max_output = option.context_length, option.max_output
+    facts.problem = option.problem
+    facts.regions.extend(sorted(option.regions)[:LIST_LIMIT])
+    facts.tiers.extend(sorted(option.tiers)[:LIST_LIMIT])
+    if len(_descriptions) >= DESCRIPTIONS:
+        _descriptions.clear()
+    _descriptions[id(option)] = option, record
     return record
 
 

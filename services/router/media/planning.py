@@ -100,6 +100,17 @@ def plan(
     return response
 
 
+def only_at(provider: str, planned: pb.PlanMediaResponse) -> pb.PlanMediaResponse:
+    """Return a plan with the targets of one provider. Raises NoCandidateError when there are none."""
+    able = [target for target in planned.targets if target.provider == provider]
+    if not able:
+        message = f"what this needs is at {provider}: name a model of {provider}"
+        raise NoCandidateError(message, model=planned.requested_model)
+    return pb.PlanMediaResponse(
+        targets=able, excluded=planned.excluded, requested_model=planned.requested_model
+    )
+
+
 def _known_to_make(maker: MediaCapabilities, kind: str, model: str) -> bool:
     """Tell whether a model's name says that it makes `kind`; true where names say nothing."""
     patterns = [pattern for each in maker.models if each.kind == kind for pattern in each.patterns]

@@ -14,10 +14,9 @@ from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.router.v1 import media_router_service_pb2 as pb
 
 from services.common.rpc import Call, RpcError
-from services.credits.media_rating import charge_media
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.health import Health
-from services.router.media.planning import candidates, plan
+from services.router.media.planning import candidates, only_at, plan
 from services.router.media.speech import Speech
 from services.router.prices import Prices
 
@@ -115,12 +114,6 @@ class MediaRouterServer:
             async for message in stream:
                 yield pb.FetchOutputResponse(data=message.data)
 
-    async def rate_media(self, request: pb.RateMediaRequest, call: Call) -> pb.RateMediaResponse:
-        target = request.target
-        margin = target.margin if target.HasField("margin") else None
-        charge = charge_media(request.usage, target.expected, target.price, margin)
-        return pb.RateMediaResponse(charge=charge)
-
     async def stream_speech(
         self, request: pb.StreamSpeechRequest, call: Call
     ) -> AsyncIterator[pb.StreamSpeechResponse]:
@@ -132,6 +125,8 @@ class MediaRouterServer:
             organisation_id=call.identity.organisation_id,
         )
         planned = await self.plan_media(wanted, call)
+        if request.provider:
+            planned = only_at(request.provider, planned)
         async with aclosing(self._speech.stream(given, planned, call)) as messages:
             async for message in messages:
                 yield message

@@ -9,15 +9,16 @@ from datetime import datetime
 
 from omnihub.billing.v1 import billing_service_pb2 as billing
 from omnihub.billing.v1.billing_service_api import BillingService
+from sqlalchemy.exc import SQLAlchemyError
 
 from services.common.rpc import Call, RpcError
-from services.workflow.engine.worker import POLL_LIMIT_S, Worker
+from services.workflow.engine.worker import LEASE_S, POLL_LIMIT_S, Worker
 from services.workflow.store.jobs import Jobs
 from services.workflow.store.records import SECOND
 from services.workflow.store.rounds import Rounds
 
 TICK_S = 0.5
-SWEEP_S = 5.0
+SWEEP_S = 2.0
 POLLS_AT_ONCE = 50
 LIMIT_S = 10.0
 # A hold that ends sooner than this is extended while its job may still run.
@@ -40,6 +41,7 @@ class Clockwork:
         clock: Callable[[], datetime],
         wake: Callable[[], None],
         sweep_s: float = SWEEP_S,
+        lease_s: float = LEASE_S,
     ) -> None:
         self._jobs = jobs
         self._rounds = rounds
@@ -48,6 +50,8 @@ class Clockwork:
         self._clock = clock
         self._wake = wake
         self._sweep_s = sweep_s
+        self._lease_us = round(lease_s * SECOND)
+        self._patient_until = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -77,9 +81,15 @@ class Clockwork:
 
     async def sweep(self) -> None:
         """End what is too late, bring back what was lost, keep credits held for what still runs."""
-        expired = await self._jobs.expire_due(self._now())
-        brought_back = await self._rounds.bring_back_lost(self._now())
-        await self._rounds.unpark_all(self._now())
+        try:
+            expired = await self._jobs.expire_due(self._now())
+            patient = self._now() < self._patient_until
+            brought_back = 0 if patient else await self._rounds.bring_back_lost(self._now())
+            await self._rounds.unpark_all(self._now())
+        except (SQLAlchemyError, OSError):
+            # The database was away, and with it everybody's renewals: who lives gets the time for one.
+            self._patient_until = self._now() + self._lease_us
+            raise
         if expired or brought_back:
             self._wake()
         await self._extend_holds()

@@ -142,26 +142,27 @@ class BulkDispatcher:
                 found = await self.drain_once()
             except Exception:
                 _logger.exception("queue_failed %s", self._queue)
-                found = False
+                found = 0
             if not found:
                 try:
                     async with asyncio.timeout(POLL_S):
                         await self._wake.wait()
                 except TimeoutError:
                     continue
+            if found < BULK:
                 # Others may come in a moment: together they cost less.
                 await asyncio.sleep(GATHER_S)
 
-    async def drain_once(self) -> bool:
-        """Work off what is due. Tells whether there was anything."""
+    async def drain_once(self) -> int:
+        """Work off what is due. Returns how many messages there were."""
         messages = await self._outbox.take(self._now(), [self._queue], BULK)
         if not messages:
-            return False
+            return 0
         done = await self._handler(list(dict.fromkeys(message.subject_id for message in messages)))
         await self._outbox.passed_on([each.id for each in messages if each.subject_id in done])
         later = self._now() + RETRY_S * SECOND
         await self._outbox.give_back([each.id for each in messages if each.subject_id not in done], later)
-        return True
+        return len(messages)
 
     def _now(self) -> int:
         return round(self._clock().timestamp() * SECOND)

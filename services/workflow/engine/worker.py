@@ -15,17 +15,20 @@ from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.workflow.v1.effect_pb2 import EffectResult
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.common.gathering import Gathering
 from services.common.rpc import Call, RpcError
+from services.credits.media_rating import charge_media
 from services.workflow.domain.retry import Failure, pause_of
 from services.workflow.domain.routes import routes_of
 from services.workflow.domain.states import ACCEPTED, CANCEL_REQUESTED, FINAL
 from services.workflow.engine.crash import CrashPoints
-from services.workflow.store.attempts import Attempts, Claim
+from services.workflow.store.attempts import Claim
 from services.workflow.store.notices import Notices
 from services.workflow.store.records import SECOND
 from services.workflow.store.rounds import Rounds
+from services.workflow.store.together import Report, Together
 
-LEASE_S = 20.0
+LEASE_S = 6.0
 # A lease is renewed this often while it lasts.
 RENEWALS = 4
 # For fetching what a provider has made.
@@ -58,7 +61,7 @@ class Worker:
 
     def __init__(
         self,
-        store: Attempts,
+        store: Together,
         rounds: Rounds,
         router_service: MediaRouterService,
         outputs: OutputStore,
@@ -77,13 +80,23 @@ class Worker:
         self._clock = clock
         self._crash = crash
         self._webhook_base = webhook_base
+        # What the many attempts of this worker want of the database at the same time is one transaction.
+        self._claim: Gathering[str, Claim | None] = Gathering(
+            lambda ids: store.claim_all(ids, name, lease_s, self._now())
+        )
+        self._renew: Gathering[Claim, bool] = Gathering(
+            lambda claims: store.renew_all(claims, lease_s, self._now())
+        )
+        self._complete: Gathering[Report, bool] = Gathering(
+            lambda reports: store.complete_all(reports, self._now())
+        )
 
     def _now(self) -> int:
         return round(self._clock().timestamp() * SECOND)
 
     async def work(self, attempt_id: str) -> None:
         """Work off one message. Returns once nothing is left to do for it; what fails is written down."""
-        claim = await self._store.claim(attempt_id, self._name, self._lease_s, self._now())
+        claim = await self._claim(attempt_id)
         if claim is None:
             return
         self._crash.pass_by("after_claim")
@@ -101,14 +114,14 @@ class Worker:
         while held:
             await asyncio.sleep(self._lease_s / RENEWALS)
             try:
-                held = await self._store.renew(claim, self._lease_s, self._now())
+                held = await self._renew(claim)
             except (SQLAlchemyError, OSError) as error:
                 _logger.warning("claim_not_renewed %s %s", claim.attempt.id, type(error).__name__)
 
     async def _attempt(self, claim: Claim) -> None:
         known = None if claim.first else await self._store.result_of(claim.attempt.effect_key)
         if known is not None:
-            await self._store.complete(claim.attempt, claim.fence, known, self._now())
+            await self._complete(Report(claim.attempt, claim.fence, known))
             return
         target = target_of(claim)
         if claim.again and await self._adopted(claim, target):
@@ -264,12 +277,11 @@ class Worker:
             kept = await self._outputs.keep(job.organisation_id, job.id, target.provider, output)
             kept.synthetic = target.synthetic
             result.outputs.append(kept)
-        rated = await self._router.rate_media(
-            router.RateMediaRequest(target=target, usage=progress.usage), Call.internal(POLL_LIMIT_S)
-        )
-        result.charge.CopyFrom(rated.charge)
+        margin = target.margin if target.HasField("margin") else None
+        # By the price that was planned: the same for ever.
+        result.charge.CopyFrom(charge_media(progress.usage, target.expected, target.price, margin))
         self._crash.pass_by("after_outputs")
-        await self._store.complete(attempt, fence, result, self._now())
+        await self._complete(Report(attempt, fence, result))
         self._crash.pass_by("after_report")
 
     async def _fail(self, claim: Claim, error: RpcError) -> None:

@@ -41,7 +41,8 @@ _SIGNED = frozenset(
         "audio/mp4",
     }
 )
-_NO_THUMBNAILS = {"builder": {"thumbnail": {"enabled": False}}}
+# Reading again what has just been written costs as much as writing it.
+_SIGNING = {"builder": {"thumbnail": {"enabled": False}}, "verify": {"verify_after_sign": False}}
 
 _logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Provenance:
                 alg=_algorithm(key_pem), sign_cert=chain_pem, private_key=key_pem, ta_url=None
             )
             self._signer = c2pa.Signer.from_info(info)
-            self._context = c2pa.Context(settings=c2pa.Settings.from_dict(_NO_THUMBNAILS))
+            self._context = c2pa.Context(settings=c2pa.Settings.from_dict(_SIGNING))
         except c2pa.C2paError as error:
             raise ValueError(f"the certificate for provenance cannot sign: {error}") from None
 

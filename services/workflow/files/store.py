@@ -17,15 +17,20 @@ from obstore.store import ObjectStore
 from sqlalchemy.dialects import postgresql, sqlite
 
 from services.common.db import Database
+from services.common.gathering import Gathering
 from services.common.ids import new_id
 from services.common.outbox import SECOND
 from services.common.rpc import RpcError
 from services.workflow.files.sniffing import type_of
 from services.workflow.material_tables import file_garbage
+from services.workflow.store.records import row_type
 from services.workflow.tables import file
 
 # A content whose facts were never written is removed after this.
 ABANDONED_S = 24 * 3600
+FileRow: Any = row_type("file", file.c)
+# Hashing more than this would hold up others.
+HASHED_AT_ONCE = 2**16
 # Larger contents go to an object store in several parts.
 PART = 8 * 2**20
 
@@ -55,6 +60,9 @@ class FileStore:
     def __init__(self, database: Database, contents: ObjectStore) -> None:
         self._database = database
         self._contents = contents
+        # Many outputs come at the same time.
+        self._announcing: Gathering[tuple[str, int], None] = Gathering(self._announce_all)
+        self._recording: Gathering[dict[str, Any], Any] = Gathering(self._record_all)
 
     async def put(
         self,
@@ -75,11 +83,11 @@ class FileStore:
             **_facts(organisation_id, owner, file_id, purpose, name, job_id, now, expires_at),
             "mime": mime or type_of(data),
             "size": len(data),
-            "sha256": await asyncio.to_thread(_sha256, data),
+            "sha256": await _sha256(data),
         }
         await self._announce(row["path"], now)
         await obstore.put_async(self._contents, row["path"], data, chunk_size=PART)
-        return await self._record(row)
+        return await self._recording(row)
 
     async def put_stream(
         self,
@@ -109,19 +117,27 @@ class FileStore:
 
         await self._announce(row["path"], now)
         await obstore.put_async(self._contents, row["path"], counted(), chunk_size=PART)
-        return await self._record(row | {"size": size, "sha256": digest.hexdigest()})
+        return await self._recording(row | {"size": size, "sha256": digest.hexdigest()})
 
     async def _announce(self, path: str, now: int) -> None:
         """Note a content before it is written: should its facts never be, the sweep removes it."""
-        async with self._database.transaction() as connection:
-            entry = {"path": path, "due_at": now + ABANDONED_S * SECOND}
-            await connection.execute(sa.insert(file_garbage), entry)
+        await self._announcing((path, now))
 
-    async def _record(self, row: dict[str, Any]) -> Any:
+    async def _announce_all(self, contents: Sequence[tuple[str, int]]) -> Sequence[None]:
+        entries = [{"path": path, "due_at": now + ABANDONED_S * SECOND} for path, now in contents]
+        insert = (sqlite.insert if self._database.sqlite else postgresql.insert)(file_garbage)
         async with self._database.transaction() as connection:
-            await connection.execute(sa.delete(file_garbage).where(file_garbage.c.path == row["path"]))
-            created = await connection.execute(sa.insert(file).values(row).returning(*file.c))
-            return created.one()
+            await connection.execute(insert.on_conflict_do_nothing(), entries)
+        return [None] * len(contents)
+
+    async def _record_all(self, rows: Sequence[dict[str, Any]]) -> Sequence[Any]:
+        """Write down facts, and take back what announced them. Those that are known already stay."""
+        insert = (sqlite.insert if self._database.sqlite else postgresql.insert)(file)
+        announced = sa.delete(file_garbage).where(file_garbage.c.path.in_([row["path"] for row in rows]))
+        async with self._database.transaction() as connection:
+            await connection.execute(announced)
+            await connection.execute(insert.on_conflict_do_nothing(), rows)
+        return [FileRow(**row) for row in rows]
 
     async def find(self, file_id: str) -> Any:
         """Return a file's row, or None."""
@@ -157,7 +173,7 @@ class FileStore:
             data = bytes(await answer.bytes_async())
         except FileNotFoundError:
             raise RpcError("NOT_FOUND", f"the content of {row.id} is gone") from None
-        if len(data) != row.size or await asyncio.to_thread(_sha256, data) != row.sha256:
+        if len(data) != row.size or await _sha256(data) != row.sha256:
             raise RpcError("INTERNAL", f"the content of {row.id} is not what was kept")
         return data
 
@@ -240,5 +256,7 @@ def _facts(
     }
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+async def _sha256(data: bytes) -> str:
+    if len(data) <= HASHED_AT_ONCE:
+        return hashlib.sha256(data).hexdigest()
+    return (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()

@@ -116,18 +116,6 @@ class Attempts(Records):
         await connection.execute(sa.update(attempt).where(attempt.c.id == row.id).values(state=PARKED))
         return False
 
-    async def renew(self, claim: Claim, lease_s: float, now: int) -> bool:
-        """Keep a claim. Tells whether it is still held."""
-        held = (
-            attempt.c.id == claim.attempt.id,
-            attempt.c.fence == claim.fence,
-            attempt.c.state == CLAIMED,
-        )
-        values = {"lease_until": now + round(lease_s * SECOND)}
-        statement = sa.update(attempt).where(*held).values(values).returning(attempt.c.id)
-        async with self.database.transaction() as connection:
-            return (await connection.scalar(statement)) is not None
-
     async def put_back(self, claim: Claim, reason: str, due_at: int, asked: bool, now: int) -> bool:
         """Give a claim back, to be taken up again from `due_at`. Tells whether it counted."""
         async with self.database.transaction() as connection:
@@ -192,10 +180,11 @@ class Attempts(Records):
         kept = {"effect_key": row.effect_key, "result": result.SerializeToString(), "created_at": now}
         statement = self.insert(effect_result).values(kept).on_conflict_do_nothing()
         async with self.database.transaction() as connection:
+            # Locked before anything is written: others write in this order too.
+            both = await self._current(connection, row.id, fence)
             new = await connection.scalar(statement.returning(effect_result.c.effect_key))
             if new is None:
                 result = await self._result(connection, row.effect_key) or result
-            both = await self._current(connection, row.id, fence)
             if both is None:
                 return False
             row, owner = both
@@ -204,17 +193,9 @@ class Attempts(Records):
                 # Too late to count, and paid all the same: the provider was.
                 await self.outbox.append(connection, SETTLE_QUEUE, owner.id, now)
                 return False
-            values: dict[str, Any] = {
-                "state": SUCCEEDED,
-                "result": result.SerializeToString(),
-                "cost": result.charge.amount_nano_credits,
-                "model_used": result.model_used,
-                "progress": 1.0,
-                "queue_position": None,
-            }
             if owner.attempts > 1:
                 await self._cancel_others(connection, row, now)
-            await self.change(connection, owner, now, "job.succeeded", **values)
+            await self.change(connection, owner, now, "job.succeeded", **success(result))
         return True
 
     async def fail(
@@ -403,3 +384,15 @@ class Attempts(Records):
         attempts = await self.attempts_of(connection, owner.id)
         if all(each.state in ATTEMPT_FINAL for each in attempts):
             await self.change(connection, owner, now, "job.cancelled", state=CANCELLED)
+
+
+def success(result: EffectResult) -> dict[str, Any]:
+    """Return what changes in a job that has made something."""
+    return {
+        "state": SUCCEEDED,
+        "result": result.SerializeToString(),
+        "cost": result.charge.amount_nano_credits,
+        "model_used": result.model_used,
+        "progress": 1.0,
+        "queue_position": None,
+    }

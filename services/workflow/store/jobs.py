@@ -180,7 +180,7 @@ class Jobs(Records):
             await self._cancel(connection, row, now)
             if row.kind == BATCH_KIND:
                 items = sa.select(job.c.id).where(job.c.parent_id == job_id, job.c.state.not_in(FINAL))
-                for item_id in (await connection.scalars(items.order_by(job.c.item_index))).all():
+                for item_id in (await connection.scalars(items.order_by(job.c.id))).all():
                     await self._cancel(connection, await self.lock_job(connection, item_id), now)
                 await self.outbox.append(connection, ADVANCE_QUEUE, job_id, now)
         return await self.job_of(job_id)
@@ -251,7 +251,10 @@ class Jobs(Records):
         amount = sa.case(costs, value=job.c.id, else_=0)
         values = {"settled": True, "cost": sa.cast(amount, sa.BigInteger), "version": job.c.version + 1}
         statement = sa.update(job).where(job.c.id.in_(costs), ~job.c.settled).values(values)
+        # In the order in which everyone locks.
+        locked = sa.select(job.c.id).where(job.c.id.in_(costs)).order_by(job.c.id).with_for_update()
         async with self.database.transaction() as connection:
+            await connection.execute(locked)
             parents = await connection.scalars(statement.returning(job.c.parent_id))
             # A batch is settled after its items.
             messages = [(SETTLE_QUEUE, parent_id, now) for parent_id in {*parents.all()} if parent_id]

@@ -9,14 +9,14 @@ import sqlalchemy as sa
 
 from services.workflow.domain.errors import DeadLetterNotFoundError
 from services.workflow.domain.states import ATTEMPT_FINAL
-from services.workflow.store.attempts import Attempts
+from services.workflow.store.together import Together
 from services.workflow.tables import attempt, dead_letter, job
 
 # A message that has died so often is about something that cannot be worked off.
 MOST_DEATHS = 3
 
 
-class Letters(Attempts):
+class Letters(Together):
     """The graveyard's side."""
 
     async def bury(self, queue: str, subject_id: str, reason: str, now: int) -> None:

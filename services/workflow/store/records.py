@@ -29,12 +29,13 @@ UNCLAIMED_S = 30
 SMALL = [column for column in job.c if column.name not in ("input", "targets", "result")]
 
 
-def _row_type(table: sa.Table) -> Any:
+def row_type(name: str, columns: Iterable[sa.Column[Any]]) -> Any:
     """Return a row of a table that stands alone, out of a join."""
-    return namedtuple(table.name, list(table.c.keys()))
+    return namedtuple(name, [column.name for column in columns])
 
 
-AttemptRow, JobRow = _row_type(attempt), _row_type(job)
+AttemptRow, JobRow = row_type("attempt", attempt.c), row_type("job", job.c)
+SmallJobRow = row_type("job", SMALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +81,31 @@ class Records:
             return None
         return AttemptRow._make(row[len(job.c) :]), JobRow._make(row[: len(job.c)])
 
+    async def lock_all(
+        self, connection: AsyncConnection, attempt_ids: Sequence[str], columns: Sequence[sa.Column[Any]]
+    ) -> list[tuple[Any, Any]]:
+        """Return attempts with these columns of their jobs, locked in the order in which everyone locks."""
+        query = (
+            sa.select(*columns, *attempt.c)
+            .select_from(job.join(attempt, attempt.c.job_id == job.c.id))
+            .where(attempt.c.id.in_(attempt_ids))
+            .order_by(job.c.id, attempt.c.id)
+            .with_for_update()
+        )
+        make = JobRow if len(columns) == len(job.c) else SmallJobRow
+        return [
+            (AttemptRow._make(row[len(columns) :]), make._make(row[: len(columns)]))
+            for row in (await connection.execute(query)).all()
+        ]
+
     async def change(
         self, connection: AsyncConnection, row: Any, now: int, event: str, detail: str = "", **values: Any
     ) -> None:
         """Change a locked job, and write down what happened. An ended job never changes its state."""
-        state = values.get("state", row.state)
-        if state != row.state:
-            if not may_become(row.state, state):
-                raise ValueError(f"the job {row.id} cannot go from {row.state} to {state}")
-            if state in FINAL:
-                values["ended_at"] = now
-        version = row.version + 1
+        version, values = row.version + 1, _ending(row, values, now)
         update = sa.update(job).where(job.c.id == row.id).values(version=version, **values)
         entry = _event(row.id, version, event, detail, now)
-        messages: list[tuple[str, str, int]] = []
-        if state in FINAL and state != row.state:
-            messages.append((SETTLE_QUEUE, row.id, now))
-            if row.webhook_endpoint_id:
-                messages.append((NOTIFY_QUEUE, row.id, now))
-            if row.parent_id:
-                messages.append((ADVANCE_QUEUE, row.parent_id, now))
+        messages = _messages(row, values.get("state", row.state), now)
         if self.database.sqlite:
             await connection.execute(update)
             await connection.execute(sa.insert(job_event), entry)
@@ -111,6 +117,29 @@ class Records:
         for number, message in enumerate(messages):
             update = update.add_cte(self.outbox.appending(message, now).cte(f"sent{number}"))
         await connection.execute(update)
+
+    async def change_all(
+        self,
+        connection: AsyncConnection,
+        changes: Sequence[tuple[Any, dict[str, Any]]],
+        now: int,
+        event: str,
+        detail: str = "",
+    ) -> None:
+        """Change locked jobs, the same columns of each, as `change` does with one."""
+        if not changes:
+            return
+        ended = [(row, _ending(row, values, now)) for row, values in changes]
+        update = sa.update(job).where(job.c.id == sa.bindparam("job_id"))
+        rows = [{"job_id": row.id, "version": row.version + 1, **values} for row, values in ended]
+        await connection.execute(update, rows)
+        entries = [_event(row.id, row.version + 1, event, detail, now) for row, _ in ended]
+        await connection.execute(sa.insert(job_event), entries)
+        messages = [
+            each for row, values in ended for each in _messages(row, values.get("state", row.state), now)
+        ]
+        if messages:
+            await self.outbox.append_all(connection, messages, now)
 
     async def note(
         self, connection: AsyncConnection, job_id: str, seq: int, event: str, detail: str, now: int
@@ -155,6 +184,28 @@ class Records:
         await connection.execute(sa.update(attempt).where(attempt.c.id == row.id).values(values))
         await self.outbox.append(connection, row.queue, row.id, now)
         return True
+
+
+def _ending(row: Any, values: dict[str, Any], now: int) -> dict[str, Any]:
+    """Return the values with the time of the end, when they end a job. Raises ValueError: that is no way."""
+    state = values.get("state", row.state)
+    if state == row.state:
+        return values
+    if not may_become(row.state, state):
+        raise ValueError(f"the job {row.id} cannot go from {row.state} to {state}")
+    return {**values, "ended_at": now} if state in FINAL else values
+
+
+def _messages(row: Any, state: str, now: int) -> list[tuple[str, str, int]]:
+    """Return what has to be done when a job goes to a state."""
+    if state not in FINAL or state == row.state:
+        return []
+    messages = [(SETTLE_QUEUE, row.id, now)]
+    if row.webhook_endpoint_id:
+        messages.append((NOTIFY_QUEUE, row.id, now))
+    if row.parent_id:
+        messages.append((ADVANCE_QUEUE, row.parent_id, now))
+    return messages
 
 
 def _event(job_id: str, seq: int, event: str, detail: str, now: int) -> dict[str, Any]:

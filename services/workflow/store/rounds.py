@@ -71,22 +71,24 @@ class Rounds(Records):
 
     async def bring_back_lost(self, now: int) -> int:
         """Send a message again for attempts that nobody came for or whose worker is gone; return how many."""
-        newest_claim = (
-            sa.select(sa.func.max(_other.c.dispatched_at))
-            .where(_other.c.queue == attempt.c.queue, _other.c.state == CLAIMED, _other.c.lease_until >= now)
-            .scalar_subquery()
-        )
         waits = sa.select(outbox.c.id).where(outbox.c.subject_id == attempt.c.id).exists()
-        # While workers go through a queue, what stands further back in it is not lost.
-        overtaken = sa.func.coalesce(newest_claim, now) >= attempt.c.dispatched_at
-        lost = sa.or_(
-            attempt.c.state == CLAIMED,
-            sa.and_(attempt.c.state == DISPATCHED, ~waits, overtaken),
-        )
-        query = sa.select(attempt.c.id, attempt.c.queue, attempt.c.state, attempt.c.polls).where(
-            attempt.c.state.in_((CLAIMED, DISPATCHED)), attempt.c.lease_until < now, lost
-        )
         async with self.database.reading() as connection:
+            claims = (await connection.execute(_newest_claims(now))).all()
+            # While workers go through a queue, what stands further back in it is not lost.
+            overtaken = [
+                sa.and_(attempt.c.queue == queue, attempt.c.dispatched_at <= at) for queue, at in claims
+            ]
+            lost = sa.or_(
+                attempt.c.state == CLAIMED,
+                sa.and_(
+                    attempt.c.state == DISPATCHED,
+                    ~waits,
+                    sa.or_(*overtaken, attempt.c.queue.not_in([queue for queue, _ in claims])),
+                ),
+            )
+            query = sa.select(attempt.c.id, attempt.c.queue, attempt.c.state, attempt.c.polls).where(
+                attempt.c.state.in_((CLAIMED, DISPATCHED)), attempt.c.lease_until < now, lost
+            )
             if (await connection.execute(query.limit(1))).one_or_none() is None:
                 return 0
         async with self.database.transaction() as connection:
@@ -132,4 +134,10 @@ class Rounds(Records):
             await connection.execute(sa.update(job).where(job.c.id == job_id).values(hold_until=until))
 
 
-_other = attempt.alias("other")
+def _newest_claims(now: int) -> sa.Select[str, int]:
+    """Ask how far workers have come in each queue."""
+    return (
+        sa.select(attempt.c.queue, sa.func.max(attempt.c.dispatched_at))
+        .where(attempt.c.state == CLAIMED, attempt.c.lease_until >= now)
+        .group_by(attempt.c.queue)
+    )

@@ -324,14 +324,31 @@ class TestFacade:
             for _ in range(count):
                 yield b"x" * 10_000
 
-        for body in (b"x" * 200_001, pieces(21)):
-            response = await client.post("/v1/chat/completions", content=body)
-            assert response.status_code == 413
-            assert response.json()["error"]["code"] == "body_too_large"
+        response = await client.post("/v1/chat/completions", content=pieces(21))
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "body_too_large"
         assert backend.http_bodies == []
         for allowed in (b"x" * 200_000, pieces(20)):
             response = await client.post("/v1/chat/completions", content=allowed)
             assert response.json()["bytes"] == 200_000
+        assert not any("x-omnihub-body-limit" in request.headers for request in backend.http_requests)
+
+    async def test_what_is_too_long_is_left_to_the_facade_to_refuse(
+        self, client: httpx.AsyncClient, backend: Backend
+    ) -> None:
+        """It reads what it refuses: whoever still sends would lose an answer of the edge."""
+        await client.post(
+            "/v1/chat/completions", content=b"x" * 200_001, headers={"x-omnihub-body-limit": "999999999"}
+        )
+        assert backend.http_requests[0].headers["x-omnihub-body-limit"] == "200000"
+
+    async def test_what_is_far_too_long_is_refused_unread(self, port: int, backend: Backend) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 536870913\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"413"
+        writer.close()
+        await writer.wait_closed()
+        assert not backend.http_requests
 
     async def test_errors_have_the_shape_the_sdks_read(self, client: httpx.AsyncClient) -> None:
         openai = await client.get("/v1/nothing?key=secret")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,8 +30,16 @@ from services.workflow.store.notices import Notices
 from services.workflow.store.records import SECOND
 from services.workflow.store.rounds import Rounds
 from tests.support.jobs import CountingRouter, MemoryOutputs
+from tests.support.rabbitmq import Broker, private_broker
 
 MIGRATIONS = Path("services/workflow/migrations").resolve()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Run a broker for all tests of this folder. Who kills it starts it again."""
+    with private_broker(tmp_path_factory.mktemp("broker")) as running:
+        yield running
 
 
 class CountingBilling:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
 import pytest_asyncio
 from aio_pika.exceptions import DeliveryError
 
@@ -16,16 +15,11 @@ from services.common.db import Database
 from services.common.outbox import Outbox
 from services.workflow import tables
 from tests.integration.jobs.conftest import MIGRATIONS
-from tests.support.rabbitmq import Broker, private_broker
+from tests.support.rabbitmq import Broker
 
-TOPOLOGY = Topology("job", ("job.late.interactive", "job.submit.interactive"))
+# Queues of their own: other tests leave messages in those of jobs.
+TOPOLOGY = Topology("bus", ("bus.late.interactive", "bus.submit.interactive"))
 QUEUE = TOPOLOGY.queues[0]
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with private_broker(tmp_path_factory.mktemp("broker")) as running:
-        yield running
 
 
 @pytest_asyncio.fixture
@@ -86,6 +80,7 @@ async def test_messages_arrive_and_leave_the_outbox(broker, outbox):
     consumer.start()
     await seen.until(lambda: len(seen.subjects) == 50)
     assert sorted(set(seen.subjects)) == sorted(f"att_{number}" for number in range(50))
+    # A relay that stops notes what it has published.
     await relay.stop()
     await consumer.stop()
     assert await outbox.oldest() is None

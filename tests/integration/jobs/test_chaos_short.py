@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.job_chaos import kill_relays, kill_workers, restart_under_load
+from tests.support.job_chaos import break_wires, kill_relays, kill_workers, restart_under_load
 from tests.support.job_cluster import running_cluster
 from tests.support.postgresql import KillableServer
-from tests.support.rabbitmq import Broker, private_broker
+from tests.support.rabbitmq import Broker
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with private_broker(tmp_path_factory.mktemp("broker")) as running:
-        yield running
 
 
 async def test_killed_workers(tmp_path: Path, postgresql_url: str, broker: Broker) -> None:
@@ -31,6 +24,12 @@ async def test_relays_that_die_after_a_confirmation(
 ) -> None:
     async with running_cluster(tmp_path, postgresql_url, broker.url) as cluster:
         await kill_relays(cluster, 1)
+
+
+async def test_a_broken_wire_to_the_broker(tmp_path: Path, postgresql_url: str, broker: Broker) -> None:
+    """F4: reset, closed in one direction, stalled."""
+    async with running_cluster(tmp_path, postgresql_url, broker.url) as cluster:
+        await break_wires(cluster, broker.port, 1)
 
 
 async def test_a_killed_broker(tmp_path: Path, postgresql_url: str, broker: Broker) -> None:

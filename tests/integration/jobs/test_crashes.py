@@ -11,8 +11,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from services.common.rpc import RpcError
+from services.workflow.engine.worker import LEASE_S
 from tests.integration.jobs.test_engine import begin, seen
 from tests.support.job_cluster import ServedRouter, running_cluster
 
@@ -106,7 +108,7 @@ class Lossy:
         return lose
 
 
-@pytest.mark.parametrize("name", ["submit_media", "poll_media", "rate_media", "settle", "release_hold"])
+@pytest.mark.parametrize("name", ["submit_media", "poll_media", "settle", "release_hold"])
 async def test_a_lost_reply_is_asked_for_again(engine, name: str) -> None:
     """F7: the call was done, its answer did not arrive."""
     engine.router.immediate = name != "poll_media"
@@ -133,3 +135,65 @@ async def test_a_lost_reply_is_asked_for_again(engine, name: str) -> None:
     else:
         assert (job.state, job.cost, len(engine.billing.charges)) == ("succeeded", "0.007", 1)
     assert not job.maybe_double_charge
+
+
+def losing(call, count: int):
+    """Return the call with its first answers lost: what it wrote is written."""
+    left = [count]
+
+    async def lossy(*arguments):
+        answer = await call(*arguments)
+        if left[0]:
+            left[0] -= 1
+            raise OperationalError("COMMIT", {}, Exception("the connection was lost"))
+        return answer
+
+    return lossy
+
+
+@pytest.mark.parametrize(("name", "count"), [("claim_all", 1), ("complete_all", 1), ("complete_all", 4)])
+async def test_a_commit_whose_answer_was_lost_counts_once(engine, monkeypatch, name: str, count: int) -> None:
+    """F7, at the database: several attempts in one transaction, then each again alone."""
+    engine.router.capabilities = {"idempotent": True}
+    jobs = [await begin(engine) for _ in range(3)]
+    monkeypatch.setattr(engine.attempts, name, losing(getattr(engine.attempts, name), count))
+    messages = await engine.outbox.take(engine.now())
+    working = (engine.worker.work(each.subject_id) for each in messages)
+    outcomes = await asyncio.gather(*working, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} <= {type(None), OperationalError}
+    assert any(outcomes) == (count > 1)
+    await engine.outbox.passed_on([each.id for each in messages])
+    # What was claimed without anybody knowing is free again after its lease.
+    engine.shift_s = LEASE_S + 1
+    await engine.clockwork.sweep()
+    await engine.work_off()
+    assert [(await seen(engine, job.job_id)).state for job in jobs] == ["succeeded"] * 3
+    assert len(engine.billing.charges) == 3
+    assert set(engine.router.submitted.values()) == {1}
+
+
+async def test_after_the_database_was_away_the_living_may_renew_first(engine, monkeypatch) -> None:
+    """A worker that could not renew its lease is not a dead one."""
+    await begin(engine)
+    (message,) = await engine.outbox.take(engine.now())
+    await engine.outbox.passed_on([message.id])
+    claim = await engine.attempts.claim(message.subject_id, "w1", 1.0, engine.now())
+    engine.shift_s = 2.0
+
+    async def away(now: int) -> None:
+        raise OperationalError("SELECT", {}, Exception("the database is away"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.jobs, "expire_due", away)
+        with pytest.raises(OperationalError):
+            await engine.clockwork.sweep()
+    await engine.clockwork.sweep()
+    assert await engine.outbox.oldest() is None
+    assert await engine.attempts.renew_all([claim], 60.0, engine.now()) == [True]
+    engine.shift_s = 3.0 + LEASE_S
+    await engine.clockwork.sweep()
+    assert await engine.outbox.oldest() is None
+    # Its lease is over, and nothing was away any more.
+    engine.shift_s = 70.0
+    await engine.clockwork.sweep()
+    assert await engine.outbox.oldest() is not None

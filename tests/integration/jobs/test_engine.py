@@ -143,8 +143,7 @@ async def test_a_zombie_is_kept_out_and_its_result_is_not_lost(engine):
     first = await engine.attempts.claim(message.subject_id, "w1", 0.0, engine.now())
     second = await engine.attempts.claim(message.subject_id, "w2", 60.0, engine.now() + 1_000)
     assert (first.fence, second.fence) == (1, 2)
-    assert not await engine.attempts.renew(first, 60.0, engine.now())
-    assert await engine.attempts.renew(second, 60.0, engine.now())
+    assert await engine.attempts.renew_all([first, second], 60.0, engine.now()) == [False, True]
     assert not await engine.attempts.accepted(first, "pj", 0, engine.now())
     assert await engine.attempts.accepted(second, "pj", 0, engine.now())
     assert (await seen(engine, job.job_id)).state == "running"

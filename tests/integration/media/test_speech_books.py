@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omnihub.billing.v1 import report_service_pb2 as report
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.budget_service_api import BudgetService
+from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.common.v1.media_pb2 import SpeechInput
 from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.provider.v1.provider_service_api import ProviderService
 from omnihub.router.v1 import media_router_service_pb2 as pb
 from omnihub.router.v1.media_router_service_api import MediaRouterService
 
+from services.billing.settings import BillingSettings, MarginSettings
 from services.common.rpc import Connector, Registry, RpcError
 from services.common.service import Infrastructure
 from services.providers import app as providers
@@ -39,7 +42,9 @@ COST, CREDITS = 100_000_000, 100_000_000_000
 
 
 @asynccontextmanager
-async def speaking(server: FaultServer, folder: Path, database_url: str) -> AsyncIterator[Any]:
+async def speaking(
+    server: FaultServer, folder: Path, database_url: str, prices: BillingSettings | None = None
+) -> AsyncIterator[Any]:
     """Run providers, router and billing; yield a client of the router. Settled at the end."""
     registry = Registry()
     infrastructure = Infrastructure(connector=Connector(registry, {}), data_dir=folder, instance_id="test")
@@ -51,7 +56,7 @@ async def speaking(server: FaultServer, folder: Path, database_url: str) -> Asyn
     vendors = {"eleven": "elevenlabs", "wall": "wall"}
     async with AsyncExitStack() as stack:
         directory = Directory(ORGANISATION, bootstrap=ORGANISATION)
-        books = await stack.enter_async_context(billing_connector(database_url, folder, directory))
+        books = await stack.enter_async_context(billing_connector(database_url, folder, directory, prices))
         for interface in (BillingService, BudgetService):
             registry.add(interface, books.connect(interface, "billing"))
         makers = providers.build(settings, infrastructure)
@@ -83,6 +88,22 @@ async def test_speech_is_paid_once(tmp_path: Path, database_url: str) -> None:
     async with open_store(database_url) as store:
         assert await wallet(store) == (CREDITS - COST, 0, 0)
         await assert_books_balance(store)
+
+
+async def test_its_margin_is_paid_and_rating_it_again_is_the_same(tmp_path: Path, database_url: str) -> None:
+    margins = BillingSettings(margins=(MarginSettings(model="eleven/*", basis_points=2500),))
+    async with running_fault_server() as server:
+        server.script = [Head(content_type="audio/mpeg"), Send(b"sound")]
+        async with speaking(server, tmp_path, database_url, margins) as client:
+            *_, last = [message async for message in asked(client)]
+            assert last.end.cost == "0.125"
+    directory = Directory(ORGANISATION)
+    async with billing_connector(database_url, tmp_path, directory, margins) as books:
+        reports = books.connect(ReportService, "billing")
+        answer = await reports.rerate_usage(report.RerateUsageRequest(), call_of())
+        assert (answer.checked, answer.reproduced, list(answer.differences)) == (1, 1, [])
+        (event,) = (await reports.list_usage_events(report.ListUsageEventsRequest(), call_of())).events
+        assert (event.amount, event.cost, event.characters) == ("0.125", "0.1", len(TEXT))
 
 
 async def test_cut_speech_costs_nothing(tmp_path: Path, database_url: str) -> None:

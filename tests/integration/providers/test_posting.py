@@ -308,6 +308,33 @@ async def test_a_broken_body_is_no_answer(upstream: Upstream) -> None:
     assert caught.value.reason in {"PROVIDER_FAILED", "PROVIDER_PROTOCOL"}
 
 
+async def test_a_body_faster_than_its_reader_waits_and_arrives_whole(upstream: Upstream) -> None:
+    """What is not read is not taken from the network, and reading goes on where it stopped."""
+    server = Wire()
+    size = 2**25
+    sent = asyncio.Event()
+
+    async def serve(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.read(number, reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        for _ in range(0, size, 2**16):
+            writer.write(b"x" * 2**16)
+            await writer.drain()
+        sent.set()
+
+    async with wire(serve, server):
+        exchange = await opened(upstream, server.url)
+        exchange.got_token = True
+        received = len(await exchange.read_chunk())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sent.wait(), 0.5)
+        while piece := await exchange.read_chunk():
+            received += len(piece)
+        exchange.release()
+        assert received == size
+        assert sent.is_set()
+
+
 async def test_silence_ends_at_the_limit_and_closes(upstream: Upstream) -> None:
     server = Wire()
     async with wire(answering(server, b"HTTP/1.1 200 OK\r\n"), server):

@@ -15,9 +15,11 @@ from omnihub.router.v1.decision_pb2 import Decision
 
 from services.common.db import Database
 from services.common.rpc import RpcError
+from services.router import journal as journal_module
 from services.router.app import MIGRATIONS
 from services.router.journal import BATCH, Journal, JournalError
 from services.router.leases import Leases
+from services.router.settlement import BATCH as BOOKED_AT_ONCE
 from services.router.settlement import Settlement
 from services.router.store import JournalStore, Record, journal
 from tests.support.fakes import FakeBilling
@@ -265,11 +267,65 @@ async def test_replay_books_what_any_process_left(database: Database, writer: Wa
     assert len(later.billing.charges) == 3
 
 
-async def test_more_charges_than_one_batch(database: Database, writer: WatchedJournal) -> None:
+class Unread(JournalStore):
+    """A table that nobody may look into."""
+
+    async def unsettled(self, limit: int, **which: Any) -> list[Charge]:
+        raise AssertionError("what is at hand need not be read again")
+
+
+async def test_charges_at_hand_are_not_read_again(database: Database, writer: WatchedJournal) -> None:
     world = World(database, writer)
-    await asyncio.gather(*(writer.append(a_record(number)) for number in range(BATCH + 7)))
-    await world.settlement.replay()
-    assert len(world.billing.charges) == BATCH + 7
+    settlement = Settlement(Unread(database), writer, world.billing, "proc_1", 60)  # type: ignore[arg-type]
+    await writer.append(a_record(1))
+    await settlement.settle_own()
+    assert list(world.billing.charges) == ["att_1"]
+    writer.unbooked.look_there()
+    with pytest.raises(AssertionError):
+        await settlement.settle_own()
+    assert not writer.unbooked.complete
+
+
+@pytest.mark.parametrize("lost", ["too many", "away", "cancelled", "not written"])
+async def test_what_is_not_at_hand_any_more_is_in_the_table(
+    database: Database, writer: WatchedJournal, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(database, writer)
+    if lost == "too many":
+        monkeypatch.setattr(journal_module, "KEPT", 2)
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(3)))
+    if lost == "away":
+        world.billing.refusals["settle"] = [RpcError("UNAVAILABLE", "starting")]
+        with pytest.raises(RpcError):
+            await world.settlement.settle_own()
+    elif lost == "cancelled":
+        monkeypatch.setattr(world.billing, "settle", lambda request, call: asyncio.Future())
+        task = asyncio.create_task(world.settlement.settle_own())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        monkeypatch.undo()
+    elif lost == "not written":
+        # The commit happens, and then its answer is lost for good.
+        writer.unbooked.take(3)
+        writer.failures = [RuntimeError("broken")]
+        with pytest.raises(JournalError):
+            await writer.append(a_record(9))
+    assert not writer.unbooked.complete
+    await world.settlement.settle_own()
+    assert sorted(world.billing.charges) == ["att_0", "att_1", "att_2"]
+    assert writer.unbooked.complete
+
+
+@pytest.mark.parametrize("at_hand", [True, False], ids=["at hand", "from the table"])
+async def test_more_charges_than_one_batch(database: Database, writer: WatchedJournal, at_hand: bool) -> None:
+    world = World(database, writer)
+    count = BOOKED_AT_ONCE + 7
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(count)))
+    await (world.settlement.settle_own() if at_hand else world.settlement.replay())
+    assert len(world.billing.charges) == count
+    assert world.billing.calls == ["settle", "settle"]
+    assert await world.store.unsettled(10) == []
 
 
 async def test_orphans_are_booked_by_others_once_they_are_old(

@@ -59,15 +59,16 @@ function response(answer) {
   };
 }
 
-async function media({ picture, recording, model }) {
+async function media({ picture, recording, model, models = {} }) {
+  const of = (kind) => models[kind] ?? model;
   const file = (data, name, type) => toFile(Buffer.from(data, "base64"), name, { type });
-  const made = await client.images.generate({ model, prompt: "a boat", size: "32x16" });
+  const made = await client.images.generate({ model: of("image"), prompt: "a boat", size: "32x16" });
   const image = await file(picture, "a.png", "image/png");
-  const edited = await client.images.edit({ model, image: [image, image], prompt: "blue" });
-  const speech = await client.audio.speech.create({ model, voice: "nova", input: "Hello" });
+  const edited = await client.images.edit({ model: of("image"), image: [image, image], prompt: "blue" });
+  const speech = await client.audio.speech.create({ model: of("speech"), voice: "nova", input: "Hello" });
   const audio = await file(recording, "a.wav", "audio/wav");
-  const written = await client.audio.transcriptions.create({ model, file: audio });
-  let video = await client.videos.create({ model, prompt: "a boat", seconds: "4", input_reference: image });
+  const written = await client.audio.transcriptions.create({ model: of("transcription"), file: audio });
+  let video = await client.videos.create({ model: of("video"), prompt: "a boat", seconds: "4", input_reference: image });
   while (!["completed", "failed"].includes(video.status)) video = await client.videos.retrieve(video.id);
   const content = await client.videos.downloadContent(video.id);
   const deleted = await client.videos.delete(video.id);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from omnihub.common.v1.chat_pb2 import Usage
 from omnihub.common.v1.media_pb2 import MediaFile, MediaInput, MediaUsage, SpeechInput, TranscriptionInput
 
 from services.billing.domain.price_book import PriceBook
-from services.billing.media_prices import MediaPriceList, read_entries
+from services.billing.media_prices import FILE, MediaPriceList, read_entries
 from services.billing.price_list import GenaiPriceList
 from services.credits.media_rating import bound_media, charge_media, covers_media, expected_of
 
@@ -32,8 +33,8 @@ def find(book: PriceBook, vendor: str, model: str) -> Price | None:
         (
             "openai",
             "gpt-image-1",
-            MediaUsage(images=1, tokens=Usage(input_total=100, output_total=1000)),
-            41_000_000,
+            MediaUsage(images=1, tokens=Usage(input_total=100, input_image=60, output_total=1000)),
+            40_800_000,
         ),
         (
             "openai",
@@ -69,6 +70,14 @@ def test_each_model_is_listed_once(book: PriceBook) -> None:
     names = [(price.key.provider, price.key.model) for price in book.all()]
     assert len(names) == len(set(names))
     assert ("elevenlabs", "scribe_v1") in names
+
+
+def test_what_was_not_read_at_its_vendor_says_so() -> None:
+    rows = tomllib.loads(FILE.read_text())["prices"]
+    vendors = ("genai-prices", "developers.openai.com", "elevenlabs.io")
+    assert any(row.get("doubt") for row in rows)
+    for row in rows:
+        assert row["source"].startswith(vendors) or row.get("doubt"), row
 
 
 def test_a_price_without_a_source_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omnihub.billing.v1.price_pb2 import Price, ServiceTierPrice
+from omnihub.billing.v1.price_pb2 import Margin, Price, ServiceTierPrice
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import ChatInput, Finish, Usage, WireFormat
 from omnihub.router.v1 import router_service_pb2 as pb
@@ -77,9 +77,11 @@ class Written:
 
     def __init__(self) -> None:
         self.charges: list[Charge] = []
+        self.decisions: list[Decision] = []
 
-    async def settle(self, _: StoredResponse, charge: Charge, __: Decision) -> bool:
+    async def settle(self, _: StoredResponse, charge: Charge, decision: Decision) -> bool:
         self.charges.append(charge)
+        self.decisions.append(decision)
         return True
 
 
@@ -106,3 +108,30 @@ async def test_it_is_paid_at_the_tier_it_was_asked_in() -> None:
     await responses.settle(stored, "completed", Finish(reason="stop"), Usage(input_total=10))
     assert [each.amount_nano_credits for each in store.charges] == [50_000]
     assert store.charges[0].usage.service_tier == "priority"
+
+
+async def test_it_saves_what_its_baseline_would_have_cost_more() -> None:
+    charge = Charge(charge_id="att_1", usage=Usage(input_total=1))
+    margin = Margin(basis_points=5000)
+    stored = StoredResponse(
+        "org_1",
+        "resp_1",
+        "dec_1",
+        "att_1",
+        "a/x",
+        0,
+        pending=True,
+        charge=charge.SerializeToString(),
+        price=Price(version="v", input_pico=1_000_000).SerializeToString(),
+        baseline=Price(version="b", input_pico=4_000_000).SerializeToString(),
+        baseline_margin=margin.SerializeToString(),
+    )
+    store: Any = Written()
+    peer: Any = Fake()
+    responses = StoredResponses(store, peer)
+    await responses.settle(stored, "completed", Finish(reason="stop"), Usage(input_total=10))
+    (settled,) = store.charges
+    assert (settled.amount_nano_credits, settled.baseline_nano_credits) == (10_000, 60_000)
+    assert (settled.savings_nano_credits, settled.savings_routing_nano_credits) == (50_000, 50_000)
+    assert store.decisions[0].savings_estimate == "0.00005"
+    assert store.decisions[0].savings.routing == "0.00005"

@@ -184,6 +184,17 @@ async def test_the_next_one_speaks_when_the_first_cannot() -> None:
     assert len(stage.journal.charges) == 1
 
 
+async def test_a_voice_that_one_provider_has_is_spoken_there() -> None:
+    stage = Stage(a=says(start(), sound(b"x"), end()), b=says(start(), sound(b"x"), end()))
+    request = pb.StreamSpeechRequest(model="voice", speech=SpeechInput(text=TEXT), provider="b")
+    *_, last = [message async for message in stage.client.stream_speech(request, a_call())]
+    assert last.end.model_used == "b/v"
+    request.provider = "c"
+    with pytest.raises(RpcError, match="name a model of c") as caught:
+        [message async for message in stage.client.stream_speech(request, a_call())]
+    assert (caught.value.reason, stage.speakers.asked) == ("NO_CANDIDATE", ["b"])
+
+
 async def test_a_wrong_request_is_not_asked_again() -> None:
     stage = Stage(a=says(then=RpcError("PROVIDER_REJECTED", "no such voice")), b=says(start(), end()))
     with pytest.raises(RpcError) as caught:

@@ -1,0 +1,61 @@
+"""From what a reader says of a provider's frames to the messages of ProviderService's streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omnihub.common.v1.stream_pb2 import PartDelta, PartStart
+from omnihub.provider.v1 import provider_service_pb2 as pb
+
+from services.formats.answers import Event, Progress, RawReader
+from services.formats.errors import FormatError
+from services.providers.frames import Event as Frame
+
+
+def read_raw(reader: RawReader, events: Sequence[Frame]) -> tuple[bytes, str, FormatError | None]:
+    """Return what is passed on of events that came together, its text, and what is wrong with the next."""
+    frames: list[bytes] = []
+    texts: list[str] = []
+    wrong: FormatError | None = None
+    for name, data in events:
+        try:
+            frame, text = reader.read(name, data)
+        except FormatError as error:
+            wrong = error
+            break  # What came before it in the same read is good.
+        if reader.progress.error is not None:
+            break
+        if len(events) == 1:
+            return frame, text, None
+        frames.append(frame)
+        texts.append(text)
+    return b"".join(frames), "".join(texts), wrong
+
+
+def frame_message(data: bytes, text: str, progress: Progress, output_chars: int) -> pb.StreamChatResponse:
+    """Return frames in the caller's own format, with what others need to know about them."""
+    message = pb.StreamChatResponse()
+    # Filled in place: a message given to the constructor of another is copied.
+    frame = message.raw_frame
+    frame.data, frame.text, frame.output_chars = data, text, output_chars
+    # Most frames are text of a format without numbered parts: what is not so is set only where it is not so.
+    if progress.thought:
+        frame.thought = True
+    if progress.beyond_text:
+        frame.beyond_text = True
+    if progress.parts:
+        frame.parts = progress.parts
+        frame.open_part = progress.open_part
+    return message
+
+
+def typed_message(event: Event) -> pb.StreamChatResponse:
+    """Return an event of the normalised model."""
+    message = pb.StreamChatResponse()
+    if isinstance(event, PartDelta):
+        message.part_delta.CopyFrom(event)
+    elif isinstance(event, PartStart):
+        message.part_start.CopyFrom(event)
+    else:
+        message.part_stop.CopyFrom(event)
+    return message

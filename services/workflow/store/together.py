@@ -1,0 +1,156 @@
+"""Several attempts in one transaction: what workers claim and report at the same time.
+
+Only what is simple is done here, and that is nearly all: everything else goes its own way, see attempts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from omnihub.workflow.v1.effect_pb2 import EffectResult
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.workflow.domain.states import (
+    ATTEMPT_FINAL,
+    CANCEL_REQUESTED,
+    CLAIMED,
+    DISPATCHED,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+)
+from services.workflow.store.attempts import Attempts, Claim, success
+from services.workflow.store.records import SECOND, SMALL
+from services.workflow.tables import attempt, effect_result, job
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an attempt has made, by whom holds its fence."""
+
+    attempt: Any
+    fence: int
+    result: EffectResult
+
+
+class Together(Attempts):
+    """The workers' side, for several attempts at once."""
+
+    async def claim_all(
+        self, attempt_ids: Sequence[str], worker: str, lease_s: float, now: int
+    ) -> list[Claim | None]:
+        """Take attempts, as `claim` does one."""
+        async with self.database.transaction() as connection:
+            found = await self.lock_all(connection, attempt_ids, list(job.c))
+            simple = [both for both in found if _simply_claimed(*both)]
+            claims = await self._claim_simple(connection, simple, worker, lease_s, now)
+        taken = []
+        for attempt_id in attempt_ids:
+            # Named twice: who comes second finds it taken.
+            claim = claims.pop(attempt_id, None)
+            taken.append(claim or await self.claim(attempt_id, worker, lease_s, now))
+        return taken
+
+    async def _claim_simple(
+        self,
+        connection: AsyncConnection,
+        both: Sequence[tuple[Any, Any]],
+        worker: str,
+        lease_s: float,
+        now: int,
+    ) -> dict[str, Claim]:
+        if not both:
+            return {}
+        values = {
+            "state": CLAIMED,
+            "worker": worker,
+            "asked": True,
+            "lease_until": now + round(lease_s * SECOND),
+        }
+        taken = sa.update(attempt).where(attempt.c.id.in_([row.id for row, _ in both]))
+        await connection.execute(taken.values(fence=attempt.c.fence + 1, **values))
+        begun = [
+            (owner, {"state": RUNNING, "started_at": owner.started_at or now, "queue_position": None})
+            for _, owner in both
+            if owner.state == QUEUED
+        ]
+        await self.change_all(connection, begun, now, "attempt.claimed", worker)
+        return {
+            row.id: Claim(row._replace(fence=row.fence + 1, **values), owner, row.fence + 1, bool(row.asked))
+            for row, owner in both
+        }
+
+    async def complete_all(self, reports: Sequence[Report], now: int) -> list[bool]:
+        """Keep what was made and end its attempts and jobs, as `complete` does for one."""
+        async with self.database.transaction() as connection:
+            ids = [report.attempt.id for report in reports]
+            found = {row.id: (row, owner) for row, owner in await self.lock_all(connection, ids, SMALL)}
+            simple = {
+                report.attempt.id: report
+                for report in reports
+                if report.attempt.id in found and _simply_completed(report, *found[report.attempt.id])
+            }
+            ended = await self._complete_simple(connection, simple, found, now)
+        counted = []
+        for report in reports:
+            if report.attempt.id in ended:
+                ended.remove(report.attempt.id)
+                counted.append(True)
+            else:
+                counted.append(await self.complete(report.attempt, report.fence, report.result, now))
+        return counted
+
+    async def _complete_simple(
+        self,
+        connection: AsyncConnection,
+        reports: Mapping[str, Report],
+        found: Mapping[str, tuple[Any, Any]],
+        now: int,
+    ) -> set[str]:
+        """Return the attempts that have ended; not those whose effect has a result already."""
+        if not reports:
+            return set()
+        kept = [
+            {
+                "effect_key": each.attempt.effect_key,
+                "result": each.result.SerializeToString(),
+                "created_at": now,
+            }
+            for each in reports.values()
+        ]
+        insert = self.insert(effect_result).on_conflict_do_nothing().returning(effect_result.c.effect_key)
+        new = set((await connection.scalars(insert, kept)).all())
+        ended = [each for each in reports.values() if each.attempt.effect_key in new]
+        ids = [each.attempt.id for each in ended]
+        if ids:
+            over = sa.update(attempt).where(attempt.c.id.in_(ids))
+            await connection.execute(over.values(state=SUCCEEDED, ended_at=now))
+            changes = [(found[each.attempt.id][1], success(each.result)) for each in ended]
+            await self.change_all(connection, changes, now, "job.succeeded")
+        return set(ids)
+
+    async def renew_all(self, claims: Sequence[Claim], lease_s: float, now: int) -> list[bool]:
+        """Keep claims. Tells of each whether it is still held."""
+        by_fence = sa.tuple_(attempt.c.id, attempt.c.fence).in_(
+            [(claim.attempt.id, claim.fence) for claim in claims]
+        )
+        values = {"lease_until": now + round(lease_s * SECOND)}
+        statement = sa.update(attempt).where(by_fence, attempt.c.state == CLAIMED).values(values)
+        async with self.database.transaction() as connection:
+            held = set(await connection.execute(statement.returning(attempt.c.id, attempt.c.fence)))
+        return [(claim.attempt.id, claim.fence) in held for claim in claims]
+
+
+def _simply_claimed(row: Any, owner: Any) -> bool:
+    """Tell whether an attempt waits for any worker: no room to count, no race, no lost worker before."""
+    wanted = owner.state in (QUEUED, RUNNING)
+    return wanted and row.state == DISPATCHED and not row.concurrency and not owner.parallel
+
+
+def _simply_completed(report: Report, row: Any, owner: Any) -> bool:
+    """Tell whether a report ends the only attempt of a job that waits for it."""
+    current = row.fence == report.fence and row.state not in ATTEMPT_FINAL and not row.concurrency
+    return current and owner.attempts == 1 and owner.state in (RUNNING, CANCEL_REQUESTED)
