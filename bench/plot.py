@@ -52,7 +52,7 @@ class Run:
     def value(self, key: str, name: str) -> dict[str, float] | None:
         """Return median, low and high of a value."""
         found = self.summary.get(key, {}).get(name)
-        return {"median": found, "low": found, "high": found} if isinstance(found, float) else found
+        return {"median": found, "low": found, "high": found} if isinstance(found, int | float) else found
 
 
 def plain(number: float, _: object = None) -> str:

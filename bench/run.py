@@ -179,12 +179,12 @@ def only_run() -> Iterator[None]:
         yield
 
 
-def prepare_folders() -> tuple[Path, Path]:
+def prepare_folders(work: Path = WORK) -> tuple[Path, Path]:
     """Return an empty folder for data and one for logs.
 
     Both are on the disk of the repository: a temporary folder may be memory, where syncing costs nothing.
     """
-    data, logs = WORK / "data", WORK / "logs"
+    data, logs = work / "data", work / "logs"
     for folder in (data, logs):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -232,8 +232,12 @@ class Workers:
             except OSError as error:
                 # The others' numbers are still worth having; that one is missing shows in /ready.
                 _logger.warning("worker_metrics_missing %s", error)
-        content = prometheus_client.generate_latest(_Merged(texts))
-        return PlainTextResponse(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+        return PlainTextResponse(merged(texts), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+
+def merged(texts: Mapping[str, str]) -> bytes:
+    """Return the metrics of several processes, by their number, as those of one."""
+    return prometheus_client.generate_latest(_Merged(texts))
 
 
 class _Merged:

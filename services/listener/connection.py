@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection: bytes to requests, one response after the other.
 
-The parser is llhttp, through httptools; see docs/adr/0026-own-http-server.md for why there is no server
+The parser is llhttp, through httptools; see docs/adr/0025-own-http-server.md for why there is no server
 library around it.
 """
 
@@ -144,7 +144,9 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take in a header."""
+        """Take in a header. What comes behind a chunked body is none: the edge has not seen it."""
+        if not self._in_head:
+            return
         name = name.lower()
         self._headers.append((name, value))
         if name == b"expect" and value.lower() == b"100-continue":
@@ -171,7 +173,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """Take in a piece of the body."""
         if self._receiving is not None:
-            if self._current is self._receiving:
+            if self._current is self._receiving and not self._held:
                 self.deadline = self._loop.time() + BODY_STALL_S
             self._receiving.feed(body)
 
@@ -208,7 +210,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, request: Request) -> None:
         self._current = request
-        self.deadline = self._loop.time() + BODY_STALL_S
+        self.deadline = self._loop.time() + BODY_STALL_S if request is self._receiving else _NEVER
         self._server.begin(request)
 
     def _refuse(self, status: int) -> None:

@@ -10,6 +10,7 @@ from tests.support.fault_proxy import fault_proxy
 from tests.support.job_cluster import Cluster
 
 IN_FLIGHT = 200
+CALLERS = 10
 
 
 async def keep_submitting(cluster: Cluster, pause_s: float, done: asyncio.Event) -> None:
@@ -26,7 +27,7 @@ async def kill_workers(cluster: Cluster, rounds: int, in_flight: int = IN_FLIGHT
     for number in range(rounds):
         cluster.router.immediate = number % 2 == 0
         victim = await cluster.spawn()
-        await cluster.submit(in_flight)
+        await asyncio.gather(*(cluster.submit(in_flight // CALLERS) for _ in range(CALLERS)))
         await cluster.until_running(1)
         victim.kill()
         await victim.wait()

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-from tests.support.matrix import FOLDERS, ROOT, Row, Table, complaints, read_table, show
+from tests.support.matrix import FOLDERS, JOB_FOLDERS, ROOT, Row, Table, complaints, read_table, show
 
 CHAT_ROWS = {*range(1, 43), 51} - {23}  # 23 is of speech alone.
 TABLE = Table({"a": "A", "b": "B"}, (Row(1, "answers"), Row(2, "streams", {"b": "it has none"})))
@@ -20,6 +20,26 @@ def test_the_table_is_whole() -> None:
         assert row.behaviour
         assert row.not_applicable.keys() < table.adapters.keys(), row.number
         assert all(len(reason) > 10 for reason in row.not_applicable.values()), row.number
+
+
+def test_the_table_of_jobs_is_whole() -> None:
+    table = read_table("matrix_job_rows.toml")
+    assert {row.number for row in table.rows} >= {22, 23, *range(43, 51)}
+    for row in table.rows:
+        assert not row.open.keys() & row.not_applicable.keys(), row.number
+        reasons = [*row.not_applicable.values(), *row.open.values()]
+        assert row.behaviour
+        assert all(len(reason) > 10 for reason in reasons), row.number
+
+
+def test_what_is_left_open_is_shown_until_a_test_fills_it() -> None:
+    table = Table({"a": "A", "b": "B"}, (Row(1, "answers", {}, {"b": "nobody has tried"}),))
+    shown = show(table, table.states({(1, "a"): {"passed"}})).splitlines()
+    assert shown[1].split() == ["1", "answers", "ok", "OPEN"]
+    assert "open: row 1, b: nobody has tried" in shown
+    assert shown[-1] == "1 passed, 0 failed, 0 missing, 1 open"
+    claims = {(1, "a"): ["t"], (1, "b"): ["x"]}
+    assert complaints(table, claims) == ["row 1, b is no cell of the matrix, but marks x"]
 
 
 def test_every_cell_has_a_test_and_every_mark_a_cell() -> None:
@@ -35,10 +55,8 @@ def test_every_cell_has_a_test_and_every_mark_a_cell() -> None:
 def test_marks_are_only_where_the_matrix_looks() -> None:
     mark = re.compile(r"mark\.matrix\(|[^a-z_]cells\(\d|@asks\(|@cell\(")
     for path in (ROOT / "tests").rglob("test_*.py"):
-        # Rows 43 to 50 are of jobs; they are no part of this matrix.
-        of_jobs = path.is_relative_to(ROOT / "tests" / "integration" / "media")
-        if mark.search(path.read_text()) and path.name != "test_matrix.py" and not of_jobs:
-            assert str(path.relative_to(ROOT)).startswith(FOLDERS), path
+        if mark.search(path.read_text()) and path.name != "test_matrix.py":
+            assert str(path.relative_to(ROOT)).startswith((*FOLDERS, *JOB_FOLDERS)), path
 
 
 def test_what_is_missing_or_invented_is_named() -> None:

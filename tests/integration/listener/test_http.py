@@ -79,7 +79,10 @@ class Site:
         self.listener.also_listen(f"unix:{self.socket}")
 
     async def _echo(self, request: Request) -> Response:
-        return Response(await request.body(), headers={"x-query": request.url.query})
+        body = await request.body()
+        return Response(
+            body, headers={"x-query": request.url.query, "x-said": request.headers.get("late", "no")}
+        )
 
     async def _hello(self, request: Request) -> Response:
         return PlainTextResponse(f"hello {request.client.host if request.client else ''}")
@@ -201,8 +204,10 @@ async def test_a_chunked_body(site: Site) -> None:
     async with wire(site) as line:
         head = get("/echo", "transfer-encoding: chunked", method="POST")
         await line.send(head + b"5\r\nfirst\r\n")
-        await line.send(b"7;extension=x\r\n second\r\n0\r\ntrailer: x\r\n\r\n")
-        assert b"content-length: 12" in await line.head()
+        await line.send(b"7;extension=x\r\n second\r\n0\r\nlate: x\r\n\r\n")
+        answer = await line.head()
+        assert b"content-length: 12" in answer
+        assert b"x-said: no" in answer
         assert await line.body(12) == b"first second"
 
 
@@ -346,11 +351,14 @@ async def test_who_is_too_slow_is_cut_off(site: Site, monkeypatch: pytest.Monkey
         assert await line.rest() == b""
 
 
-async def test_who_waits_for_an_answer_is_not_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("earlier", [b"", get("/stream")])
+async def test_who_waits_for_an_answer_is_not_cut_off(
+    site: Site, monkeypatch: pytest.MonkeyPatch, earlier: bytes
+) -> None:
     for name in ("HEAD_S", "BODY_STALL_S"):
         monkeypatch.setattr(connection, name, 0.05)
     async with wire(site) as line:
-        await line.send(get("/slow"))
+        await line.send(earlier + get("/slow"))
         await site.entered.wait()
         # Another one is swept away, so this one would have been.
         async with wire(site) as slow:

@@ -202,6 +202,9 @@ async def test_results_of_other_shapes_are_read(fal, on_fal):
         (502, "<html><center>nginx</center></html>", {}, "PROVIDER_FAILED"),
     ],
 )
+@pytest.mark.matrix(row=19, adapter="fal")
+@pytest.mark.matrix(row=21, adapter="fal")
+@pytest.mark.matrix(row=24, adapter="fal")
 async def test_refusals_are_classed_and_hold_no_key(fal, on_fal, status, document, headers, reason):
     fal.faults["submit"].append(Refuse(status, document, headers))
     with pytest.raises(RpcError) as caught:
@@ -355,6 +358,7 @@ async def test_completed_whose_result_is_an_error_is_a_failure(fal, on_fal):
 
 
 @pytest.mark.matrix(row=47, adapter="fal")
+@pytest.mark.matrix(row=40, adapter="fal")
 async def test_to_cancel_in_time_too_late_and_what_is_unknown(fal, on_fal):
     job = (await on_fal.submit()).provider_job_id
     assert await on_fal.cancel(job) == "requested"

@@ -100,7 +100,6 @@ def outcomes(response: pb.SubmitMediaResponse) -> dict[str, str]:
     return {entry.name: entry.outcome for entry in response.receipt}
 
 
-@pytest.mark.matrix(row=13, adapter="openai-media")
 async def test_images_with_their_tokens(server: FaultServer, client: MediaProviderService) -> None:
     server.script = answer(IMAGES)
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k") as sdk:
@@ -223,7 +222,7 @@ async def test_speech_streams(server: FaultServer, client: MediaProviderService)
     assert (end.end.usage.characters, end.end.usage.seconds) == (5, 1)
 
 
-@pytest.mark.matrix(row=40, adapter="openai-media")
+@pytest.mark.matrix(row=40, adapter="openai")
 async def test_leaving_a_stream_closes_the_connection(
     server: FaultServer, client: MediaProviderService
 ) -> None:

@@ -245,6 +245,9 @@ async def test_only_files_at_the_vendors_own_host_are_fetched_with_the_key(repli
         (302, {}, {"location": "https://elsewhere.example/"}, "PROVIDER_FAILED"),
     ],
 )
+@pytest.mark.matrix(row=19, adapter="replicate")
+@pytest.mark.matrix(row=21, adapter="replicate")
+@pytest.mark.matrix(row=24, adapter="replicate")
 async def test_refusals_are_classed_and_hold_no_key(
     replicate, on_replicate, status, document, headers, reason
 ):
@@ -370,6 +373,7 @@ async def test_a_failed_prediction_says_why(replicate, on_replicate, error, reas
 
 
 @pytest.mark.matrix(row=47, adapter="replicate")
+@pytest.mark.matrix(row=40, adapter="replicate")
 async def test_to_cancel_in_time_too_late_and_what_is_unknown(replicate, on_replicate):
     replicate.steps = ["starting", "processing", "processing"]
     job = (await on_replicate.submit()).provider_job_id

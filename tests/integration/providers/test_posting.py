@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from yarl import URL
 from services.providers.domain.failure import Failures, ProviderError
 from services.providers.http import Exchange, Timeouts, Upstream
 from services.providers.posting import LARGEST_BODY, Posting
+from tests.support.edge import make_certificate
 
 HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "omnihub"}
 BODY = b'{"model":"m"}'
@@ -47,7 +49,7 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire(serve: Serve, server: Wire) -> AsyncIterator[Wire]:
+async def wire(serve: Serve, server: Wire, tls: ssl.SSLContext | None = None) -> AsyncIterator[Wire]:
     connections = 0
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,9 +64,10 @@ async def wire(serve: Serve, server: Wire) -> AsyncIterator[Wire]:
             server.ended.set()
             writer.close()
 
-    listening = await asyncio.start_server(accept, "127.0.0.1", 0)
+    listening = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
     async with listening:
-        server.url = URL(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1/chat?a=b%20c")
+        scheme = "http" if tls is None else "https"
+        server.url = URL(f"{scheme}://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1/chat?a=b%20c")
         yield server
 
 
@@ -366,6 +369,29 @@ async def test_a_reader_of_a_closed_exchange_fails(upstream: Upstream) -> None:
         exchange.close()
         with pytest.raises(ProviderError):
             await reading
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_tls_is_verified(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    certificate, key = make_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    if trusted:
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", trusting)
+    server = Wire()
+    async with wire(answering(server, GOOD, GOOD), server, tls):
+        if not trusted:
+            with pytest.raises(ProviderError, match="cannot connect") as caught:
+                await ask(upstream, server.url)
+            assert not caught.value.sent
+            assert not server.requests
+            return
+        for _ in range(2):
+            assert json.loads(await ask(upstream, server.url)) == {"good": 1}
+    assert [number for number, _, _ in server.requests] == [1, 1]
 
 
 async def test_headers_that_would_be_more_than_headers_are_refused() -> None:

@@ -260,11 +260,14 @@ async def test_a_crash_between_booking_and_marking_books_nothing_twice(
 
 async def test_replay_books_what_any_process_left(database: Database, writer: WatchedJournal) -> None:
     await asyncio.gather(*(writer.append(a_record(number)) for number in range(3)))
-    later = World(database, writer, "proc_2")
+    other = Journal(database, "proc_2")
+    other.start()
+    later = World(database, other, "proc_2")
     await later.settlement.settle_own()
     assert later.billing.charges == {}
     await later.settlement.replay()
     assert len(later.billing.charges) == 3
+    await other.stop()
 
 
 class Unread(JournalStore):
