@@ -49,7 +49,7 @@ class Explaining:
             inputs=inputs_of(plan),
             chain=[candidate.target.name for candidate in plan.chain],
         )
-        add_candidates(answer.candidates, plan, {}, whole=True)
+        add_candidates(answer.candidates.add, plan, {}, whole=True)
         answer.inputs.omitted = 0
         if plan.chain:
             answer.estimated_cost = format_nano(plan.chain[0].estimate_nano or 0)

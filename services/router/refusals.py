@@ -39,7 +39,7 @@ def refusal_record(
     if plan is not None:
         decision.task = plan.task
         decision.inputs.CopyFrom(inputs_of(plan))
-        add_candidates(decision.candidates, plan, {})
+        add_candidates(decision.candidates.add, plan, {})
     return Record(
         attempt_id=new_id("att"),
         decision_id=decision_id,

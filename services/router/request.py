@@ -372,7 +372,7 @@ class Request:
         )
         # Copied into their places: given to the constructor they are merged, at twice the price.
         decision.inputs.CopyFrom(inputs_of(self.plan))
-        add_candidates(decision.candidates, self.plan, self.skipped)
+        add_candidates(decision.candidates.add, self.plan, self.skipped)
         decision.usage.CopyFrom(self.usage)
         decision.finish.CopyFrom(self.finish)
         for attempt in self.attempts:

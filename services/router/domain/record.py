@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from omnihub.router.v1 import planning_pb2 as pb
 from omnihub.router.v1.decision_pb2 import Candidate as CandidateRecord
 from omnihub.router.v1.decision_pb2 import Decision
@@ -72,7 +71,7 @@ def inputs_of(plan: Plan) -> pb.PlannerInputs:
 
 
 def add_candidates(
-    records: RepeatedCompositeFieldContainer[CandidateRecord],
+    add: Callable[[], CandidateRecord],
     plan: Plan,
     skipped: Mapping[Target, str],
     *,
@@ -80,16 +79,17 @@ def add_candidates(
 ) -> None:
     """Write a plan's candidates: the chain, then those excluded. `skipped` were left out in their turn.
 
-    Into their place: messages that are made apart and put in afterwards are written and read again.
+    Into the places that `add` returns: messages made apart are written and read again to get there.
     """
     ranks = {id(candidate): rank for rank, candidate in enumerate(plan.decided, 1)}
     for candidate in islice(plan.chain, None if whole else CHAIN_LIMIT):
-        record = _add(records, candidate, plan)
+        record = add()
+        _write(record, candidate, plan)
         record.rank = ranks.get(id(candidate), 0)
         if skipped and (objection := skipped.get(candidate.target)):
             record.skipped, record.excluded_because = True, objection
     for candidate in islice(_one_of_each_first(plan.excluded), None if whole else EXCLUDED_LIMIT):
-        _add(records, candidate, plan)
+        _write(add(), candidate, plan)
 
 
 def _one_of_each_first(excluded: Sequence[Candidate]) -> Sequence[Candidate]:
@@ -100,11 +100,8 @@ def _one_of_each_first(excluded: Sequence[Candidate]) -> Sequence[Candidate]:
     return [*examples.values(), *(each for each in excluded if examples[constraint_of(each)] is not each)]
 
 
-def _add(
-    records: RepeatedCompositeFieldContainer[CandidateRecord], candidate: Candidate, plan: Plan
-) -> CandidateRecord:
+def _write(record: CandidateRecord, candidate: Candidate, plan: Plan) -> None:
     option, question = candidate.option, plan.question
-    record = records.add()
     record.CopyFrom(_described(option))
     record.score = candidate.score
     if candidate.estimate_nano is not None:
@@ -127,7 +124,6 @@ def _add(
         latency = candidate.latency_ms or scale.typical_ms
         parts.latency = weights.latency * (1 - latency / (scale.slowest_ms or 1))
         parts.task = weights.task * candidate.match
-    return record
 
 
 # What the record of an option says whatever is asked of it, by the option's identity: comparing options,

@@ -84,7 +84,7 @@ def names(plan: Plan) -> list[str]:
 def kept(plan: Plan, reason: str = "") -> Decision:
     """Return what a decision keeps of a plan, after a trip through bytes."""
     decision = Decision(requested_model=plan.requested, inputs=inputs_of(plan), reason=reason)
-    add_candidates(decision.candidates, plan, {})
+    add_candidates(decision.candidates.add, plan, {})
     return Decision.FromString(decision.SerializeToString())
 
 
