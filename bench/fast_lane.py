@@ -3,8 +3,8 @@
     python -m bench.fast_lane
 
 Two Envoys in front of nginx, loaded in turn: a bare one, and a lane that checks a key, limits requests,
-routes by the model in the body, replaces the credential, reads the usage out of the answer and logs it. Afterwards
-probes show what the lane does not keep.
+routes by the model in the body, replaces the credential, reads the usage out of the answer and logs it.
+Afterwards probes show what the lane does not keep.
 """
 
 from __future__ import annotations

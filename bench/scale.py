@@ -260,9 +260,7 @@ def main() -> int:
     file = results / f"scale-{time.strftime('%Y%m%d-%H%M%S')}.json"
     file.write_text(json.dumps(samples, indent=1))
     print(table(samples))
-    progress(
-        f"samples: {file.relative_to(HERE.parent)}; logs: {(WORK / 'scale' / 'logs').relative_to(HERE.parent)}"
-    )
+    progress(f"samples: {file}; logs: {WORK / 'scale' / 'logs'}")
     return 0
 
 

@@ -144,6 +144,8 @@ async def test_edits_and_upscaling(a1111, on_a1111):
         (502, "<html>proxy</html>", "PROVIDER_FAILED"),
     ],
 )
+@pytest.mark.matrix(row=19, adapter="automatic1111")
+@pytest.mark.matrix(row=24, adapter="automatic1111")
 async def test_refusals_are_classed_and_hold_no_login(a1111, on_a1111, status, document, reason):
     a1111.faults["txt2img"].append(Refuse(status, document))
     with pytest.raises(RpcError) as caught:

@@ -133,6 +133,9 @@ async def test_a_graph_that_the_server_refuses_names_the_node(comfy, on_comfy):
     ("status", "reason"),
     [(401, "PROVIDER_CREDENTIAL_REFUSED"), (429, "PROVIDER_RATE_LIMITED"), (500, "PROVIDER_FAILED")],
 )
+@pytest.mark.matrix(row=19, adapter="comfyui")
+@pytest.mark.matrix(row=21, adapter="comfyui")
+@pytest.mark.matrix(row=24, adapter="comfyui")
 async def test_refusals_of_a_proxy_in_front_are_classed(comfy, on_comfy, status, reason):
     comfy.faults["prompt"].append(Refuse(status, "<html>proxy</html>"))
     with pytest.raises(RpcError) as caught:

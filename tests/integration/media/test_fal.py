@@ -202,6 +202,9 @@ async def test_results_of_other_shapes_are_read(fal, on_fal):
         (502, "<html><center>nginx</center></html>", {}, "PROVIDER_FAILED"),
     ],
 )
+@pytest.mark.matrix(row=19, adapter="fal")
+@pytest.mark.matrix(row=21, adapter="fal")
+@pytest.mark.matrix(row=24, adapter="fal")
 async def test_refusals_are_classed_and_hold_no_key(fal, on_fal, status, document, headers, reason):
     fal.faults["submit"].append(Refuse(status, document, headers))
     with pytest.raises(RpcError) as caught:

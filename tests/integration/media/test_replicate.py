@@ -245,6 +245,9 @@ async def test_only_files_at_the_vendors_own_host_are_fetched_with_the_key(repli
         (302, {}, {"location": "https://elsewhere.example/"}, "PROVIDER_FAILED"),
     ],
 )
+@pytest.mark.matrix(row=19, adapter="replicate")
+@pytest.mark.matrix(row=21, adapter="replicate")
+@pytest.mark.matrix(row=24, adapter="replicate")
 async def test_refusals_are_classed_and_hold_no_key(
     replicate, on_replicate, status, document, headers, reason
 ):

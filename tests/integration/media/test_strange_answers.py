@@ -124,7 +124,10 @@ async def test_a_begin_whose_answer_is_no_object_is_in_doubt(vendors):
 
 @pytest.mark.parametrize(
     ("adapter", "model"),
-    [("replicate", "a/b"), ("fal", "a/b"), ("automatic1111", "m")],
+    [
+        pytest.param(adapter, model, marks=pytest.mark.matrix(row=38, adapter=adapter))
+        for adapter, model in (("replicate", "a/b"), ("fal", "a/b"), ("automatic1111", "m"))
+    ],
 )
 async def test_an_answer_without_end_is_cut_off(adapter, model):
     settings = {"adapter": adapter, "api_key": "key-0123456789"}
