@@ -1,7 +1,7 @@
 """Many rows by one call of the driver, where a statement for each would cost more than storing it.
 
 SQLite runs one prepared statement for each row. PostgreSQL gets one statement with an array for each
-column, of constant text: neither prepared statements nor a parameter for each value (ADR 0022).
+column, of constant text: neither prepared statements nor a parameter for each value (ADR 0024).
 """
 
 from __future__ import annotations

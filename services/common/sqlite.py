@@ -1,7 +1,7 @@
 """SQLite's driver for the event loop, with one visit to its thread for each statement.
 
 aiosqlite visits it four times (cursor, execute, fetch, close), and each visit wakes two threads:
-that was most of what a transaction of small statements cost (ADR 0022).
+that was most of what a transaction of small statements cost (ADR 0024).
 """
 
 from __future__ import annotations
