@@ -8,8 +8,8 @@ import pytest
 from omnihub.workflow.v1 import job_service_pb2 as pb
 
 from services.common.rpc import RpcError
-from services.workflow.engine.worker import LEASE_S
 from services.workflow.domain.errors import DeadLetterNotFoundError
+from services.workflow.engine.worker import LEASE_S
 from tests.integration.jobs.conftest import CALLER
 from tests.integration.jobs.test_engine import begin, seen
 
