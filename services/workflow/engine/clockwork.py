@@ -12,7 +12,7 @@ from omnihub.billing.v1.billing_service_api import BillingService
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.common.rpc import Call, RpcError
-from services.workflow.engine.worker import LEASE_S, POLL_LIMIT_S, Worker
+from services.workflow.engine.worker import LEASE_S, Worker
 from services.workflow.store.jobs import Jobs
 from services.workflow.store.records import SECOND
 from services.workflow.store.rounds import Rounds
@@ -20,6 +20,8 @@ from services.workflow.store.rounds import Rounds
 TICK_S = 0.5
 SWEEP_S = 2.0
 POLLS_AT_ONCE = 50
+# Others leave an attempt alone that is being asked about; should who asks die, they ask after this.
+POLL_HIDDEN_S = 6.0
 LIMIT_S = 10.0
 # A hold that ends sooner than this is extended while its job may still run.
 EXTEND_BEFORE_S = 6 * 3600
@@ -70,7 +72,7 @@ class Clockwork:
 
     async def poll(self) -> None:
         """Ask every provider whose time has come."""
-        due = await self._rounds.due_polls(self._now(), POLL_LIMIT_S)
+        due = await self._rounds.due_polls(self._now(), POLL_HIDDEN_S)
         gate = asyncio.Semaphore(POLLS_AT_ONCE)
 
         async def ask(attempt: object, job: object) -> None:

@@ -31,8 +31,6 @@ from services.workflow.store.together import Report, Together
 LEASE_S = 6.0
 # A lease is renewed this often while it lasts.
 RENEWALS = 4
-# For fetching what a provider has made.
-TAKE_IN_S = 600.0
 ASK_LIMIT_S = 600.0
 PUT_BACK_S = 5.0
 POLL_LIMIT_S = 60.0
@@ -117,6 +115,15 @@ class Worker:
                 held = await self._renew(claim)
             except (SQLAlchemyError, OSError) as error:
                 _logger.warning("claim_not_renewed %s %s", claim.attempt.id, type(error).__name__)
+
+    async def _keep_reserved(self, attempt_id: str) -> None:
+        """Keep an end reserved while its outputs are fetched: who dies meanwhile leaves it to others soon."""
+        while True:
+            await asyncio.sleep(self._lease_s / RENEWALS)
+            try:
+                await self._rounds.keep_reserved(attempt_id, self._lease_s, self._now())
+            except (SQLAlchemyError, OSError) as error:
+                _logger.warning("end_not_reserved %s %s", attempt_id, type(error).__name__)
 
     async def _attempt(self, claim: Claim) -> None:
         known = None if claim.first else await self._store.result_of(claim.attempt.effect_key)
@@ -231,8 +238,12 @@ class Worker:
         """Take in what a provider says about an attempt that it has accepted, in a poll or in a notice."""
         if progress.state in ("succeeded", "failed", "cancelled"):
             # Who comes second to the same end leaves it to the first.
-            if await self._rounds.taking_in(attempt.id, TAKE_IN_S, self._now()):
-                await self._end(attempt, job, attempt.fence, progress, receipt)
+            if await self._rounds.taking_in(attempt.id, self._lease_s, self._now()):
+                keeping = asyncio.create_task(self._keep_reserved(attempt.id))
+                try:
+                    await self._end(attempt, job, attempt.fence, progress, receipt)
+                finally:
+                    keeping.cancel()
             return
         fraction = progress.fraction if progress.HasField("fraction") else None
         position = progress.queue_position if progress.HasField("queue_position") else None

@@ -62,6 +62,13 @@ class Rounds(Records):
         async with self.database.transaction() as connection:
             return (await connection.scalar(statement)) is not None
 
+    async def keep_reserved(self, attempt_id: str, lease_s: float, now: int) -> None:
+        """Reserve it for longer."""
+        waiting = attempt.c.id == attempt_id, attempt.c.state == ACCEPTED
+        values = {"lease_until": now + round(lease_s * SECOND)}
+        async with self.database.transaction() as connection:
+            await connection.execute(sa.update(attempt).where(*waiting).values(values))
+
     async def cancel_sent(self, attempt_id: str) -> None:
         """Note that a provider has been asked to stop."""
         async with self.database.transaction() as connection:

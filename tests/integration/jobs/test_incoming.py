@@ -9,6 +9,7 @@ from omnihub.workflow.v1 import job_service_pb2 as pb
 
 from services.common.rpc import RpcError
 from services.workflow.domain.errors import DeadLetterNotFoundError
+from services.workflow.engine.worker import LEASE_S
 from tests.integration.jobs.conftest import CALLER
 from tests.integration.jobs.test_engine import begin, seen
 
@@ -45,6 +46,19 @@ async def test_a_notification_and_a_poll_settle_once(engine):
         engine.worker.poll(attempt, row),
         engine.worker.notice(engine.notices, attempt.id),
     )
+    await engine.work_off()
+    assert (await seen(engine, job.job_id)).state == "succeeded"
+    assert len(engine.outputs.kept) == len(engine.billing.charges) == 1
+
+
+async def test_an_end_that_a_dead_worker_had_reserved_is_taken_in_by_another(engine):
+    job = await running(engine)
+    ((attempt, row),) = await engine.rounds.due_polls(engine.now() + LATER, 60)
+    assert await engine.rounds.taking_in(attempt.id, LEASE_S, engine.now())
+    await engine.worker.poll(attempt, row)
+    assert not engine.outputs.kept
+    engine.shift_s = LEASE_S + 1
+    await engine.worker.poll(attempt, row)
     await engine.work_off()
     assert (await seen(engine, job.job_id)).state == "succeeded"
     assert len(engine.outputs.kept) == len(engine.billing.charges) == 1
