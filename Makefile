@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 # Processes that run tests at the same time.
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := .venv/bin
 PROTOS := $(shell find protos -mindepth 1) tools/build_protos.py tools/protoc_gen_interface.py
 SOURCES := services tests tools bench samples

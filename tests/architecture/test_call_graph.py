@@ -9,7 +9,7 @@ from services.launcher import GROUPS, TARGETS, resolve_targets
 
 SERVICES = Path(__file__).resolve().parents[2] / "services"
 # Packages that are libraries, not services.
-LIBRARIES = {"common", "credits", "formats"}
+LIBRARIES = {"common", "credits", "formats", "listener"}
 # Every service may call auth, a leaf.
 DESIGN = {
     "gateway": {"router", "billing", "workflow", "agents"},
