@@ -67,16 +67,21 @@ class Outbox:
         """Return the statement that adds a message, to be sent along with another one."""
         return sa.insert(self._table).values(_rows([message], now)[0])
 
+    async def has_due(self, now: int, queues: Sequence[str] = ()) -> bool:
+        """Tell whether a message is due in any of these queues. It locks nothing."""
+        async with self._database.reading() as connection:
+            return (await connection.execute(self._due(now, queues).limit(1))).one_or_none() is not None
+
+    def _due(self, now: int, queues: Sequence[str]) -> sa.Select[Any]:
+        due = sa.select(self._table.c.id).where(self._table.c.due_at <= now)
+        return due.where(self._table.c.queue.in_(queues)) if queues else due
+
     async def take(self, now: int, queues: Sequence[str] = (), limit: int = BATCH) -> list[Message]:
         """Take messages that are due, the oldest first. Any number of relays may do this at once."""
+        if not await self.has_due(now, queues):
+            return []
         table = self._table
-        due = sa.select(table.c.id).where(table.c.due_at <= now)
-        if queues:
-            due = due.where(table.c.queue.in_(queues))
-        due = due.order_by(table.c.due_at, table.c.id).limit(limit)
-        async with self._database.reading() as connection:
-            if (await connection.execute(due.limit(1))).one_or_none() is None:
-                return []
+        due = self._due(now, queues).order_by(table.c.due_at, table.c.id).limit(limit)
         async with self._database.transaction() as connection:
             ids = (await connection.scalars(due.with_for_update(skip_locked=True))).all()
             if not ids:

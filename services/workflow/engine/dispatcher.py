@@ -79,9 +79,13 @@ class Dispatcher:
     async def _take(self) -> bool:
         """Hand out what there is room for. Tells whether there was anything."""
         now = round(self._clock().timestamp() * SECOND)
+        with_room = {queue: room for queue, room in self._room.items() if room > 0}
+        # One question for all queues: mostly nothing is due in any.
+        if not with_room or not await self._outbox.has_due(now, list(with_room)):
+            return False
         found = False
-        for queue, room in list(self._room.items()):
-            for message in await self._outbox.take(now, [queue], room) if room > 0 else ():
+        for queue, room in with_room.items():
+            for message in await self._outbox.take(now, [queue], room):
                 found = True
                 self._room[queue] -= 1
                 task = asyncio.create_task(self._handle(message))
