@@ -30,6 +30,8 @@ BODY_STALL_S = 600.0
 HEAD_LIMIT = 128 * 1024
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _NEVER = float("inf")
+# Tell that there is a body. The parser takes it for another protocol where one is asked for.
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class Server(Protocol):
@@ -43,7 +45,7 @@ class Server(Protocol):
 
 
 class _MalformedError(Exception):
-    """The request line names no resource."""
+    """The request line names no resource, or the parser would lose the body."""
 
 
 class Connection(asyncio.Protocol):
@@ -69,9 +71,12 @@ class Connection(asyncio.Protocol):
         self._refusal = 0
         """The status that answers what could not be parsed, once the requests before it are answered."""
         self._held = False
-        self._head_size = 0
+        self._overhead = 0
+        """Bytes since the last of a body or request: of a head, or of what is between chunks and behind."""
         self._in_head = False
-        self._drained: asyncio.Future[None] | None = None
+        self._drained: list[asyncio.Future[None]] = []
+        self._unsent = _NEVER
+        """What was left to send when last looked at, once it closes."""
 
     # What the event loop tells.
 
@@ -104,13 +109,16 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Take note that the caller has taken what was written."""
         self.paused = False
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        drained, self._drained = self._drained, []
+        for waiter in drained:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         """Parse; the callbacks below do the rest."""
         if self._deaf:
             return
+        self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -122,10 +130,8 @@ class Connection(asyncio.Protocol):
             self._deaf = True
         except httptools.HttpParserError:
             self._refuse(400)
-        if self._in_head:
-            self._head_size += len(data)
-            if self._head_size > HEAD_LIMIT:
-                self._refuse(431)
+        if self._overhead > HEAD_LIMIT and (self._in_head or self._receiving is not None):
+            self._refuse(431)
 
     # What the parser tells.
 
@@ -135,7 +141,6 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
         self._in_head = True
-        self._head_size = 0
         if self._current is None:
             self.deadline = self._loop.time() + HEAD_S
 
@@ -157,10 +162,13 @@ class Connection(asyncio.Protocol):
         self._in_head = False
         parser = self._parser
         version = parser.get_http_version()
+        upgrades = parser.should_upgrade()
+        if upgrades and any(name in _FRAMING and value != b"0" for name, value in self._headers):
+            raise _MalformedError
         request = Request(
             self,
             self._scope(parser.get_method(), version),
-            keep_alive=version == "1.1" and parser.should_keep_alive() and not parser.should_upgrade(),
+            keep_alive=version == "1.1" and parser.should_keep_alive() and not upgrades,
             expects_continue=self._expects_continue,
         )
         self._receiving = request
@@ -172,6 +180,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Take in a piece of the body."""
+        self._overhead = 0
         if self._receiving is not None:
             if self._current is self._receiving and not self._held:
                 self.deadline = self._loop.time() + BODY_STALL_S
@@ -179,6 +188,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Take note that the body is whole."""
+        self._overhead = 0
         request, self._receiving = self._receiving, None
         if request is None:
             return
@@ -220,7 +230,7 @@ class Connection(asyncio.Protocol):
         self._deaf = True
         self._in_head = False
         broken, self._receiving = self._receiving, None
-        if broken is not None and broken is self._current:
+        if broken is not None and (broken is self._current or broken.finished):
             if not broken.started:
                 self.write(plain(status))
             self.close()
@@ -244,8 +254,10 @@ class Connection(asyncio.Protocol):
     async def drain(self) -> None:
         """Wait until the caller has taken what was written."""
         while self.paused:
-            self._drained = self._loop.create_future()
-            await self._drained
+            # Not one for all: the handler before may still wait for its last piece to go out.
+            waiter = self._loop.create_future()
+            self._drained.append(waiter)
+            await waiter
 
     def hold(self) -> None:
         """Read nothing for now."""
@@ -287,6 +299,16 @@ class Connection(asyncio.Protocol):
         """Close once everything has been sent."""
         self._deaf = True
         self._transport.close()
+
+    def cut_off(self) -> None:
+        """Close what is past its deadline. Who takes nothing of what is left to send is dropped."""
+        unsent = self._transport.get_write_buffer_size()
+        if self._transport.is_closing() and unsent >= self._unsent:
+            self.abort()
+            return
+        self._unsent = unsent
+        self.deadline = self._loop.time() + BODY_STALL_S
+        self.close()
 
     def abort(self) -> None:
         """Drop the connection."""

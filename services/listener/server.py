@@ -57,7 +57,7 @@ class HttpServer:
         """Close connections on which nothing happens, or too slowly."""
         now = self._loop.time()
         for connection in [each for each in self.connections if each.deadline < now]:
-            connection.close()
+            connection.cut_off()
         self._sweep = self._loop.call_later(SWEEP_S, self._close_overdue)
 
     async def stop(self, drain_timeout_s: float) -> None:

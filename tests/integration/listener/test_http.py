@@ -21,6 +21,7 @@ from services.listener.request import BODY_BUFFER, ON_DISCONNECT
 from tests.support.postgresql import free_port
 
 FOUND = b"HTTP/1.1 200 OK\r\n"
+PAGE = 1024 * 1024
 
 
 class Wire:
@@ -61,6 +62,7 @@ class Site:
         self.entered = asyncio.Event()
         self.released = asyncio.Event()
         self.left = asyncio.Event()
+        self.pages = 0
         routes = [
             Route("/echo", self._echo, methods=["POST"]),
             Route("/hello", self._hello),
@@ -74,6 +76,7 @@ class Site:
             Route("/injected", raw(self._injected)),
             Route("/watched", raw(self._watched)),
             Route("/many", raw(self._many)),
+            Route("/page", raw(self._page)),
         ]
         self.listener = HttpListener(f"127.0.0.1:{self.port}", routes, _no_problems, drain_timeout_s=5)
         self.listener.also_listen(f"unix:{self.socket}")
@@ -140,6 +143,13 @@ class Site:
             await writing
         await send({"type": "http.response.body", "body": b""})
 
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.pages += 1
+        headers = [(b"content-length", b"%d" % PAGE)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * PAGE})
+        self.left.set()
+
 
 async def send_piece(send: Send, piece: bytes) -> None:
     await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -183,6 +193,10 @@ async def wire(site: Site) -> AsyncIterator[Wire]:
 def post(body: bytes, path: str = "/echo", *headers: str) -> bytes:
     lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def post_chunked(path: str) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode()
 
 
 def get(path: str, *headers: str, method: str = "GET", version: str = "1.1") -> bytes:
@@ -341,6 +355,35 @@ async def test_headers_without_end_are_refused(site: Site) -> None:
         assert (await line.rest()).startswith(b"HTTP/1.1 431 ")
 
 
+async def test_what_comes_behind_a_body_is_limited_too(site: Site) -> None:
+    async with wire(site) as line:
+        await line.send(post_chunked("/echo") + b"0\r\nx: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(16):
+                await line.send(b"y" * connection.HEAD_LIMIT)
+        with contextlib.suppress(ConnectionError):
+            assert (await line.rest()).startswith(b"HTTP/1.1 431 ")
+
+
+async def test_nonsense_behind_an_early_answer_is_not_answered(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with wire(site) as line:
+        await line.send(post_chunked("/deaf") + b"1\r\nx\r\n")
+        head = await line.head()
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert await line.body(2) == b"no"
+        await line.send(b"nonsense\r\n")
+        assert await line.rest() == b""
+    assert not caplog.records
+
+
+async def test_a_body_beside_another_protocol_is_not_taken_for_none(site: Site) -> None:
+    async with wire(site) as line:
+        await line.send(post(b"here", "/echo", "connection: upgrade", "upgrade: h2c"))
+        assert (await line.rest()).startswith(b"HTTP/1.1 400 ")
+
+
 @pytest.mark.parametrize("sent", [b"GET /hello HT", get("/hello")[:-2], post(b"x" * 9)[:-1], b""])
 async def test_who_is_too_slow_is_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     for name in ("HEAD_S", "BODY_STALL_S", "KEEP_ALIVE_S"):
@@ -386,6 +429,43 @@ async def test_a_caller_who_does_not_read_holds_the_writer_back(site: Site) -> N
         while (length := int(await line.line(), 16)) > 0:
             size += len((await line.body(length + 2))[:-2])
         assert size == 32 * 1024 * 1024
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_who_does_not_read_answers_gets_no_more_of_them_made(site: Site, at_once: bool) -> None:
+    asked = 64
+    async with wire(site) as line, httpx.AsyncClient(base_url=site.url) as other:
+        for _ in range(1 if at_once else asked):
+            await line.send(get("/page") * (asked if at_once else 1))
+            await other.get("/hello")
+        for _ in range(asked):
+            await other.get("/hello")
+        assert site.pages < asked / 2
+        for _ in range(asked):
+            assert (await line.head()).startswith(FOUND)
+            await line.body(PAGE)
+    assert site.pages == asked
+
+
+async def test_handlers_end_when_who_does_not_read_has_left(site: Site) -> None:
+    async with wire(site) as line:
+        await line.send(get("/page") * 64)
+        async with httpx.AsyncClient(base_url=site.url) as other:
+            for _ in range(64):
+                await other.get("/hello")
+    # Far below the time that handlers under way would get.
+    async with asyncio.timeout(2):
+        await site.listener.stop()
+
+
+async def test_who_does_not_read_is_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BODY_STALL_S", "KEEP_ALIVE_S"):
+        monkeypatch.setattr(connection, name, 0.05)
+    monkeypatch.setattr(server, "SWEEP_S", 0.01)
+    monkeypatch.setitem(globals(), "PAGE", 32 * 1024 * 1024)
+    async with wire(site) as line:
+        await line.send(get("/page"))
+        await site.left.wait()
 
 
 @pytest.mark.parametrize(("path", "words"), [("/fault", "http_request_failed"), ("/injected", "line break")])
