@@ -13,6 +13,7 @@ import atexit
 import logging
 import sys
 import time
+from collections import deque
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
@@ -86,24 +87,34 @@ class RequestLines:
     It is also the stream of all other records: these are written at once, after the lines that wait, so that
     the order stays. A process that is killed loses the lines of its last `WRITE_AFTER_S`; what must survive
     is in the journal.
+
+    Other records come from any thread, so writing touches neither the timer nor a line twice.
     """
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._waiting: list[tuple[float, str, dict[str, Any]]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._waiting: deque[tuple[float, str, dict[str, Any]]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """A timer of it will write."""
 
     def add(self, kind: str, facts: dict[str, Any]) -> None:
         """Take in the line of one request."""
         self._waiting.append((time.time(), kind, facts))
         if len(self._waiting) >= BATCH:
             self.flush()
-        elif self._timer is None:
+        elif self._loop is None or self._loop.is_closed():
             try:
-                self._timer = asyncio.get_running_loop().call_later(WRITE_AFTER_S, self.flush)
+                loop = asyncio.get_running_loop()
             except RuntimeError:
                 # Nothing would ever write it.
                 self.flush()
+            else:
+                loop.call_later(WRITE_AFTER_S, self._ring)
+                self._loop = loop
+
+    def _ring(self) -> None:
+        self._loop = None
+        self.flush()
 
     def write(self, text: str) -> None:
         """Write another record's line, behind those that wait."""
@@ -116,12 +127,15 @@ class RequestLines:
         self._file.flush()
 
     def _write_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            self._file.write("".join([_line(*entry) for entry in waiting]))
+        lines = []
+        try:
+            while self._waiting:
+                lines.append(_line(*self._waiting.popleft()))
+        except IndexError:
+            # Another thread has taken the last one.
+            pass
+        if lines:
+            self._file.write("".join(lines))
 
 
 _request_lines: RequestLines | None = None

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -74,3 +75,36 @@ async def test_other_records_come_behind_what_waits(output: io.StringIO) -> None
 def test_without_a_loop_a_line_is_written_at_once(output: io.StringIO) -> None:
     RequestEvent("http", "alone").finish("OK")
     assert [line["name"] for line in written(output)] == ["alone"]
+
+
+async def test_a_record_of_another_thread_leaves_the_timers_of_the_loop_alone(
+    output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop of a process is not safe for that."""
+    monkeypatch.setattr(log, "WRITE_AFTER_S", 0)
+    lines = log._request_lines
+    assert lines is not None
+    threads: set[int] = set()
+    cancel = asyncio.TimerHandle.cancel
+    monkeypatch.setattr(
+        asyncio.TimerHandle, "cancel", lambda handle: (threads.add(threading.get_ident()), cancel(handle))[1]
+    )
+    lines.add("http", {"name": "first"})
+    thread = threading.Thread(target=lines.write, args=("{}\n",))
+    thread.start()
+    thread.join()
+    assert [line.get("name") for line in written(output)] == ["first", None]
+    assert threads <= {threading.get_ident()}
+    lines.add("http", {"name": "second"})
+    async with asyncio.timeout(5):
+        while len(written(output)) < 3:  # noqa: ASYNC110 - a timer of the loop writes it
+            await asyncio.sleep(0)
+
+
+def test_a_loop_that_has_ended_is_not_waited_for(output: io.StringIO) -> None:
+    async def ask(name: str) -> None:
+        RequestEvent("http", name).finish("OK")
+
+    asyncio.run(ask("first"))
+    RequestEvent("http", "second").finish("OK")
+    assert [line["name"] for line in written(output)] == ["first", "second"]
