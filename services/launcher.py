@@ -23,7 +23,7 @@ from services.common.rpc import Connector, Registry
 from services.common.rpc.local import cancelled_handlers_ended
 from services.common.rpc.server import GrpcServer
 from services.common.service import Infrastructure, Service, StartupError
-from services.common.sockets import UNIX, remove_folder, socket_folder
+from services.common.sockets import UNIX, make_folder, remove_folder, socket_folder
 from services.edge.settings import EdgeSettings
 from services.listener import HttpListener
 from services.providers.adapters.known import complete, own_vendor
@@ -341,7 +341,7 @@ class Process:
         routes = [route for service in serving for route in service.routes]
         self._http = HttpListener(settings.http_listen, routes, self._problems, settings.drain_timeout_s)
         if self._socket is not None:
-            self._socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._socket.parent)
             self._http.also_listen(f"{UNIX}{self._socket}")
         await self._http.start()
 

@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 from services.common import exec_with_parent
 from services.common.service import Service, StartupError
-from services.common.sockets import UNIX, socket_folder
+from services.common.sockets import UNIX, make_folder, socket_folder
 from services.common.telemetry import meter
 from services.settings import child_environment
 
@@ -116,7 +116,8 @@ class Worker:
             backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
             try:
                 await self._launch()
-            except StartupError as error:
+            # Without memory or processes nothing starts, for a while.
+            except (StartupError, OSError) as error:
                 _logger.error("worker_restart_failed %s", error)
                 if self._process.returncode is None:
                     self._process.kill()
@@ -195,7 +196,7 @@ class Workers:
 
     def make_folder(self) -> None:
         """Make the folder of the sockets. Who can open it can call every rpc: this user only."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._folder)
 
     def service(self, drain_timeout_s: float) -> Service:
         """Return what the launcher starts and stops."""

@@ -23,6 +23,12 @@ def socket_folder(data_dir: Path, name: str, longest: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"omnihub-{name}-"))
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder of sockets that only this user opens, also where there is one already. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+
+
 def remove_folder(folder: Path, data_dir: Path) -> None:
     """Remove an empty folder of sockets that is outside the data directory."""
     if folder.parent != data_dir.absolute() and folder.exists():

