@@ -184,11 +184,11 @@ class _Pipe:
     Apart from LocalStream, so that a stream its reader dropped is collected and its handler cancelled.
     """
 
-    __slots__ = ("_ended", "_loop", "_reader", "_writer", "buffer", "producer")
+    __slots__ = ("_ended", "_reader", "_writer", "buffer", "loop", "producer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # Kept: asking for the running loop asks the kernel for the process, which counts for each message.
-        self._loop = loop
+        self.loop = loop
         self.buffer: deque[Message] = deque()
         self._ended: RpcError | bool = False
         self._reader: asyncio.Future[None] | None = None
@@ -206,7 +206,7 @@ class _Pipe:
     async def drained(self) -> None:
         """Wait until there is room again."""
         while len(self.buffer) >= STREAM_BUFFER:
-            self._writer = self._loop.create_future()
+            self._writer = self.loop.create_future()
             await self._writer
 
     async def get(self) -> Message:
@@ -215,7 +215,7 @@ class _Pipe:
             if self._ended:
                 ended, self._ended = self._ended, True
                 raise StopAsyncIteration if ended is True else ended
-            self._reader = self._loop.create_future()
+            self._reader = self.loop.create_future()
             await self._reader
         return self.take()
 
@@ -245,6 +245,13 @@ class _Pipe:
         if self.buffer or not self._ended:
             self.cut(error)
 
+    def in_own_thread(self) -> bool:
+        """Tell whether this is the thread of its loop."""
+        try:
+            return asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            return False
+
     def _wake_reader(self) -> None:
         if self._reader is not None:
             _settle(self._reader)
@@ -268,6 +275,12 @@ async def _produce(
     except BaseException as error:  # noqa: BLE001 - every failure of a handler is an answer
         ended = visible_error(error, method.path)
     pipe.finish(ended)
+
+
+def _stop(pipe: _Pipe, alarms: Alarms | None) -> None:
+    pipe.cut(True)
+    if alarms is not None:
+        alarms.clear(pipe)
 
 
 class LocalStream:
@@ -302,9 +315,16 @@ class LocalStream:
         self._stop()
 
     def __del__(self) -> None:
-        producer = self._pipe.producer if self._started else None
-        if producer is not None and not producer.get_loop().is_closed():
+        if not self._started:
+            return
+        pipe = self._pipe
+        if pipe.producer is None or pipe.loop.is_closed():
+            return
+        if pipe.in_own_thread():
             self._stop()
+        else:
+            # Garbage is collected wherever it happens to be noticed.
+            pipe.loop.call_soon_threadsafe(_stop, pipe, self._alarms)
 
     def _start(self) -> None:
         self._started = True
@@ -320,9 +340,7 @@ class LocalStream:
 
     def _stop(self) -> None:
         self._started = True
-        self._pipe.cut(True)
-        if self._alarms is not None:
-            self._alarms.clear(self._pipe)
+        _stop(self._pipe, self._alarms)
 
 
 class LocalClient:

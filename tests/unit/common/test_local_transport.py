@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -65,6 +66,30 @@ async def test_calls_that_have_ended_leave_no_alarm() -> None:
     assert not alarms._far
     assert not alarms._near
     assert not local._running
+
+
+async def test_a_stream_collected_in_another_thread_is_stopped_in_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Garbage is collected in any thread; the event loop belongs to one."""
+    threads: list[int] = []
+    cut = local._Pipe.cut
+
+    def recorded(pipe: local._Pipe, ended: RpcError | bool) -> None:
+        threads.append(threading.get_ident())
+        cut(pipe, ended)
+
+    monkeypatch.setattr(local._Pipe, "cut", recorded)
+    async with TRANSPORTS["local"](Echo(hang, one_and_no_more)) as client:
+        held = [client.count(CountRequest(), Call("req_1").within(60))]
+        await anext(held[0])
+        thread = threading.Thread(target=held.clear)
+        thread.start()
+        thread.join()
+        await asyncio.sleep(0)
+        await local.cancelled_handlers_ended()
+    assert threads == [threading.get_ident()]
+    assert not local.alarms_of(asyncio.get_running_loop())._far
 
 
 async def test_a_caller_who_leaves_before_the_handler_began_leaves_nothing() -> None:

@@ -86,9 +86,12 @@ async def test_a_record_of_another_thread_leaves_the_timers_of_the_loop_alone(
     assert lines is not None
     threads: set[int] = set()
     cancel = asyncio.TimerHandle.cancel
-    monkeypatch.setattr(
-        asyncio.TimerHandle, "cancel", lambda handle: (threads.add(threading.get_ident()), cancel(handle))[1]
-    )
+
+    def recorded(handle: asyncio.TimerHandle) -> None:
+        threads.add(threading.get_ident())
+        cancel(handle)
+
+    monkeypatch.setattr(asyncio.TimerHandle, "cancel", recorded)
     lines.add("http", {"name": "first"})
     thread = threading.Thread(target=lines.write, args=("{}\n",))
     thread.start()
