@@ -298,6 +298,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close once everything has been sent."""
         self._deaf = True
+        self.deadline = self._loop.time() + BODY_STALL_S
         self._transport.close()
 
     def cut_off(self) -> None:
@@ -307,7 +308,6 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._unsent = unsent
-        self.deadline = self._loop.time() + BODY_STALL_S
         self.close()
 
     def abort(self) -> None:

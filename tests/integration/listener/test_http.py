@@ -458,13 +458,14 @@ async def test_handlers_end_when_who_does_not_read_has_left(site: Site) -> None:
         await site.listener.stop()
 
 
-async def test_who_does_not_read_is_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("last", ["keep-alive", "close"])
+async def test_who_does_not_read_is_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
     for name in ("BODY_STALL_S", "KEEP_ALIVE_S"):
         monkeypatch.setattr(connection, name, 0.05)
     monkeypatch.setattr(server, "SWEEP_S", 0.01)
     monkeypatch.setitem(globals(), "PAGE", 32 * 1024 * 1024)
     async with wire(site) as line:
-        await line.send(get("/page"))
+        await line.send(get("/page", f"connection: {last}"))
         await site.left.wait()
 
 
