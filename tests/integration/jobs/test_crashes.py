@@ -172,6 +172,29 @@ async def test_a_commit_whose_answer_was_lost_counts_once(engine, monkeypatch, n
     assert set(engine.router.submitted.values()) == {1}
 
 
+async def test_one_claim_that_fails_costs_no_other_its_worker(engine, monkeypatch) -> None:
+    """What has been claimed together stays claimed for whom it was, whatever becomes of the rest."""
+    jobs = [await begin(engine) for _ in range(3)]
+    messages = await engine.outbox.take(engine.now())
+    lost = messages[1].subject_id
+    # Its worker is gone: it cannot be claimed with the others.
+    await engine.attempts.claim(lost, "w0", 0.0, engine.now() - 1_000)
+    claim = engine.attempts.claim
+
+    async def failing(attempt_id, *arguments):
+        if attempt_id == lost:
+            raise OperationalError("SELECT", {}, Exception("the connection was lost"))
+        return await claim(attempt_id, *arguments)
+
+    monkeypatch.setattr(engine.attempts, "claim", failing)
+    working = (engine.worker.work(each.subject_id) for each in messages)
+    outcomes = await asyncio.gather(*working, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [type(None), OperationalError, type(None)]
+    states = [(await seen(engine, job.job_id)).state for job in jobs]
+    assert states == ["succeeded", "running", "succeeded"]
+    assert len(engine.router.submitted) == 2
+
+
 async def test_after_the_database_was_away_the_living_may_renew_first(engine, monkeypatch) -> None:
     """A worker that could not renew its lease is not a dead one."""
     await begin(engine)
