@@ -130,11 +130,14 @@ class Together(Attempts):
         by_fence = sa.tuple_(attempt.c.id, attempt.c.fence).in_(
             [(claim.attempt.id, claim.fence) for claim in claims]
         )
+        held = sa.select(attempt.c.id).where(by_fence, attempt.c.state == CLAIMED)
+        # In the order in which everyone locks: reports of the same attempts may be under way.
+        locked = held.order_by(attempt.c.job_id, attempt.c.id).with_for_update()
         values = {"lease_until": now + round(lease_s * SECOND)}
-        statement = sa.update(attempt).where(by_fence, attempt.c.state == CLAIMED).values(values)
+        statement = sa.update(attempt).where(attempt.c.id.in_(locked)).values(values)
         async with self.database.transaction() as connection:
-            held = set(await connection.execute(statement.returning(attempt.c.id, attempt.c.fence)))
-        return [(claim.attempt.id, claim.fence) in held for claim in claims]
+            renewed = set(await connection.execute(statement.returning(attempt.c.id, attempt.c.fence)))
+        return [(claim.attempt.id, claim.fence) in renewed for claim in claims]
 
 
 def _simply_claimed(row: Any, owner: Any) -> bool:
