@@ -13,12 +13,13 @@ PATH_LIMIT = 100
 
 
 def socket_folder(data_dir: Path, name: str, longest: str) -> Path:
-    """Return a folder for sockets with names up to `longest`: in the data directory if that path is short.
+    """Return a folder for sockets with names up to `longest`: in the data directory if that path will do.
 
     Only a folder outside the data directory is made already.
     """
     place = data_dir.absolute() / name
-    if len(os.fsencode(place / longest)) <= PATH_LIMIT:
+    # A comma would part the addresses of a list.
+    if len(os.fsencode(place / longest)) <= PATH_LIMIT and "," not in str(place):
         return place
     return Path(tempfile.mkdtemp(prefix=f"omnihub-{name}-"))
 

@@ -35,6 +35,7 @@ class CountingRouter:
         self.polls = polls
         self.capabilities = capabilities
         self.targets = 1
+        self.price = PRICE
         self.submitted: Counter[str] = Counter()
         self.cancelled: list[str] = []
         self.failures: list[RpcError] = []
@@ -50,7 +51,7 @@ class CountingRouter:
                 provider=f"fake{index}",
                 model="m",
                 estimate_nano_credits=10_000_000,
-                price=PRICE,
+                price=self.price,
                 immediate=self.immediate,
                 **self.capabilities,
             )

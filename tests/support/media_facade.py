@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from omnihub.billing.v1 import billing_service_pb2 as billing
 from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.price_pb2 import Price
 from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.common.v1.chat_pb2 import ParameterReceipt
 from omnihub.common.v1.media_pb2 import MediaOutput, MediaUsage
@@ -52,6 +53,8 @@ class MediaMaker(CountingRouter, Fake):
 
     def __init__(self) -> None:
         super().__init__(cancels=True)
+        # Everything it makes costs the same.
+        self.price = Price(version="p1", source="configured", request_pico=7_000_000_000)
         self.attempts: list[provider.MediaAttempt] = []
         self.plans: list[router.PlanMediaRequest] = []
         self.calls: list[Call] = []

@@ -7,8 +7,8 @@ import re
 from xdist.scheduler import LoadScopeScheduling
 
 _SHAPE = re.compile(r"^tests/e2e/.*\[(one|many)\b")
-# One suite for all cells of the matrix.
-_SHARED = ("tests/integration/test_sdk_matrix.py",)
+# One suite for all cells of the matrix; decisions of all tests of a suite are decided again.
+_SHARED = ("tests/integration/test_sdk_matrix.py", "tests/e2e/test_routing.py")
 
 
 class TogetherScheduling(LoadScopeScheduling):
