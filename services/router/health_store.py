@@ -80,7 +80,7 @@ class HealthStore:
 
     async def write(self, minutes: Iterable[Minute], openings: Iterable[Opening]) -> None:
         """Write what a process has measured since the last time; a minute replaces what was known of it."""
-        rows = [_row(each) for each in minutes if len(each.target.name) <= NAME_LIMIT]
+        rows = [_row(each) for each in minutes if _storable(each.target.name)]
         opened = [
             {
                 "name": each.name,
@@ -89,7 +89,7 @@ class HealthStore:
                 "reason": each.reason,
             }
             for each in openings
-            if len(each.name) <= NAME_LIMIT
+            if _storable(each.name)
         ]
         if not rows and not opened:
             return
@@ -162,6 +162,11 @@ class HealthStore:
             await connection.execute(
                 sa.delete(circuit_openings).where(circuit_openings.c.opened_at < opened_ms)
             )
+
+
+def _storable(name: str) -> bool:
+    """Tell whether a name fits: one that does not would keep all others from being written."""
+    return len(name) <= NAME_LIMIT and "\0" not in name
 
 
 def _row(each: Minute) -> dict[str, Any]:

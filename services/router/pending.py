@@ -6,7 +6,7 @@ that is still being made then counts when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from omnihub.billing.v1.usage_pb2 import Charge
@@ -41,13 +41,12 @@ class Pending:
             tokens = charge.usage.input_total + charge.usage.output_total
             self._budgets.spend(reserved.drawn, charge.amount_nano_credits, tokens)
 
-    async def look(self, still_pending: Callable[[Sequence[str]], Awaitable[set[str]]]) -> None:
-        """Let go of answers whose end another process has seen: all that was reserved counts as used."""
+    async def look(self, ends_of: Callable[[Sequence[str]], Awaitable[Mapping[str, Charge | None]]]) -> None:
+        """Let go of answers whose end another process has seen. Without a charge all of it counts as used."""
         if not self._reserved:
             return
-        asked = list(self._reserved)
-        pending = await still_pending(asked)
-        for attempt_id in asked:
-            reserved = None if attempt_id in pending else self._reserved.pop(attempt_id, None)
-            if reserved is not None:
+        for attempt_id, charge in (await ends_of(list(self._reserved))).items():
+            if charge is not None:
+                self.ended(charge)
+            elif (reserved := self._reserved.pop(attempt_id, None)) is not None:
                 self._budgets.spend(reserved.drawn, reserved.nano, reserved.tokens)

@@ -322,7 +322,8 @@ class Request:
             return None
         stored = StoredResponse(
             organisation_id=self.call.identity.organisation_id,
-            response_id=self.response_id[:RESPONSE_ID_LIMIT],
+            # PostgreSQL refuses this character, and with it all that is written at the same time.
+            response_id=self.response_id.replace("\0", "")[:RESPONSE_ID_LIMIT],
             decision_id=self.decision_id,
             attempt_id=attempt_id,
             target=self.target.name,

@@ -101,15 +101,26 @@ class ResponseStore:
         overdue = stored_response.c.pending & (stored_response.c.polled_at < polled_before_ms)
         return await self._select(overdue, limit)
 
-    async def still_pending(self, attempt_ids: Sequence[str]) -> set[str]:
-        """Return those attempts whose answers are still being made."""
-        found: set[str] = set()
+    async def ends_of(self, attempt_ids: Sequence[str]) -> dict[str, Charge | None]:
+        """Return those attempts whose answers have ended, with their charges, None where none is known."""
+        ends: dict[str, Charge | None] = {}
         for first in range(0, len(attempt_ids), DELETE_BATCH):
-            some = stored_response.c.attempt_id.in_(attempt_ids[first : first + DELETE_BATCH])
-            query = sa.select(stored_response.c.attempt_id).where(stored_response.c.pending, some)
+            some = attempt_ids[first : first + DELETE_BATCH]
+            waiting = sa.select(stored_response.c.attempt_id).where(
+                stored_response.c.pending, stored_response.c.attempt_id.in_(some)
+            )
+            records = sa.select(journal.c.attempt_id, journal.c.charge).where(
+                journal.c.attempt_id.in_(some), journal.c.charge != b""
+            )
             async with self._database.reading() as connection:
-                found.update(await connection.scalars(query))
-        return found
+                # In this order: what ends in between still waits.
+                pending = set(await connection.scalars(waiting))
+                charges = {row.attempt_id: row.charge for row in await connection.execute(records)}
+            for attempt_id in some:
+                if attempt_id not in pending:
+                    charge = charges.get(attempt_id)
+                    ends[attempt_id] = None if charge is None else Charge.FromString(charge)
+        return ends
 
     async def _select(self, condition: sa.ColumnElement[bool], limit: int) -> list[StoredResponse]:
         query = sa.select(stored_response).where(condition).order_by(stored_response.c.polled_at).limit(limit)

@@ -27,6 +27,8 @@ SETTLE_TIMEOUT_S = 30.0
 # Records older than this are settled by any process: their own has had its time.
 ORPHANED_AFTER_S = 15.0
 HOUR_S = 3600.0
+# When billing fails at so many in a row, it is not because of them.
+FAILURES = 5
 
 _logger = logging.getLogger(__name__)
 
@@ -96,23 +98,40 @@ class Settlement:
                 return
 
     async def _book(self, charges: list[Charge]) -> None:
-        """Book charges, one by one when billing refuses them together."""
+        """Book charges, one by one when billing refuses them together, or fails at them."""
         self._crash.pass_by("before_settle")
         try:
             await self._billing.settle(pb.SettleRequest(charges=charges), Call.internal(SETTLE_TIMEOUT_S))
         except RpcError as error:
-            if error.reason != "INVALID_ARGUMENT":
+            if error.reason not in ("INVALID_ARGUMENT", "INTERNAL"):
                 raise
-            if len(charges) == 1:
-                # It stays in the journal, for a person to look at; it must not hold up the others.
-                _logger.error("charge_refused_by_billing %s %s", charges[0].charge_id, error.message)
-                self._refused.add(charges[0].charge_id)
+            if len(charges) > 1:
+                await self._book_each(charges)
                 return
-            for charge in charges:
-                await self._book([charge])
+            if error.reason == "INTERNAL":
+                raise
+            # It stays in the journal, for a person to look at; it must not hold up the others.
+            _logger.error("charge_refused_by_billing %s %s", charges[0].charge_id, error.message)
+            self._refused.add(charges[0].charge_id)
             return
         self._crash.pass_by("after_settle")
         await self._journal.mark_settled([charge.charge_id for charge in charges])
+
+    async def _book_each(self, charges: list[Charge]) -> None:
+        """Book charges one by one. One that billing fails at holds up no other; then its error is raised."""
+        failure, in_a_row = None, 0
+        for charge in charges:
+            try:
+                await self._book([charge])
+                in_a_row = 0
+            except RpcError as error:
+                failure, in_a_row = error, in_a_row + 1
+                if error.reason != "INTERNAL" or in_a_row == FAILURES:
+                    raise
+                _logger.error("charge_not_booked %s %s", charge.charge_id, error.message)
+        if failure is not None:
+            # Whoever waits for all of them to be booked, such as a lease that is to be closed, waits on.
+            raise failure
 
     async def reap(self, leases: Leases) -> None:
         """Close leases past their expiry, whoever held them, but none that `leases` still spends from."""

@@ -205,7 +205,7 @@ class StoredResponses:
                 late = Finish(reason="error", raw="no_end")
                 await self.settle(stored, "failed", late, None, amount=stored.reserved)
         if self._pending is not None:
-            await self._pending.look(self._store.still_pending)
+            await self._pending.look(self._store.ends_of)
 
 
 def _baseline_of(stored: StoredResponse) -> tuple[Price, Margin | None] | None:

@@ -42,6 +42,7 @@ class FakeBilling(Fake):
         self.closed: dict[str, int] = {}
         self.expired: list[str] = []
         self.unbookable: set[str] = set()
+        self.breaking: set[str] = set()
         self.holds: dict[str, int] = {}
         self.released: list[str] = []
         self.charges: dict[str, Charge] = {}
@@ -151,6 +152,8 @@ class FakeBilling(Fake):
         await self._enter("settle")
         if any(charge.charge_id in self.unbookable for charge in request.charges):
             raise RpcError("INVALID_ARGUMENT", "a charge that cannot be booked")
+        if any(charge.charge_id in self.breaking for charge in request.charges):
+            raise RpcError("INTERNAL", "a charge that billing fails at")
         fresh = [charge for charge in request.charges if charge.charge_id not in self.charges]
         for charge in fresh:
             self.charges[charge.charge_id] = charge

@@ -176,8 +176,12 @@ def format_amount(measure: str, amount: int) -> str:
 
 
 def who_of(charge: Charged) -> tuple[str, ...]:
-    """Return whose usage a charge is, in the order of SCOPES; empty where it is nobody's."""
-    return (
+    """Return whose usage a charge is, in the order of SCOPES; empty where it is nobody's.
+
+    Without the character NUL, as its event is stored: callers choose some of these names, and a database that
+    refuses one would refuse every charge that is booked with it.
+    """
+    who = (
         charge.organisation_id,
         charge.workspace_id,
         charge.project_id,
@@ -185,6 +189,7 @@ def who_of(charge: Charged) -> tuple[str, ...]:
         charge.agent_id,
         charge.run_id,
     )
+    return who if "\0" not in "".join(who) else tuple(name.replace("\0", "") for name in who)
 
 
 def subjects_of(who: Sequence[str]) -> set[tuple[str, str]]:

@@ -79,13 +79,13 @@ class Worker:
         self._crash = crash
         self._webhook_base = webhook_base
         # What the many attempts of this worker want of the database at the same time is one transaction.
-        self._claim: Gathering[str, Claim | None] = Gathering(
+        self._claiming: Gathering[str, Claim | None] = Gathering(
             lambda ids: store.claim_all(ids, name, lease_s, self._now())
         )
         self._renew: Gathering[Claim, bool] = Gathering(
             lambda claims: store.renew_all(claims, lease_s, self._now())
         )
-        self._complete: Gathering[Report, bool] = Gathering(
+        self._completing: Gathering[Report, bool] = Gathering(
             lambda reports: store.complete_all(reports, self._now())
         )
 
@@ -105,6 +105,16 @@ class Worker:
             await self._fail(claim, error)
         finally:
             keeping.cancel()
+
+    async def _claim(self, attempt_id: str) -> Claim | None:
+        """Take an attempt: with others where that is simple, otherwise alone."""
+        claim = await self._claiming(attempt_id)
+        return claim or await self._store.claim(attempt_id, self._name, self._lease_s, self._now())
+
+    async def _complete(self, report: Report) -> None:
+        """Report what was made: with others where that is simple, otherwise alone."""
+        if not await self._completing(report):
+            await self._store.complete(report.attempt, report.fence, report.result, self._now())
 
     async def _keep(self, claim: Claim) -> None:
         """Keep the claim while the provider is being asked."""

@@ -1,6 +1,7 @@
 """Several attempts in one transaction: what workers claim and report at the same time.
 
-Only what is simple is done here, and that is nearly all: everything else goes its own way, see attempts.py.
+Only what is simple is done here, and that is nearly all: everything else goes its own way, see attempts.py,
+in a transaction of its own, so that what fails there does not undo what is known of the others here.
 """
 
 from __future__ import annotations
@@ -42,17 +43,13 @@ class Together(Attempts):
     async def claim_all(
         self, attempt_ids: Sequence[str], worker: str, lease_s: float, now: int
     ) -> list[Claim | None]:
-        """Take attempts, as `claim` does one."""
+        """Take those attempts that are simple, as `claim` does one; None stands for each of the others."""
         async with self.database.transaction() as connection:
             found = await self.lock_all(connection, attempt_ids, list(job.c))
             simple = [both for both in found if _simply_claimed(*both)]
             claims = await self._claim_simple(connection, simple, worker, lease_s, now)
-        taken = []
-        for attempt_id in attempt_ids:
-            # Named twice: who comes second finds it taken.
-            claim = claims.pop(attempt_id, None)
-            taken.append(claim or await self.claim(attempt_id, worker, lease_s, now))
-        return taken
+        # Named twice: who comes second finds it taken.
+        return [claims.pop(attempt_id, None) for attempt_id in attempt_ids]
 
     async def _claim_simple(
         self,
@@ -84,7 +81,10 @@ class Together(Attempts):
         }
 
     async def complete_all(self, reports: Sequence[Report], now: int) -> list[bool]:
-        """Keep what was made and end its attempts and jobs, as `complete` does for one."""
+        """Keep what was made and end its attempts and jobs, as `complete` does for one, where that is simple.
+
+        Tells of each whether that was done.
+        """
         async with self.database.transaction() as connection:
             ids = [report.attempt.id for report in reports]
             found = {row.id: (row, owner) for row, owner in await self.lock_all(connection, ids, SMALL)}
@@ -94,14 +94,7 @@ class Together(Attempts):
                 if report.attempt.id in found and _simply_completed(report, *found[report.attempt.id])
             }
             ended = await self._complete_simple(connection, simple, found, now)
-        counted = []
-        for report in reports:
-            if report.attempt.id in ended:
-                ended.remove(report.attempt.id)
-                counted.append(True)
-            else:
-                counted.append(await self.complete(report.attempt, report.fence, report.result, now))
-        return counted
+        return [report.attempt.id in ended for report in reports]
 
     async def _complete_simple(
         self,
@@ -137,11 +130,14 @@ class Together(Attempts):
         by_fence = sa.tuple_(attempt.c.id, attempt.c.fence).in_(
             [(claim.attempt.id, claim.fence) for claim in claims]
         )
+        held = sa.select(attempt.c.id).where(by_fence, attempt.c.state == CLAIMED)
+        # In the order in which everyone locks: reports of the same attempts may be under way.
+        locked = held.order_by(attempt.c.job_id, attempt.c.id).with_for_update()
         values = {"lease_until": now + round(lease_s * SECOND)}
-        statement = sa.update(attempt).where(by_fence, attempt.c.state == CLAIMED).values(values)
+        statement = sa.update(attempt).where(attempt.c.id.in_(locked)).values(values)
         async with self.database.transaction() as connection:
-            held = set(await connection.execute(statement.returning(attempt.c.id, attempt.c.fence)))
-        return [(claim.attempt.id, claim.fence) in held for claim in claims]
+            renewed = set(await connection.execute(statement.returning(attempt.c.id, attempt.c.fence)))
+        return [(claim.attempt.id, claim.fence) in renewed for claim in claims]
 
 
 def _simply_claimed(row: Any, owner: Any) -> bool:

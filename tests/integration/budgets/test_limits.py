@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from omnihub.billing.v1.usage_pb2 import Charge
 
 from services.billing.store.budgets import BudgetStore
 from services.common.rpc import Identity, RpcError
@@ -297,3 +298,18 @@ async def test_a_request_that_began_free_goes_on_within_its_budget(world: World)
     await world.check()
     (found,) = await world.budgets.limits(organisation, "", 10, world.micros)
     assert found[1].spent == NANO
+
+
+async def test_a_name_that_no_limit_can_have_keeps_no_charge_from_being_booked(world: World) -> None:
+    """Callers choose these names, and one charge that fails would keep back all that are booked with it."""
+    organisation = await world.organisation()
+    await world.limit(organisation, "credits", "month", "5.00")
+    world.journals = [
+        Charge(charge_id="att_1", organisation_id=organisation, agent_id="a\0b", amount_nano_credits=TENTH),
+        Charge(charge_id="att_2", organisation_id=organisation, run_id="r\0", amount_nano_credits=TENTH),
+        Charge(charge_id="att_3", organisation_id=organisation, amount_nano_credits=TENTH),
+    ]
+    await world.settle()
+    (found,) = await world.budgets.limits(organisation, "", 10, world.micros)
+    assert found[1].spent == 3 * TENTH
+    await world.check()

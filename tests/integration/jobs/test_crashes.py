@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from services.common.rpc import RpcError
 from services.workflow.engine.worker import LEASE_S
+from services.workflow.store.records import SMALL
 from tests.integration.jobs.test_engine import begin, seen
 from tests.support.job_cluster import ServedRouter, running_cluster
 
@@ -170,6 +171,61 @@ async def test_a_commit_whose_answer_was_lost_counts_once(engine, monkeypatch, n
     assert [(await seen(engine, job.job_id)).state for job in jobs] == ["succeeded"] * 3
     assert len(engine.billing.charges) == 3
     assert set(engine.router.submitted.values()) == {1}
+
+
+async def test_one_claim_that_fails_costs_no_other_its_worker(engine, monkeypatch) -> None:
+    """What has been claimed together stays claimed for whom it was, whatever becomes of the rest."""
+    jobs = [await begin(engine) for _ in range(3)]
+    messages = await engine.outbox.take(engine.now())
+    lost = messages[1].subject_id
+    # Its worker is gone: it cannot be claimed with the others.
+    await engine.attempts.claim(lost, "w0", 0.0, engine.now() - 1_000)
+    claim = engine.attempts.claim
+
+    async def failing(attempt_id, *arguments):
+        if attempt_id == lost:
+            raise OperationalError("SELECT", {}, Exception("the connection was lost"))
+        return await claim(attempt_id, *arguments)
+
+    monkeypatch.setattr(engine.attempts, "claim", failing)
+    working = (engine.worker.work(each.subject_id) for each in messages)
+    outcomes = await asyncio.gather(*working, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [type(None), OperationalError, type(None)]
+    states = [(await seen(engine, job.job_id)).state for job in jobs]
+    assert states == ["succeeded", "running", "succeeded"]
+    assert len(engine.router.submitted) == 2
+
+
+@pytest.mark.parametrize(
+    "database_url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+)
+async def test_renewing_locks_in_the_order_in_which_everyone_does(engine) -> None:
+    """Otherwise it and a worker that reports several attempts could wait for each other."""
+    store, connections = engine.attempts, engine.attempts.database
+    for _ in range(2):
+        await begin(engine)
+    claims = [
+        await store.claim(each.subject_id, "w1", 60.0, engine.now())
+        for each in await engine.outbox.take(engine.now())
+    ]
+    first, last = sorted(claims, key=lambda claim: claim.job.id)
+    for claim in (last, first):
+        # In this order they then lie in the table.
+        await store.renew_all([claim], 60.0, engine.now())
+
+    async def waiting() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        async with connections.reading() as connection:
+            return bool((await connection.exec_driver_sql(query)).scalar())
+
+    async with connections.transaction() as connection:
+        await store.lock_all(connection, [first.attempt.id], SMALL)
+        renewing = asyncio.create_task(store.renew_all([first, last], 60.0, engine.now()))
+        async with asyncio.timeout(10):
+            while not await waiting():
+                pass
+        assert await store.lock_all(connection, [last.attempt.id], SMALL)
+    assert await renewing == [True, True]
 
 
 async def test_after_the_database_was_away_the_living_may_renew_first(engine, monkeypatch) -> None:

@@ -87,6 +87,16 @@ async def test_several_who_see_the_end_charge_it_once(database: Database) -> Non
     assert (decision.state, decision.usage, decision.attempts[0].cost) == ("complete", end.usage, end.cost)
 
 
+async def test_who_did_not_see_the_end_finds_what_was_charged(database: Database) -> None:
+    ended, pending = a_response(pending=True, charge=b"x"), a_response("resp_2", pending=True)
+    await record(database, ended, pending)
+    charge = Charge(charge_id=ended.attempt_id, amount_nano_credits=7)
+    await ResponseStore(database, "proc_1").settle(ended, charge, Decision(state="complete"))
+    asked = [ended.attempt_id, pending.attempt_id, "att_forgotten"]
+    found = await ResponseStore(database, "proc_2").ends_of(asked)
+    assert found == {ended.attempt_id: charge, "att_forgotten": None}
+
+
 async def test_one_sweeper_at_a_time_asks(database: Database) -> None:
     pending = a_response(pending=True, polled_at=NOW_MS - 60_000)
     await record(database, pending, a_response("resp_2"))

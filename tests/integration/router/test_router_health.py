@@ -33,7 +33,7 @@ from services.router.domain.catalogue import Target
 from services.router.domain.sketch import Tally
 from services.router.health import Health
 from services.router.health_sharing import HealthSharing
-from services.router.health_store import HealthStore, Minute, Opening
+from services.router.health_store import NAME_LIMIT, HealthStore, Minute, Opening
 from services.router.settings import BreakerSettings, RouterSettings, RouteSettings
 from tests.support.fakes import Fake, FakeBilling, FakeBudgets, FakeProviders
 from tests.support.router import a_call, a_chat, an_answer, bounded, chat_request, failed, until
@@ -145,6 +145,17 @@ async def test_the_same_opening_makes_nobody_careful_twice(database_url: str) ->
         await store.write([], [Opening("a/x", "two", now_ms + 1, "PROVIDER_FAILED")])
         await sharing.read()
         assert health.state(TARGET)[0] == "half_open"
+
+
+async def test_a_name_that_cannot_be_stored_keeps_no_other_from_it(database_url: str) -> None:
+    """Callers can name any model of a provider."""
+    async with migrated(database_url) as database:
+        store = HealthStore(database)
+        names = ("x\0", "x" * NAME_LIMIT, "x")
+        minutes = [Minute(1, Target("a", name), "one", Tally(attempts=1)) for name in names]
+        await store.write(minutes, [Opening(f"a/{name}", "one", 1, "PROVIDER_FAILED") for name in names])
+        assert [each.target.model for each in await store.minutes(0)] == ["x"]
+        assert [each.name for each in await store.openings(0)] == ["a/x"]
 
 
 async def test_a_refused_credential_is_shared_too(database_url: str, tmp_path: Path) -> None:

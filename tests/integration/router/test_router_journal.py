@@ -245,6 +245,38 @@ async def test_a_charge_that_cannot_be_booked_holds_up_no_other(
     assert [charge.charge_id for charge in await world.store.unsettled(10)] == ["att_2"]
 
 
+async def test_a_charge_that_billing_fails_at_holds_up_no_other_and_is_tried_again(
+    database: Database, writer: WatchedJournal
+) -> None:
+    world = World(database, writer)
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(5)))
+    world.billing.breaking.add("att_2")
+    with pytest.raises(RpcError):
+        await world.settlement.settle_own()
+    assert sorted(world.billing.charges) == ["att_0", "att_1", "att_3", "att_4"]
+    assert [charge.charge_id for charge in await world.store.unsettled(10)] == ["att_2"]
+    world.billing.breaking.clear()
+    await world.settlement.settle_own()
+    assert len(world.billing.charges) == 5
+    assert await world.store.unsettled(10) == []
+
+
+@pytest.mark.parametrize("count", [2, 40])
+async def test_when_billing_fails_at_everything_it_is_not_asked_for_each(
+    database: Database, writer: WatchedJournal, count: int
+) -> None:
+    world = World(database, writer)
+    names = {f"att_{number}" for number in range(count)}
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(count)))
+    world.billing.breaking |= names
+    with pytest.raises(RpcError):
+        await world.settlement.settle_own()
+    assert len(world.billing.calls) <= 6
+    world.billing.breaking.clear()
+    await world.settlement.settle_own()
+    assert set(world.billing.charges) == names
+
+
 async def test_a_crash_between_booking_and_marking_books_nothing_twice(
     database: Database, writer: WatchedJournal
 ) -> None:

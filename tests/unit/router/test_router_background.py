@@ -135,3 +135,23 @@ async def test_it_saves_what_its_baseline_would_have_cost_more() -> None:
     assert (settled.savings_nano_credits, settled.savings_routing_nano_credits) == (50_000, 50_000)
     assert store.decisions[0].savings_estimate == "0.00005"
     assert store.decisions[0].savings.routing == "0.00005"
+
+
+async def test_an_id_that_no_database_takes_does_not_keep_its_record_from_being_written() -> None:
+    """Providers choose these ids, and records are written many at a time."""
+    router = build("a/x", features=FEATURES)
+
+    async def odd(_: Any, __: Any) -> Any:
+        message = began()
+        message.start.response_id = "resp\0_1"
+        yield message
+        yield end()
+
+    router.providers.streams["a/x"] = [odd]
+    request = pb.StreamChatRequest(chat=ChatInput(model="m"), raw_body=BODY, wire_format=RESPONSES)
+    async for _ in router.client.stream_chat(request, a_call()):
+        pass
+    await router.settle()
+    record = router.journal.records[0]
+    assert record.response is not None
+    assert record.response["response_id"] == "resp_1"

@@ -68,16 +68,31 @@ async def test_its_end_turns_it_into_what_was_used_once() -> None:
     assert kept(drawn) == {"credits": (0, 40), "tokens": (0, 12), "requests": (0, 1), CONCURRENCY: (0, 0)}
 
 
-async def test_an_end_that_another_process_saw_counts_as_all_of_it() -> None:
+async def test_an_end_that_another_process_saw_counts_as_what_it_was_charged() -> None:
+    world = World()
+    drawn = await world.begin()
+    ends: dict[str, Charge | None] = {}
+
+    async def ends_of(attempts: Any) -> dict[str, Charge | None]:
+        assert attempts == ["att_1"]
+        return ends
+
+    await world.pending.look(ends_of)
+    assert kept(drawn)["credits"] == (100, 0)
+    usage = Usage(input_total=5, output_total=7)
+    charge = ends["att_1"] = Charge(charge_id="att_1", amount_nano_credits=40, usage=usage)
+    await world.pending.look(ends_of)
+    # This process may see the same end a moment later.
+    world.pending.ended(charge)
+    assert kept(drawn) == {"credits": (0, 40), "tokens": (0, 12), "requests": (0, 1), CONCURRENCY: (0, 0)}
+
+
+async def test_an_end_without_a_record_counts_as_all_that_was_reserved() -> None:
     world = World()
     drawn = await world.begin()
 
-    async def still(attempts: Any) -> set[str]:
-        return set(attempts) if waiting else set()
+    async def ends_of(attempts: Any) -> dict[str, Charge | None]:
+        return dict.fromkeys(attempts)
 
-    waiting = True
-    await world.pending.look(still)
-    assert kept(drawn)["credits"] == (100, 0)
-    waiting = False
-    await world.pending.look(still)
+    await world.pending.look(ends_of)
     assert kept(drawn) == {"credits": (0, 100), "tokens": (0, 30), "requests": (0, 1), CONCURRENCY: (0, 0)}
