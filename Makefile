@@ -48,7 +48,7 @@ check: setup ## Format, lint, types, imports, contracts, unit tests; under a min
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint ../gen/omnihub.binpb
-	$(BIN)/python -m pytest -q tests/unit tests/architecture
+	$(BIN)/python -m pytest -q -n $(WORKERS) tests/unit tests/architecture
 
 format: setup ## Format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix-only $(wildcard $(SOURCES))

@@ -26,7 +26,7 @@ from tests.support.media import Maker, running_media
 
 KEY = "sk-test-0123456789"
 ADAPTERS = ("openai", "elevenlabs")
-LIMITS = {"connect_s": 1, "idle_s": 0.3, "total_s": 0.8}
+LIMITS = {"connect_s": 1, "idle_s": 0.3, "total_s": 2}
 SPEECH = MediaInput(speech=SpeechInput(text="hello", voice="v1"))
 TRANSCRIPT = MediaInput(transcription=TranscriptionInput(audio=MediaFile(data=b"x")))
 
