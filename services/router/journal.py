@@ -61,6 +61,9 @@ class Unbooked:
         self.complete = True
         """Nothing of this process is in the table that was not here."""
 
+    def __len__(self) -> int:
+        return len(self._charges)
+
     def add(self, charges: Iterable[bytes]) -> None:
         """Keep serialised charges."""
         self._charges.extend(charges)

@@ -56,10 +56,16 @@ class Settlement:
         self._refused: set[str] = set()
 
     async def settle_own(self) -> None:
-        """Book all charges this process has written."""
+        """Book all charges this process has written.
+
+        Those that are written meanwhile are left to the next turn: under load they would be booked a few at
+        a time without pause, and a booking costs about the same for one charge as for a hundred.
+        """
         unbooked = self._journal.unbooked
+        left = len(unbooked)
         try:
-            while taken := unbooked.take(BATCH):
+            while left > 0 and (taken := unbooked.take(min(BATCH, left))):
+                left -= len(taken)
                 await self._book([Charge.FromString(each) for each in taken])
         except BaseException:
             unbooked.forget()
