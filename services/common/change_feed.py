@@ -72,8 +72,7 @@ class ChangeFeed:
     async def since(self, seq: int) -> list[change_pb2.Change]:
         """Return the next changes after `seq`, oldest first."""
         query = sa.select(self._table).where(self._table.c.seq > seq).order_by(self._table.c.seq).limit(BATCH)
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).all()
+        rows = await self._database.look(query)
         return [change_pb2.Change(seq=row.seq, topic=row.topic, key=row.key) for row in rows]
 
     async def watch(self, after_seq: int) -> AsyncIterator[tuple[Sequence[change_pb2.Change], int]]:

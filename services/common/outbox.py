@@ -69,8 +69,7 @@ class Outbox:
 
     async def has_due(self, now: int, queues: Sequence[str] = ()) -> bool:
         """Tell whether a message is due in any of these queues. It locks nothing."""
-        async with self._database.reading() as connection:
-            return (await connection.execute(self._due(now, queues).limit(1))).one_or_none() is not None
+        return bool(await self._database.look(self._due(now, queues).limit(1)))
 
     def _due(self, now: int, queues: Sequence[str]) -> sa.Select[Any]:
         due = sa.select(self._table.c.id).where(self._table.c.due_at <= now)

@@ -102,8 +102,7 @@ class HealthStore:
     async def openings(self, since_ms: int) -> Sequence[Opening]:
         """Return the circuits that have opened since then, in any process."""
         query = sa.select(circuit_openings).where(circuit_openings.c.opened_at >= since_ms)
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).all()
+        rows = await self._database.look(query)
         return [Opening(row.name, row.instance_id, row.opened_at, row.reason) for row in rows]
 
     async def minutes(self, since_minute: int, provider: str = "") -> Sequence[Minute]:

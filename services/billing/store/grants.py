@@ -121,8 +121,7 @@ class Grants(Postings):
         # Those whose credits running requests hold wait for their end.
         due = due.join(account, account.c.id == sa.literal("wallet:") + credit_grant.c.organisation_id)
         due = due.where(account.c.posted - account.c.held - account.c.leased > 0).limit(SWEEP)
-        async with self.database.reading() as connection:
-            organisation_ids = (await connection.scalars(due)).all()
+        organisation_ids = [organisation_id for (organisation_id,) in await self.database.look(due)]
         if not organisation_ids:
             return 0
         async with self.database.transaction() as connection:

@@ -122,10 +122,10 @@ class PriceStore:
 
     async def counts(self) -> tuple[int, int]:
         """Return how many prices and how many margins administrators have set: it only grows."""
-        prices = sa.select(sa.func.count()).where(price_entry.c.source == ADMIN)
-        margins = sa.select(sa.func.count()).where(margin_entry.c.source == ADMIN)
-        async with self.database.reading() as connection:
-            return await connection.scalar(prices) or 0, await connection.scalar(margins) or 0
+        prices = sa.select(sa.func.count()).where(price_entry.c.source == ADMIN).scalar_subquery()
+        margins = sa.select(sa.func.count()).where(margin_entry.c.source == ADMIN).scalar_subquery()
+        ((prices_set, margins_set),) = await self.database.look(sa.select(prices, margins))
+        return prices_set, margins_set
 
     async def administered(self) -> list[PriceEntry]:
         """Return all entries of administrators, oldest first."""

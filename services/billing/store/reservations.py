@@ -155,9 +155,8 @@ class Holds(Reservations):
         due = sa.select(hold.c.id, hold.c.account_id, hold.c.amount).where(
             hold.c.state == "open", hold.c.expires_at <= now
         )
-        async with self.database.reading() as connection:
-            if (await connection.execute(due.limit(1))).one_or_none() is None:
-                return 0
+        if not await self.database.look(due.limit(1)):
+            return 0
         async with self.database.transaction() as connection:
             locked = due.order_by(hold.c.id).limit(SWEEP).with_for_update(skip_locked=True)
             rows = (await connection.execute(locked)).all()
@@ -264,16 +263,14 @@ class Leases(Reservations):
         )
         if holder:
             query = query.where(lease.c.holder == holder)
-        async with self.database.reading() as connection:
-            rows = await connection.execute(query.order_by(lease.c.expires_at, lease.c.id).limit(LISTED))
-            return [(row.id, row.holder) for row in rows]
+        rows = await self.database.look(query.order_by(lease.c.expires_at, lease.c.id).limit(LISTED))
+        return [(row.id, row.holder) for row in rows]
 
     async def close_abandoned_leases(self, expired_before: int) -> list[str]:
         """Close leases that expired long ago and that nobody closed; return which."""
         due = sa.select(lease).where(lease.c.state == "open", lease.c.expires_at <= expired_before)
-        async with self.database.reading() as connection:
-            if (await connection.execute(due.limit(1))).one_or_none() is None:
-                return []
+        if not await self.database.look(due.limit(1)):
+            return []
         async with self.database.transaction() as connection:
             locked = due.order_by(lease.c.id).limit(SWEEP).with_for_update(skip_locked=True)
             rows = (await connection.execute(locked)).all()

@@ -177,8 +177,8 @@ class Slices(BudgetRecords):
         query = sa.select(budget_slice.c.id).where(
             budget_slice.c.state == "open", budget_slice.c.expires_at <= now
         )
-        async with self.database.reading() as connection:
-            return list(await connection.scalars(query.order_by(budget_slice.c.expires_at).limit(LISTED)))
+        rows = await self.database.look(query.order_by(budget_slice.c.expires_at).limit(LISTED))
+        return [slice_id for (slice_id,) in rows]
 
     async def close(self, slice_ids: Sequence[str], expired_before: int) -> list[str]:
         """End slices that expired before a moment, free the rest of them, and return which."""
@@ -208,9 +208,7 @@ class Slices(BudgetRecords):
             )
             .limit(LISTED)
         )
-        async with self.database.reading() as connection:
-            due = list(await connection.scalars(query))
-        if due:
+        if due := [slice_id for (slice_id,) in await self.database.look(query)]:
             await self.close(due, now)
 
     async def close_abandoned(self, expired_before: int) -> None:

@@ -207,10 +207,8 @@ class Jobs(Records):
             # A batch ends with its items.
             job.c.kind != BATCH_KIND,
         )
-        async with self.database.reading() as connection:
-            ids = (await connection.scalars(due.order_by(job.c.deadline_at).limit(SWEEP))).all()
         expired = []
-        for job_id in ids:
+        for (job_id,) in await self.database.look(due.order_by(job.c.deadline_at).limit(SWEEP)):
             async with self.database.transaction() as connection:
                 row = await self.lock_job(connection, job_id)
                 if row.state in FINAL or row.deadline_at > now:

@@ -30,9 +30,8 @@ class Rounds(Records):
     async def due_polls(self, now: int, hide_s: float) -> list[tuple[Any, Any]]:
         """Take attempts whose provider is to be asked how far it is. Replicas do not get the same ones."""
         due = sa.select(attempt.c.id).where(attempt.c.state == ACCEPTED, attempt.c.poll_at <= now)
-        async with self.database.reading() as connection:
-            if (await connection.execute(due.limit(1))).one_or_none() is None:
-                return []
+        if not await self.database.look(due.limit(1)):
+            return []
         async with self.database.transaction() as connection:
             locked = due.order_by(attempt.c.poll_at).limit(SWEEP).with_for_update(skip_locked=True)
             ids = (await connection.scalars(locked)).all()
@@ -112,9 +111,7 @@ class Rounds(Records):
     async def unpark_all(self, now: int) -> None:
         """Let one waiting attempt of each provider look for room, should a wake-up have been lost."""
         query = sa.select(attempt.c.provider).where(attempt.c.concurrency > 0, attempt.c.state == PARKED)
-        async with self.database.reading() as connection:
-            providers = (await connection.scalars(query.distinct())).all()
-        for provider in providers:
+        for (provider,) in await self.database.look(query.distinct()):
             async with self.database.transaction() as connection:
                 await self.lock_provider(connection, provider)
                 await self.unpark(connection, provider, now)
@@ -132,8 +129,7 @@ class Rounds(Records):
             .order_by(job.c.hold_until)
             .limit(SWEEP)
         )
-        async with self.database.reading() as connection:
-            return (await connection.execute(query)).all()
+        return await self.database.look(query)
 
     async def held_until(self, job_id: str, until: int) -> None:
         """Note that a hold has been extended."""
