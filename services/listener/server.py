@@ -52,6 +52,7 @@ class HttpServer:
             await request.run(self._app)
         finally:
             self._running.discard(request)
+            request.forget()
 
     def _close_overdue(self) -> None:
         """Close connections on which nothing happens, or too slowly."""
