@@ -134,7 +134,8 @@ class Database:
             except sqlalchemy.exc.OperationalError:
                 self._look_away()
         async with self.reading() as connection:
-            return (await connection.execute(query)).all()
+            rows: Sequence[Any] = (await connection.execute(query)).all()
+        return rows
 
     def _look(self, query: sqlalchemy.Select[Any]) -> Sequence[Any]:
         if self._looking is None:
@@ -145,7 +146,7 @@ class Database:
                 connect_args={"timeout": LOOK_TIMEOUT_MS / 1000, "check_same_thread": False},
             )
             self._looking = engine.connect()
-        rows = self._looking.execute(query).all()
+        rows: Sequence[Any] = self._looking.execute(query).all()
         # Ends nothing but what SQLAlchemy holds for a transaction.
         self._looking.rollback()
         return rows

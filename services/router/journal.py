@@ -15,11 +15,11 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from services.common.bulk import BulkInsert, OneOf, Row, name_of
 from services.common.crash import CrashPoints
@@ -38,6 +38,14 @@ PAUSES_S = (0.1, 0.5, 2.0)
 _Waiting = tuple[Record, "asyncio.Future[None]"]
 # Something to write: a record, or the ids of records that billing has booked.
 _Item = _Waiting | tuple[list[str], "asyncio.Future[None]"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    """What writes a batch: each statement's text with its parameters, and how many records they hold."""
+
+    of: Sequence[tuple[str, Any]]
+    records: int
 
 
 class JournalError(Exception):
@@ -106,16 +114,14 @@ class Journal:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
         # Kept open: making one for each commit costs more than the commit's own statements.
-        self._connection: sa.Connection | None = None
+        self._connection: sa.PoolProxiedConnection | None = None
         # Skips what is there: a try that failed may have been committed all the same.
         self._insert = BulkInsert(database, journal)
         self._ids = OneOf(database)
         self._mark = (
             f"UPDATE {name_of(database, journal)} SET settled = TRUE WHERE attempt_id {self._ids.text}"
         )
-        make = sqlite.insert if database.sqlite else postgresql.insert
-        self._insert_responses = make(stored_response).on_conflict_do_nothing()
-        self._responses: list[Mapping[str, Any]] = []
+        self._insert_responses = BulkInsert(database, stored_response)
         self.unbooked = Unbooked()
 
     def start(self) -> None:
@@ -154,12 +160,7 @@ class Journal:
         engine = self._database.synchronous_engine(survive_power_loss=self._survive_power_loss)
         try:
             while batch := self._next_batch():
-                rows = [self._row(what) for what, _ in batch if isinstance(what, Record)]
-                self._responses = [
-                    what.response for what, _ in batch if isinstance(what, Record) and what.response
-                ]
-                settled = [key for what, _ in batch if not isinstance(what, Record) for key in what]
-                written = self._write(engine, rows, settled)
+                written = self._write(engine, self._statements([what for what, _ in batch]))
                 self._answer(batch, written)
         finally:
             self._disconnect()
@@ -182,6 +183,20 @@ class Journal:
             self._queue.put(None)
         return batch
 
+    def _statements(self, batch: Sequence[Record | list[str]]) -> _Statements:
+        """Return what writes a batch, as the driver takes it."""
+        records = [what for what in batch if isinstance(what, Record)]
+        statements = []
+        if records:
+            statements.append(self._insert.of([self._row(record) for record in records]))
+        if responses := [record.response for record in records if record.response]:
+            names = [column.name for column in stored_response.c]
+            rows = [tuple(response[name] for name in names) for response in responses]
+            statements.append(self._insert_responses.of(rows))
+        if settled := [key for what in batch if not isinstance(what, Record) for key in what]:
+            statements.append((self._mark, (self._ids.argument(settled),)))
+        return _Statements(statements, len(records))
+
     def _row(self, record: Record) -> Row:
         """Return the row of the journal's table, in the order of its columns."""
         return (
@@ -196,14 +211,14 @@ class Journal:
             not record.charge,
         )
 
-    def _write(self, engine: sa.Engine, rows: Sequence[Row], settled: Sequence[str]) -> bool:
+    def _write(self, engine: sa.Engine, statements: _Statements) -> bool:
         """Write in one transaction, in several tries if need be. Tells whether it is durable."""
         failure: Exception | None = None
         for pause_s in (0.0, *self._pauses_s):
             self._stopping.wait(pause_s)
             try:
-                self._commit(engine, rows, settled)
-            except sa.exc.DBAPIError as error:
+                self._commit(engine, statements)
+            except (sa.exc.DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
                 failure = error
                 self._disconnect()
             except Exception as error:  # noqa: BLE001 - top level of the thread: it must outlive what went wrong
@@ -212,25 +227,25 @@ class Journal:
                 break
             else:
                 return True
-        _logger.error("journal_write_failed records=%d", len(rows), exc_info=failure)
+        _logger.error("journal_write_failed records=%d", statements.records, exc_info=failure)
         return False
 
-    def _commit(self, engine: sa.Engine, rows: Sequence[Row], settled: Sequence[str]) -> None:
+    def _commit(self, engine: sa.Engine, statements: _Statements) -> None:
+        """Write and commit, through the driver: what SQLAlchemy does around it costs more than the rest."""
         if self._connection is None:
-            self._connection = engine.connect()
+            self._connection = engine.raw_connection()
         connection = self._connection
+        cursor = connection.cursor()
         if self._database.sqlite:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        if rows:
-            connection.exec_driver_sql(*self._insert.of(rows))
-        if self._responses:
-            connection.execute(self._insert_responses, self._responses)
-        if settled:
-            connection.exec_driver_sql(self._mark, (self._ids.argument(settled),))
-        if rows:
+            cursor.execute("BEGIN IMMEDIATE")
+        for text, parameters in statements.of:
+            # Only SQLite takes one row after the other.
+            (cursor.executemany if isinstance(parameters, list) else cursor.execute)(text, parameters)
+        if statements.records:
             self._crash.pass_by("before_journal_commit")
         connection.commit()
-        self._crash.pass_by("after_journal_write" if rows else "after_settled_mark")
+        cursor.close()
+        self._crash.pass_by("after_journal_write" if statements.records else "after_settled_mark")
 
     def _disconnect(self) -> None:
         """Let the connection go; the next commit opens a new one."""
@@ -239,7 +254,6 @@ class Journal:
             # It is broken already; what it says about that must not end the thread.
             with contextlib.suppress(sa.exc.SQLAlchemyError):
                 connection.invalidate()
-                connection.close()
 
     def _answer(self, batch: Sequence[_Item], written: bool) -> None:
         if self._loop is not None and not self._loop.is_closed():

@@ -197,9 +197,9 @@ def subjects_of(who: Sequence[str]) -> set[tuple[str, str]]:
     return {(scope, scope_id) for scope, scope_id in zip(SCOPES, who, strict=True) if scope_id}
 
 
-def units_of(measure: str, amount_nano: int, tokens: int) -> int:
-    """Return what one charge is in units of a measure. Slots are never charged."""
-    return {"credits": amount_nano, "requests": 1, "tokens": tokens}.get(measure, 0)
+def units_of(amount_nano: int, tokens: int) -> dict[str, int]:
+    """Return what one charge is in units of each measure. Slots are never charged."""
+    return {"credits": amount_nano, "requests": 1, "tokens": tokens}
 
 
 def grown_total(limit: Limit, available: int, granted: int, minimum_total: int, need: int) -> int | None:

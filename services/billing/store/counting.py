@@ -31,6 +31,26 @@ Who = tuple[str, ...]
 """Whose usage a charge is, as `who_of` says."""
 
 
+@dataclass(slots=True)
+class _Slice:
+    """An open slice that charges name."""
+
+    id: str
+    key: Key
+    spent: int
+    granted: int
+    touched: bool = False
+
+    def spend(self, units: int) -> int:
+        """Count units, and return how many of them were set aside for it."""
+        set_aside = min(units, self.granted - self.spent)
+        self.spent += units
+        # More than was set aside: then that much was set aside, after the fact.
+        self.granted = max(self.granted, self.spent)
+        self.touched = True
+        return set_aside
+
+
 @dataclass(frozen=True, slots=True)
 class Alert:
     """A threshold that was passed."""
@@ -52,31 +72,30 @@ class Booking(BudgetRecords):
         limits = await self._limits_of(connection, set(map(who_of, charges)))
         if not any(limits.values()):
             return []
-        slices = await self._lock_slices(
-            connection, (each for charge in charges for each in charge.slice_ids)
-        )
+        rows = await self._lock_slices(connection, (each for charge in charges for each in charge.slice_ids))
+        slices = {
+            row.id: _Slice(row.id, (row.limit_id, row.window_start), row.spent, row.granted)
+            for row in rows.values()
+            if row.state == "open"
+        }
         used: dict[Key, int] = {}
         by_key: dict[Key, Limit] = {}
         freed: dict[Key, int] = {}
-        spent: dict[str, tuple[int, int]] = {}
         for charge in charges:
             at = at_of(charge, now)
             # A kept answer that is given again is a request, and uses nothing else.
             tokens = 0 if charge.cached else charge.usage.input_total + charge.usage.output_total
-            drawn = {slices[each].limit_id: slices[each] for each in charge.slice_ids if each in slices}
+            uses = units_of(charge.amount_nano_credits, tokens)
+            drawn = {slices[each].key[0]: slices[each] for each in charge.slice_ids if each in slices}
             for limit in limits[who_of(charge)]:
-                units = units_of(limit.measure, charge.amount_nano_credits, tokens)
-                if at < limit.since or not units:
+                units = uses.get(limit.measure)
+                if not units or at < limit.since:
                     continue
                 key = limit.id, window_start(limit.window, at)
                 used[key], by_key[key] = used.get(key, 0) + units, limit
-                row = drawn.get(limit.id)
-                if row is not None and row.state == "open":
-                    before, granted = spent.get(row.id, (row.spent, row.granted))
-                    # More than was set aside: then that much was set aside, after the fact.
-                    spent[row.id] = before + units, max(granted, before + units)
-                    own = row.limit_id, row.window_start
-                    freed[own] = freed.get(own, 0) + min(units, granted - before)
+                if (one := drawn.get(limit.id)) is not None:
+                    freed[one.key] = freed.get(one.key, 0) + one.spend(units)
+        spent = [one for one in slices.values() if one.touched]
         return await self._write(connection, by_key, used, freed, spent, now)
 
     async def _limits_of(
@@ -105,17 +124,14 @@ class Booking(BudgetRecords):
         by_key: Mapping[Key, Limit],
         used: Mapping[Key, int],
         freed: Mapping[Key, int],
-        spent: Mapping[str, tuple[int, int]],
+        spent: Sequence[_Slice],
         now: int,
     ) -> list[Alert]:
         if spent:
             statement = sa.update(budget_slice).where(budget_slice.c.id == sa.bindparam("slice"))
             await connection.execute(
                 statement.values(spent=sa.bindparam("used"), granted=sa.bindparam("total")),
-                [
-                    {"slice": slice_id, "used": used_up, "total": total}
-                    for slice_id, (used_up, total) in sorted(spent.items())
-                ],
+                [{"slice": one.id, "used": one.spent, "total": one.granted} for one in spent],
             )
         if not by_key:
             return []

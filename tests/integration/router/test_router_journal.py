@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from services.common.db import Database
 from services.common.rpc import RpcError
 from services.router import journal as journal_module
 from services.router.app import MIGRATIONS
-from services.router.journal import BATCH, Journal, JournalError
+from services.router.journal import BATCH, Journal, JournalError, _Statements
 from services.router.leases import Leases
 from services.router.settlement import BATCH as BOOKED_AT_ONCE
 from services.router.settlement import Settlement
@@ -51,13 +51,13 @@ class WatchedJournal(Journal):
         self.entered = threading.Event()
         self.failures: list[Exception] = []
 
-    def _commit(self, engine: sa.Engine, rows: Sequence[tuple[Any, ...]], settled: Sequence[str]) -> None:
+    def _commit(self, engine: sa.Engine, statements: _Statements) -> None:
         self.entered.set()
         self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
-        super()._commit(engine, rows, settled)
-        self.commits.append(len(rows))
+        super()._commit(engine, statements)
+        self.commits.append(statements.records)
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ async def test_a_connection_that_dies_is_replaced(database: Database, writer: Wa
     connection = writer._connection
     assert connection is not None
     if database.sqlite:
-        connection.connection.dbapi_connection.close()  # type: ignore[union-attr]
+        connection.dbapi_connection.close()
     else:
         async with database.transaction() as other:
             backends = (
