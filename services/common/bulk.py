@@ -1,13 +1,15 @@
 """Many rows by one call of the driver, where a statement for each would cost more than storing it.
 
-SQLite runs one prepared statement for each row. PostgreSQL gets one statement with an array for each
-column, of constant text: neither prepared statements nor a parameter for each value (ADR 0024).
+SQLite runs prepared statements of many rows: its driver lets go of the interpreter for each statement, and
+has to wait for it afterwards. PostgreSQL gets one statement with an array for each column, of constant text:
+neither prepared statements nor a parameter for each value (ADR 0024).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +17,8 @@ import sqlalchemy as sa
 from services.common.db import Database
 
 Row = tuple[Any, ...]
+# How many rows the statements for SQLite have: few texts, so that each is prepared once.
+SIZES = (64, 16, 4, 1)
 _TYPES = (
     (sa.BigInteger, "bigint"),
     (sa.Integer, "integer"),
@@ -27,9 +31,9 @@ _TYPES = (
 class BulkInsert:
     """Inserts rows, as tuples in the order of the table's columns.
 
-    `connection.exec_driver_sql(*insert.of(rows))`, on a connection of either kind. `then` says what happens
-    to rows whose keys exist. With `returning`, PostgreSQL answers that column of the rows that were
-    written; SQLite, which has no answer to many rows, answers nothing.
+    `for one in insert.of(rows): connection.exec_driver_sql(*one)`, on a connection of either kind;
+    on PostgreSQL it is one statement. `then` says what happens to rows whose keys exist. With `returning`,
+    PostgreSQL answers that column of the rows that were written; SQLite answers nothing.
     """
 
     def __init__(
@@ -39,7 +43,8 @@ class BulkInsert:
         columns = ", ".join(f'"{column.name}"' for column in table.c)
         text, end = f"INSERT INTO {name_of(database, table)} ({columns}) ", f" ON CONFLICT {then}"
         if self._sqlite:
-            self._one = f"{text}VALUES ({', '.join('?' * len(table.c))}){end}"
+            row = f"({', '.join('?' * len(table.c))})"
+            self._texts = {size: f"{text}VALUES {', '.join([row] * size)}{end}" for size in SIZES}
             return
         if returning:
             end += f' RETURNING "{returning}"'
@@ -48,13 +53,25 @@ class BulkInsert:
         self._one = f"{text}VALUES ({', '.join(f'%b::{each}' for each in types)}){end}"
         self._many = f"{text}SELECT * FROM unnest({', '.join(f'%b::{each}[]' for each in types)}){end}"
 
-    def of(self, rows: Sequence[Row]) -> tuple[str, Any]:
-        """Return the statement that inserts `rows`, of which there is at least one, and its parameters."""
-        if len(rows) == 1:
-            return self._one, rows[0]
+    def of(self, rows: Sequence[Row]) -> list[tuple[str, Any]]:
+        """Return the statements that insert `rows`, of which there is at least one, with their parameters.
+
+        A list of parameters is one set after the other, for `executemany`.
+        """
         if self._sqlite:
-            return self._one, list(rows)
-        return self._many, tuple(map(list, zip(*rows, strict=True)))
+            return list(self._in_blocks(rows))
+        if len(rows) == 1:
+            return [(self._one, rows[0])]
+        return [(self._many, tuple(map(list, zip(*rows, strict=True))))]
+
+    def _in_blocks(self, rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
+        begin = 0
+        for size in SIZES:
+            if count := (len(rows) - begin) // size:
+                starts = range(begin, begin + count * size, size)
+                blocks = [tuple(chain.from_iterable(rows[at : at + size])) for at in starts]
+                yield self._texts[size], blocks if count > 1 else blocks[0]
+                begin += count * size
 
 
 class OneOf:

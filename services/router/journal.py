@@ -186,13 +186,13 @@ class Journal:
     def _statements(self, batch: Sequence[Record | list[str]]) -> _Statements:
         """Return what writes a batch, as the driver takes it."""
         records = [what for what in batch if isinstance(what, Record)]
-        statements = []
+        statements: list[tuple[str, Any]] = []
         if records:
-            statements.append(self._insert.of([self._row(record) for record in records]))
+            statements += self._insert.of([self._row(record) for record in records])
         if responses := [record.response for record in records if record.response]:
             names = [column.name for column in stored_response.c]
             rows = [tuple(response[name] for name in names) for response in responses]
-            statements.append(self._insert_responses.of(rows))
+            statements += self._insert_responses.of(rows)
         if settled := [key for what in batch if not isinstance(what, Record) for key in what]:
             statements.append((self._mark, (self._ids.argument(settled),)))
         return _Statements(statements, len(records))

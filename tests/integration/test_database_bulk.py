@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.bulk import BulkInsert, OneOf, name_of
 from services.common.db import Database
@@ -31,6 +32,22 @@ def row(
     return f"att_{number}", f"dec_{number}", text, "", "", at, data, b"\0\xff", settled
 
 
+async def run(connection: AsyncConnection, insert: BulkInsert, rows: list[tuple[Any, ...]]) -> Any:
+    for statement in insert.of(rows):
+        answer = await connection.exec_driver_sql(*statement)
+    return answer
+
+
+@pytest.mark.parametrize("count", [*range(1, 9), 63, 64, 65, 85, 149, 1000])
+async def test_any_number_of_rows_is_stored_once(database: Database, count: int) -> None:
+    insert, rows = BulkInsert(database, journal), [row(number) for number in range(count)]
+    async with database.transaction() as connection:
+        await run(connection, insert, rows)
+        # All of them again: they are there.
+        await run(connection, insert, rows)
+    assert await stored(database) == sorted(rows)
+
+
 async def stored(database: Database) -> list[Any]:
     async with database.reading() as connection:
         rows = await connection.execute(sa.select(journal).order_by(journal.c.attempt_id))
@@ -45,16 +62,16 @@ async def test_every_type_comes_back_as_it_was(database: Database) -> None:
     ]
     insert = BulkInsert(database, journal)
     async with database.transaction() as connection:
-        await connection.exec_driver_sql(*insert.of(rows))
+        await run(connection, insert, rows)
     assert await stored(database) == rows
 
 
 async def test_what_is_there_stays_and_the_new_ones_are_named(database: Database) -> None:
     insert = BulkInsert(database, journal, returning="attempt_id")
     async with database.transaction() as connection:
-        await connection.exec_driver_sql(*insert.of([row(1, text="first")]))
+        await run(connection, insert, [row(1, text="first")])
         both = [row(1, text="second"), row(2, text="second")]
-        answer = await connection.exec_driver_sql(*insert.of(both))
+        answer = await run(connection, insert, both)
         if not database.sqlite:
             assert answer.scalars().all() == ["att_2"]
     assert [each[2] for each in await stored(database)] == ["first", "second"]
@@ -64,7 +81,7 @@ async def test_rows_that_exist_can_be_changed(database: Database) -> None:
     insert = BulkInsert(database, journal, "(attempt_id) DO UPDATE SET at = journal.at + excluded.at")
     for _ in range(2):
         async with database.transaction() as connection:
-            await connection.exec_driver_sql(*insert.of([row(1, at=5), row(2, at=7)]))
+            await run(connection, insert, [row(1, at=5), row(2, at=7)])
     assert [each[5] for each in await stored(database)] == [10, 14]
 
 
@@ -72,7 +89,7 @@ async def test_any_number_of_ids_is_one_parameter(database: Database) -> None:
     insert, ids = BulkInsert(database, journal), OneOf(database)
     names = [f"att_{number}" for number in range(40_000)]
     async with database.transaction() as connection:
-        await connection.exec_driver_sql(*insert.of([row(n) for n in range(3)]))
+        await run(connection, insert, [row(n) for n in range(3)])
         mark = f"UPDATE {name_of(database, journal)} SET settled = TRUE WHERE attempt_id {ids.text}"
         await connection.exec_driver_sql(mark, (ids.argument([*names[1:], TEXT, "'"]),))
     assert [each[-1] for each in await stored(database)] == [False, True, True]
@@ -81,7 +98,7 @@ async def test_any_number_of_ids_is_one_parameter(database: Database) -> None:
 async def test_statements_tell_how_many_rows_they_touched(database: Database) -> None:
     insert = BulkInsert(database, journal)
     async with database.transaction() as connection:
-        await connection.exec_driver_sql(*insert.of([row(n) for n in range(3)]))
+        await run(connection, insert, [row(n) for n in range(3)])
         change = sa.update(journal).values(at=9)
         assert (await connection.execute(change)).rowcount == 3
         returned = await connection.execute(change.where(journal.c.at == 9).returning(journal.c.attempt_id))

@@ -65,7 +65,8 @@ async def roll_up(connection: AsyncConnection, adding: BulkInsert, events: Itera
             _add(sums, key, numbers)
     if sums:
         rows = [(*key, *sums[key]) for key in sorted(sums)]
-        await connection.exec_driver_sql(*adding.of(rows))
+        for statement in adding.of(rows):
+            await connection.exec_driver_sql(*statement)
 
 
 def _add(sums: dict[Any, list[int]], key: Any, numbers: Sequence[int]) -> None:

@@ -126,9 +126,11 @@ class Settlements(Postings):
             stored = set(known.scalars())
             new = [each for each in rows if each not in stored]
             if new:
-                await connection.exec_driver_sql(*self._new_events.of([rows[each] for each in new]))
+                for statement in self._new_events.of([rows[each] for each in new]):
+                    await connection.exec_driver_sql(*statement)
             return new
-        inserted = await connection.exec_driver_sql(*self._new_events.of(list(rows.values())))
+        ((text, arrays),) = self._new_events.of(list(rows.values()))
+        inserted = await connection.exec_driver_sql(text, arrays)
         return inserted.scalars().all()
 
     async def _lock_leases(self, connection: AsyncConnection, charges: Sequence[Charge]) -> dict[str, Lease]:
