@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable, Sequence
 
 from omnihub.billing.v1 import billing_service_pb2 as pb
 from omnihub.billing.v1.billing_service_api import BillingService
@@ -66,7 +67,7 @@ class Settlement:
         try:
             while left > 0 and (taken := unbooked.take(min(BATCH, left))):
                 left -= len(taken)
-                await self._book([Charge.FromString(each) for each in taken])
+                await self._book(_read(taken))
         except BaseException:
             unbooked.forget()
             raise
@@ -99,15 +100,16 @@ class Settlement:
             )
             charges = [charge for charge in found if charge.charge_id not in self._refused][:BATCH]
             if charges:
-                await self._book(charges)
+                await self._book(pb.SettleRequest(charges=charges))
             if len(charges) < BATCH:
                 return
 
-    async def _book(self, charges: list[Charge]) -> None:
+    async def _book(self, request: pb.SettleRequest) -> None:
         """Book charges, one by one when billing refuses them together, or fails at them."""
+        charges = request.charges
         self._crash.pass_by("before_settle")
         try:
-            await self._billing.settle(pb.SettleRequest(charges=charges), Call.internal(SETTLE_TIMEOUT_S))
+            await self._billing.settle(request, Call.internal(SETTLE_TIMEOUT_S))
         except RpcError as error:
             if error.reason not in ("INVALID_ARGUMENT", "INTERNAL"):
                 raise
@@ -123,12 +125,12 @@ class Settlement:
         self._crash.pass_by("after_settle")
         await self._journal.mark_settled([charge.charge_id for charge in charges])
 
-    async def _book_each(self, charges: list[Charge]) -> None:
+    async def _book_each(self, charges: Sequence[Charge]) -> None:
         """Book charges one by one. One that billing fails at holds up no other; then its error is raised."""
         failure, in_a_row = None, 0
         for charge in charges:
             try:
-                await self._book([charge])
+                await self._book(pb.SettleRequest(charges=[charge]))
                 in_a_row = 0
             except RpcError as error:
                 failure, in_a_row = error, in_a_row + 1
@@ -175,3 +177,11 @@ class Settlement:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.settle_own()
+
+
+def _read(charges: Iterable[bytes]) -> pb.SettleRequest:
+    """Return a request for serialised charges, each read into its place: messages made apart are copied."""
+    request = pb.SettleRequest()
+    for charge in charges:
+        request.charges.add().MergeFromString(charge)
+    return request

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -44,6 +44,8 @@ DAY_US = HOURS_OF_DAY * HOUR
 # What totals answer, which are kept by the minute, too.
 _BY_TIME_ALONE = (TOTAL, DAY, "organisation")
 TYPE_MESSAGE = FieldDescriptor.TYPE_MESSAGE
+_units_of = attrgetter("images", "pixels", "milliseconds", "characters", "compute_milliseconds")
+_NO_UNITS = 0, 0, 0, 0, 0
 _encode = msgspec.json.Encoder().encode
 _texts_of = itemgetter(
     *(number for number, column in enumerate(usage_event.c) if isinstance(column.type, sa.String))
@@ -73,7 +75,7 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> Row:
     A charge without a time of its own happened `now`.
     """
     at = at_of(charge, now)
-    usage, units = charge.usage, charge.units
+    usage = charge.usage
     amount, saved, formula = charge.amount_nano_credits, charge.savings_nano_credits, charge.savings_formula
     saved_by_cache = charge.savings_cache_nano_credits
     saved_by_provider = charge.savings_prompt_cache_nano_credits
@@ -120,11 +122,7 @@ def event_row(charge: Charge, transaction_id: str, late: bool, now: int) -> Row:
         charge.margin_version,
         usage.service_tier,
         usage.output_image,
-        units.images,
-        units.pixels,
-        units.milliseconds,
-        units.characters,
-        units.compute_milliseconds,
+        *(_units_of(charge.units) if charge.HasField("units") else _NO_UNITS),
         charge.baseline_nano_credits or amount + saved,
         # Who does not say why something was saved has chosen another model.
         charge.savings_routing_nano_credits if formula else saved - saved_by_cache - saved_by_provider,
