@@ -99,8 +99,9 @@ class Connection(asyncio.Protocol):
         self._parser = None
         self._waiting.clear()
         self.resume_writing()
-        if self._current is not None:
-            self._current.disconnected()
+        current, self._current = self._current, None
+        if current is not None:
+            current.disconnected()
 
     def pause_writing(self) -> None:
         """Take note that the caller takes less than is written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.listener import HttpListener, connection, server
 from services.listener.request import BODY_BUFFER, ON_DISCONNECT
+from services.listener.request import Request as HttpRequest
 from tests.support.postgresql import free_port
 
 FOUND = b"HTTP/1.1 200 OK\r\n"
@@ -526,3 +528,29 @@ async def test_stopping_ends_what_takes_too_long(tmp_path: Path) -> None:
         await site.listener.stop()
         with contextlib.suppress(ConnectionResetError):
             assert await line.rest() == b""
+
+
+async def test_requests_leave_nothing_to_the_garbage_collector(site: Site) -> None:
+    """Collecting what requests leave would stop the process for a twentieth of a second now and then."""
+    requests = b"GET /hello HTTP/1.1\r\nhost: x\r\n\r\n"
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        async with wire(site) as caller:
+            for _ in range(20):
+                await caller.send(requests)
+                assert await caller.line() == FOUND
+                await caller.head()
+                await caller.body(len(b"hello 127.0.0.1"))
+        async with wire(site) as caller:
+            await caller.send(b"GET /watched HTTP/1.1\r\nhost: x\r\n\r\n")
+            await site.entered.wait()
+        await site.left.wait()
+        await asyncio.sleep(0)
+        gc.collect()
+        assert [each for each in gc.garbage if isinstance(each, HttpRequest)] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

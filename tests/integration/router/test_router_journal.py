@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from omnihub.billing.v1 import billing_service_pb2 as billing_pb
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.router.v1.decision_pb2 import Decision
 
 from services.common.db import Database
-from services.common.rpc import RpcError
+from services.common.rpc import Call, RpcError
 from services.router import journal as journal_module
 from services.router.app import MIGRATIONS
 from services.router.journal import BATCH, Journal, JournalError, _Statements
@@ -319,6 +320,25 @@ async def test_charges_at_hand_are_not_read_again(database: Database, writer: Wa
     with pytest.raises(AssertionError):
         await settlement.settle_own()
     assert not writer.unbooked.complete
+
+
+async def test_what_comes_during_a_booking_waits_for_the_next(
+    database: Database, writer: WatchedJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(database, writer)
+    settle, turns = world.billing.settle, []
+
+    async def busy(request: billing_pb.SettleRequest, call: Call) -> billing_pb.SettleResponse:
+        turns.append(len(request.charges))
+        await writer.append(a_record(100 + len(turns)))
+        return await settle(request, call)
+
+    monkeypatch.setattr(world.billing, "settle", busy)
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(3)))
+    await world.settlement.settle_own()
+    assert turns == [3]
+    await world.settlement.settle_own()
+    assert turns == [3, 1]
 
 
 @pytest.mark.parametrize("lost", ["too many", "away", "cancelled", "not written"])
