@@ -36,6 +36,7 @@ class Upstream:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._posting: Posting | None = None
+        self._connector: Connector
         self._loop: asyncio.AbstractEventLoop
         self._client_timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -44,14 +45,14 @@ class Upstream:
         """Open the session."""
         if self._session is None:
             self._loop = asyncio.get_running_loop()
-            connector = Connector()
+            self._connector = Connector()
             self._session = aiohttp.ClientSession(
-                connector=connector,
+                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=SKIPPED_HEADERS,
                 auto_decompress=True,
             )
-            self._posting = Posting(self._session, connector)
+            self._posting = Posting(self._session, self._connector)
 
     async def stop(self) -> None:
         """Close all connections."""
@@ -60,6 +61,7 @@ class Upstream:
         await asyncio.gather(*self._background, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
+            await self._connector.close()
             self._session = self._posting = None
 
     async def check(self) -> None:

@@ -1,7 +1,8 @@
-"""POST over the lower half of aiohttp: its connections, its pool and its parser, without its session.
+"""POST over the lower half of aiohttp: its connections and its pool, without its session and its reader.
 
-The session makes a request, a task that writes it and a response anew for every call, which is most of what
-a call costs (docs/adr/0021). What is the same in all calls of an adapter is made once here, by aiohttp too.
+The session makes a request, a task that writes it, a parser and a response anew for every call, which is
+most of what a call costs (docs/adr/0021). What is the same in all calls of an adapter is made once here, by
+aiohttp too; answers are read by `wire.py`.
 """
 
 from __future__ import annotations
@@ -9,18 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
+
+from services.providers.wire import Body, Wire
 
 # A connection keeps what it could not write at once in memory; larger bodies go out in pieces instead.
 LARGEST_BODY = 512 * 2**10
-# As the session's own.
-_READ_BUFFER = 2**18
 SKIPPED_HEADERS = ("User-Agent", "Accept")
 # Heads of different addresses and headers that are kept.
 _KEPT_HEADS = 512
@@ -29,22 +28,14 @@ _FORBIDDEN = ("\r", "\n", "\0")
 HeaderItems = tuple[tuple[str, str], ...]
 
 
-class _Protocol(ResponseHandler):
-    """A connection that is told to read on when it has stopped reading, not after each piece of a body."""
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """Read on. It costs a visit of the parser and three calls, per piece."""
-        if self._reading_paused or self._buffer_paused:
-            super().resume_reading(resume_parser)
-
-
 class Connector(aiohttp.TCPConnector):
-    """Connections to providers: as many as there are requests."""
+    """Connections to providers that POSTs go over: as many as there are requests."""
 
     def __init__(self) -> None:
         super().__init__(limit=0, ttl_dns_cache=60)
-        make: type[ResponseHandler] = _Protocol
-        self._factory = partial(make, loop=self._loop)
+        # aiohttp makes the connection and keeps it; what is read from it is ours.
+        make: Any = Wire
+        self._factory = partial(make, self._loop)
 
 
 class Head(NamedTuple):
@@ -65,7 +56,7 @@ class Answer:
         self,
         status: int,
         headers: Mapping[str, str],
-        content: aiohttp.StreamReader,
+        content: Body,
         connection: Connection,
     ) -> None:
         self.status = status
@@ -88,8 +79,7 @@ class Answer:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self.content.exception() is None:
-            self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
+        self.content.drop(aiohttp.ClientConnectionError("Connection closed"))
         _drop(connection)
 
 
@@ -150,40 +140,31 @@ class Posting:
         deadline = loop.time() + wait_s
         connection = await self._connect(head, min(connect_s, wait_s))
         try:
-            protocol, transport = connection.protocol, connection.transport
-            assert protocol is not None
-            assert transport is not None
-            protocol.set_response_params(read_until_eof=True, read_bufsize=_READ_BUFFER)
-            # Half the cost of `asyncio.timeout`, and as sure: whoever reads from the connection fails.
-            timer = loop.call_at(deadline, protocol.set_exception, TimeoutError())
+            wire = _wire_of(connection)
+            answer = wire.ask(b"%b%d\r\n\r\n" % (head.data, len(body)), body)
+            # Half the cost of `asyncio.timeout`, and as sure.
+            timer = loop.call_at(deadline, wire.fail, TimeoutError())
             try:
-                transport.writelines((b"%b%d\r\n\r\n" % (head.data, len(body)), body))
-                while True:
-                    message, content = await protocol.read()
-                    # Interim answers are none; a change of protocol was not asked for, and is one.
-                    if not 100 <= message.code < 200 or message.code == 101:
-                        return Answer(message.code, message.headers, content, connection)
+                status, answer_headers, content = await answer
             finally:
                 timer.cancel()
-        except HttpProcessingError as error:
-            _drop(connection)
-            raise aiohttp.ClientPayloadError(error.message) from None
         except BaseException:
             _drop(connection)
             raise
+        return Answer(status, answer_headers, content, connection)
 
     async def _connect(self, head: Head, connect_s: float) -> Connection:
-        """Return a connection on which nothing has come that was not asked for."""
-        while True:
-            try:
-                connection = await self._connector.connect(head.request, [], _limits(connect_s))
-            except TimeoutError as error:
-                raise aiohttp.ConnectionTimeoutError(f"no connection to {head.request.host}") from error
-            protocol = connection.protocol
-            assert protocol is not None
-            if len(protocol) == 0:
-                return connection
-            connection.close()
+        """Return a connection. One on which something has come that was not asked for has been closed."""
+        try:
+            return await self._connector.connect(head.request, [], _limits(connect_s))
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError(f"no connection to {head.request.host}") from error
+
+
+def _wire_of(connection: Connection) -> Wire:
+    wire: Any = connection.protocol
+    assert wire is not None
+    return wire  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=64)

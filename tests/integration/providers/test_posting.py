@@ -116,7 +116,7 @@ async def test_what_is_sent_is_what_the_session_sends(upstream: Upstream) -> Non
     assert lines(small) == lines(large)
     assert small.startswith(b"POST /v1/chat?a=b%20c HTTP/1.1\r\n")
     assert body == BODY
-    assert one == two  # One pool.
+    assert (one, two) == (1, 2)  # The session has a pool of its own.
 
 
 async def test_a_connection_closed_while_idle_is_not_used_again(upstream: Upstream) -> None:
