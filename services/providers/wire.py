@@ -216,8 +216,11 @@ class Wire(asyncio.Protocol):
         self._body = Body(self, self._loop)
         self._complete = False
         self._overhead = 0
-        self.read_on()
-        self.transport.writelines(data)
+        if self.is_connected():
+            self.read_on()
+            self.transport.writelines(data)
+        else:
+            self.fail(aiohttp.ServerDisconnectedError())
         return head
 
     def read_on(self) -> None:
