@@ -173,12 +173,21 @@ class Server:
     @contextmanager
     def database(self) -> Iterator[str]:
         """Make an empty database, yield its URL, drop it."""
-        name = f"omnihub_test_{secrets.token_hex(8)}"
-        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        name = self.create()
         try:
             yield self.url_of(name)
         finally:
-            self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            self.drop(name)
+
+    def create(self) -> str:
+        """Make an empty database and return its name."""
+        name = f"omnihub_test_{secrets.token_hex(8)}"
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        return name
+
+    def drop(self, name: str) -> None:
+        """Drop a database, whoever uses it."""
+        self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def _execute(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.url, autocommit=True) as connection:
