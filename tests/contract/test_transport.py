@@ -377,7 +377,7 @@ async def test_a_deadline_ends_a_unary_call(connect: Connect) -> None:
     with pytest.raises(RpcError) as raised:
         await client.say(SayRequest(), CALL.within(0.2))
     assert facts(raised.value) == LATE_SAY
-    assert 0.15 < time.monotonic() - started < 5
+    assert 0.15 < time.monotonic() - started < 10
     await soon(witness.cancelled)
     await soon(witness.cleaned)
 
