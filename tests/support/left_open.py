@@ -62,16 +62,24 @@ class LeftOpen:
             loop = asyncio.get_running_loop()
             self._openings[it] = _Opening(loop, self.test, _where())
 
+    def open(self) -> list[Any]:
+        """Return what is open now."""
+        return [it for it in list(self._openings) if _is_open(it)]
+
     def at_end_of_test(self) -> list[str]:
         """Return what is open although its loop is closed. Each is named once."""
         found = []
         for it, opening in list(self._openings.items()):
             if opening.loop.is_closed():
                 del self._openings[it]
-                if any(is_open(it) for kind, is_open in _KINDS.items() if isinstance(it, kind)):
+                if _is_open(it):
                     self._named.append(it)
                     found.append(f"{it!r} was left open by {opening.test}, opened at\n{opening.where}")
         return found
+
+
+def _is_open(it: Any) -> bool:
+    return any(is_open(it) for kind, is_open in _KINDS.items() if isinstance(it, kind))
 
 
 def _where() -> str:
