@@ -152,7 +152,8 @@ def _answers(process: subprocess.Popen[bytes], url: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
+    # What it has stored goes with it: nothing need be written first.
+    process.send_signal(signal.SIGQUIT)
     try:
         process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
