@@ -29,7 +29,7 @@ CALL = Call("req_contract")
 SAY = "/omnihubtest.v1.EchoService/Say"
 COUNT = "/omnihubtest.v1.EchoService/Count"
 MASKED = "internal error; the request id finds it in the log"
-WAIT_S = 10
+WAIT_S = 30
 
 note: ContextVar[str] = ContextVar("note", default="nothing")
 

@@ -31,7 +31,7 @@ USER_WHEN_ROOT = "postgres"
 # Ports from 32768 on are given to outgoing connections.
 PORTS = range(20_000, 32_000)
 START_ATTEMPTS = 5
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 30
 HOW_TO_GET_IT = (
     "PostgreSQL is needed. Install it (Debian: `apt-get install postgresql`), or name a running server in "

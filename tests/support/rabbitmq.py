@@ -17,7 +17,7 @@ import pytest
 from tests.support.postgresql import free_port
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-START_LIMIT_S = 90
+START_LIMIT_S = 180
 URL_VARIABLE = "OMNIHUB_TEST_AMQP_URL"
 HOW_TO_GET_IT = (
     "RabbitMQ is needed: install it (Debian: `apt-get install rabbitmq-server`), or name a running server in "
