@@ -151,6 +151,7 @@ def test_a_worker_that_is_killed_loses_no_money_and_comes_back(
     assert {(times, int(amount)) for _, times, amount in charges} == {(1, int(Decimal(TOLL) * NANO))}
 
 
+@pytest.mark.new_database
 def test_streams_under_way_finish_before_the_workers_do(
     tmp_path: Path, upstream: Upstream, postgresql_url: str
 ) -> None:
