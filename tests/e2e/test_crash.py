@@ -118,7 +118,7 @@ def test_killing_everything_loses_no_money(tmp_path: Path, upstream: Upstream) -
             answer: dict[str, str] = httpx.get(f"{suite.url}/api/balance", headers=headers, timeout=5).json()
             return answer
 
-        seen = eventually(balance, lambda seen: seen["leased"] == seen["held"] == "0", 30)
+        seen = eventually(balance, lambda seen: seen["leased"] == seen["held"] == "0", 60)
         assert not any(suite.stop().values())
 
     books = Books(tmp_path / "data")

@@ -169,7 +169,7 @@ def test_streams_under_way_finish_before_the_workers_do(
         ]
         first = [next(stream) for stream in streams]
         process.send_signal(signal.SIGTERM)
-        eventually(lambda: not suite.is_ready(), within_s=15)
+        eventually(lambda: not suite.is_ready(), within_s=30)
         rest = [pool.submit(list, stream) for stream in streams]
         assert suite.pids() == workers
         upstream.open_gate()
