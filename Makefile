@@ -12,7 +12,7 @@ BASE ?= main
 export PYTHONPATH := .:gen
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos run test matrix unit chaos check format bench lock check-breaking docs task-model clean
+.PHONY: help setup protos run test matrix unit chaos check lint format bench lock check-breaking docs task-model clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
@@ -42,13 +42,15 @@ chaos: setup ## Kill workers, broker and database again and again under load: th
 	@sh tools/install_test_dependencies.sh
 	@$(BIN)/python -m pytest -q -s -m chaos --timeout 1800 tests/chaos
 
-check: setup ## Format, lint, types, imports, contracts, unit tests; under a minute
+check: lint ## Format, lint, types, imports, contracts, unit tests; under a minute
+	$(BIN)/python -m pytest -q -n $(WORKERS) tests/unit tests/architecture
+
+lint: setup ## The part of `make check` that runs no tests
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))
 	$(BIN)/ruff check $(wildcard $(SOURCES))
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint ../gen/omnihub.binpb
-	$(BIN)/python -m pytest -q -n $(WORKERS) tests/unit tests/architecture
 
 format: setup ## Format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix-only $(wildcard $(SOURCES))
@@ -72,7 +74,7 @@ lock: .setup/uv/bin/uv ## Pin the requirements anew, keeping versions that still
 
 clean: ## Remove everything made here; data in .omnihub stays
 	rm -rf .venv .setup gen gen.new build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
-	find services tests tools bench -name __pycache__ -prune -exec rm -rf {} +
+	find services tests tools bench samples -name __pycache__ -prune -exec rm -rf {} +
 
 COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" .setup/uv/bin/uv pip compile --quiet --generate-hashes \
 	--python-version 3.11 $(if $(UPGRADE),--upgrade)

@@ -11,7 +11,7 @@ import asyncio
 import re
 import select
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ else:
 LOCK_TIMEOUT_MS = 10_000
 # A look that would hold up the event loop for longer goes through a thread.
 LOOK_TIMEOUT_MS = 20
+# Closing waits this long for connections that are still in use.
+CLOSE_TIMEOUT_S = 5
 _REVISION = re.compile(r'^revision = "(.+)"$', re.MULTILINE)
 # Alembic's own table.
 _version = sqlalchemy.Table(
@@ -57,6 +59,7 @@ class Database:
         self._write_lock = asyncio.Lock()
         # For `look`, from its first use on. SQLite only.
         self._looking: sqlalchemy.Connection | None = None
+        self._in_use = _InUse()
         options: dict[str, Any] = {}
         if self.sqlite:
             timeout_s = LOCK_TIMEOUT_MS / 1000
@@ -101,26 +104,29 @@ class Database:
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that writes. Commits at the end, rolls back on any exception."""
         if not self.sqlite:
-            async with self._engine.begin() as connection:
-                yield connection
+            with self._in_use:
+                async with self._engine.begin() as connection:
+                    yield connection
             return
-        async with self._write_lock, self._engine.connect() as connection:
-            # Taking the write lock first avoids the upgrade deadlock of deferred transactions.
-            await connection.exec_driver_sql("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                await connection.rollback()
-                raise
-            await connection.commit()
+        with self._in_use:
+            async with self._write_lock, self._engine.connect() as connection:
+                # Taking the write lock first avoids the upgrade deadlock of deferred transactions.
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                except BaseException:
+                    await connection.rollback()
+                    raise
+                await connection.commit()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """Open a connection that only reads, from one snapshot."""
-        async with self._engine.connect() as connection:
-            if self.sqlite:
-                await connection.exec_driver_sql("BEGIN")
-            yield connection
+        with self._in_use:
+            async with self._engine.connect() as connection:
+                if self.sqlite:
+                    await connection.exec_driver_sql("BEGIN")
+                yield connection
 
     async def look(self, query: sqlalchemy.Select[Any]) -> Sequence[Any]:
         """Return the rows of one question that an index answers at once, such as whether anything is due.
@@ -180,13 +186,43 @@ class Database:
 
     async def ping(self) -> None:
         """Raise when the database cannot be reached."""
-        async with self._engine.connect() as connection:
-            await connection.exec_driver_sql("SELECT 1")
+        with self._in_use:
+            async with self._engine.connect() as connection:
+                await connection.exec_driver_sql("SELECT 1")
 
     async def close(self) -> None:
         """Close all connections."""
         self._look_away()
+        """Close all connections, after what still uses one has ended.
+
+        A connection that came back later would belong to a pool that nobody closes.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._in_use.ended()
         await self._engine.dispose()
+
+
+class _InUse:
+    """Counts those who have a connection, or wait for one."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def ended(self) -> None:
+        """Wait until nobody has one."""
+        await self._none.wait()
 
 
 def newest_revision(scripts: Path) -> str:

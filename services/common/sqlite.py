@@ -6,6 +6,7 @@ that was most of what a transaction of small statements cost (ADR 0024).
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Sequence
 from typing import Any, Self
@@ -66,6 +67,13 @@ class Connection(aiosqlite.Connection):
     def opened(self) -> sqlite3.Connection:
         """The driver's own connection; only for its thread."""
         return self._conn
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """End its thread, once: nobody would answer what is asked of it afterwards.
+
+        Who closes it gently and is cancelled stops it, and the gentle way then stops it again.
+        """
+        return super().stop() if self._running else None
 
     async def visit(self, work: Any, *arguments: Any) -> None:
         """Do something in the connection's thread."""

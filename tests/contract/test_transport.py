@@ -29,7 +29,7 @@ CALL = Call("req_contract")
 SAY = "/omnihubtest.v1.EchoService/Say"
 COUNT = "/omnihubtest.v1.EchoService/Count"
 MASKED = "internal error; the request id finds it in the log"
-WAIT_S = 10
+WAIT_S = 30
 
 note: ContextVar[str] = ContextVar("note", default="nothing")
 
@@ -377,7 +377,7 @@ async def test_a_deadline_ends_a_unary_call(connect: Connect) -> None:
     with pytest.raises(RpcError) as raised:
         await client.say(SayRequest(), CALL.within(0.2))
     assert facts(raised.value) == LATE_SAY
-    assert 0.15 < time.monotonic() - started < 5
+    assert 0.15 < time.monotonic() - started < 10
     await soon(witness.cancelled)
     await soon(witness.cleaned)
 

@@ -118,7 +118,7 @@ def test_killing_everything_loses_no_money(tmp_path: Path, upstream: Upstream) -
             answer: dict[str, str] = httpx.get(f"{suite.url}/api/balance", headers=headers, timeout=5).json()
             return answer
 
-        seen = eventually(balance, lambda seen: seen["leased"] == seen["held"] == "0", 30)
+        seen = eventually(balance, lambda seen: seen["leased"] == seen["held"] == "0", 60)
         assert not any(suite.stop().values())
 
     books = Books(tmp_path / "data")
@@ -156,7 +156,7 @@ def test_a_router_that_dies_is_missed_and_found_again(tmp_path: Path, upstream: 
         refused = httpx.get(f"{suite.url}/v1/models", headers=headers, timeout=5)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "service_unavailable")
         assert httpx.get(f"{suite.url}/api/balance", headers=headers, timeout=5).status_code == 200
-        assert upstream.wait_for(lambda: not [s for s in upstream.seen(marker) if s.state == "open"], 5)
+        assert upstream.wait_for(lambda: not [s for s in upstream.seen(marker) if s.state == "open"])
 
         suite.start_process("router")
         suite.wait_until_ready()

@@ -246,7 +246,7 @@ def test_who_leaves_a_stream_stops_the_spending(
         for _ in range(5):
             next(stream)
     (seen,) = upstream.seen(marker)
-    assert upstream.wait_for(lambda: seen.state == "left", 3), "the provider still writes"
+    assert upstream.wait_for(lambda: seen.state == "left"), "the provider still writes"
     decision = tenant.decision(decision_id)
     assert decision["state"] == "cancelled"
     assert decision["usage"]["estimated"] is True
@@ -260,9 +260,9 @@ def test_who_leaves_before_a_whole_answer_stops_it_too(tenant: Tenant, upstream:
     body = {"model": "wall/paced-1000-100", "messages": [{"role": "user", "content": marker}]}
     headers = {"x-api-key": tenant.key}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{tenant.url}/v1/chat/completions", json=body, headers=headers, timeout=0.7)
+        httpx.post(f"{tenant.url}/v1/chat/completions", json=body, headers=headers, timeout=2)
     (seen,) = upstream.seen(marker)
-    assert upstream.wait_for(lambda: seen.state == "left", 3)
+    assert upstream.wait_for(lambda: seen.state == "left")
 
 
 def test_local_answers_are_free_and_counted(tenant: Tenant, tenant_client: openai.OpenAI) -> None:

@@ -22,6 +22,7 @@ SCHEMAS = {"auth", "billing", "router"}
 
 
 @pytest.mark.postgresql
+@pytest.mark.new_database
 @pytest.mark.parametrize("shape", ["all in one", "split"])
 def test_chat_usage_and_balance(tmp_path: Path, upstream: Upstream, postgresql_url: str, shape: str) -> None:
     environment = {"OMNIHUB_DATABASE_URL": postgresql_url}

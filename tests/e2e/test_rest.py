@@ -70,7 +70,7 @@ def test_leaving_events_reaches_the_provider(tenant: Tenant, upstream: Upstream)
         while "part_delta" not in next(lines):
             pass
     (seen,) = upstream.seen(marker)
-    assert upstream.wait_for(lambda: seen.state == "left", 5)
+    assert upstream.wait_for(lambda: seen.state == "left")
     assert tenant.settled(1)["output_tokens"] > 0
 
 

@@ -94,7 +94,7 @@ class TestCompare:
                     speaking.add(event["candidate"].get("index", 0))
         seen = upstream.seen(marker)
         assert len(seen) == 2
-        assert upstream.wait_for(lambda: all(each.state == "left" for each in seen), 5)
+        assert upstream.wait_for(lambda: all(each.state == "left" for each in seen))
         assert tenant.settled(2)["output_tokens"] > 0
 
     @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def test_a_worker_that_is_killed_loses_no_money_and_comes_back(
     assert {(times, int(amount)) for _, times, amount in charges} == {(1, int(Decimal(TOLL) * NANO))}
 
 
+@pytest.mark.new_database
 def test_streams_under_way_finish_before_the_workers_do(
     tmp_path: Path, upstream: Upstream, postgresql_url: str
 ) -> None:
@@ -168,7 +169,7 @@ def test_streams_under_way_finish_before_the_workers_do(
         ]
         first = [next(stream) for stream in streams]
         process.send_signal(signal.SIGTERM)
-        eventually(lambda: not suite.is_ready(), within_s=15)
+        eventually(lambda: not suite.is_ready(), within_s=30)
         rest = [pool.submit(list, stream) for stream in streams]
         assert suite.pids() == workers
         upstream.open_gate()

@@ -52,6 +52,7 @@ def reasons(outcomes: list[object]) -> list[str]:
     return sorted(outcome.reason if isinstance(outcome, RpcError) else "OK" for outcome in outcomes)
 
 
+@pytest.mark.new_database
 async def test_the_migrations_make_the_tables(database_url: str) -> None:
     database = Database(database_url, "auth")
     await database.migrate(MIGRATIONS)

@@ -237,6 +237,7 @@ async def test_usage_is_summed_exactly_by_any_group(store: Store) -> None:
     assert (groups, total) == ([], UsageSum("", 0, 0, 0, 0, 0))
 
 
+@pytest.mark.new_database
 async def test_the_migrations_make_the_tables_the_code_speaks_of(store: Store) -> None:
     def read(connection: sa.Connection) -> dict[str, dict[str, bool]]:
         inspector = sa.inspect(connection)

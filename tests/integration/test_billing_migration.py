@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
 from services.billing.app import MIGRATIONS
@@ -14,6 +15,8 @@ from services.billing.store.checks import check_ledger
 from services.billing.store.tables import ledger_entry
 from services.common.db import Database
 from tests.support.billing import assert_books_balance, charge
+
+pytestmark = pytest.mark.new_database
 
 BOOKED = """
 INSERT INTO account (id, organisation_id, kind, posted, held, leased, welcomed, opened_at) VALUES

@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 def eventually(
-    look: Callable[[], Value], holds: Callable[[Value], bool] = bool, within_s: float = 10
+    look: Callable[[], Value], holds: Callable[[Value], bool] = bool, within_s: float = 30
 ) -> Value:
     """Look until `holds` is true of what is seen, and return that. Raises AssertionError."""
     deadline = time.monotonic() + within_s

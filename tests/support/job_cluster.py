@@ -139,7 +139,7 @@ class Cluster:
         settings = {**SETTINGS, **given.pop("settings", {})}
         child = JobProcess(target, {**self._given, **given, "settings": settings}, self._log, fresh=fresh)
         self._children.append(child)
-        assert await child.until_ready(60), self._log.read_text()[-4000:]
+        assert await child.until_ready(120), self._log.read_text()[-4000:]
         return child
 
     async def submit(self, count: int = 1, **fields: Any) -> list[str]:
@@ -178,13 +178,13 @@ class Cluster:
 
     async def until_running(self, count: int) -> None:
         """Wait until so many jobs are with workers."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while True:
                 if sum(job.state == "running" for job in await self.all()) >= count:
                     return
                 await asyncio.sleep(0.05)
 
-    async def until_all_ended(self, limit_s: float = 90) -> list[Job]:
+    async def until_all_ended(self, limit_s: float = 180) -> list[Job]:
         """Wait for every job's end and its settlement."""
         async with asyncio.timeout(limit_s):
             while True:

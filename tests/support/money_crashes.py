@@ -89,7 +89,7 @@ class Victims:
                 wave = [pool.submit(self.ask, caller) for caller in callers]
                 eventually(
                     lambda wave=wave: self._is_gone(target, stopped) or all(each.done() for each in wave),
-                    within_s=30,
+                    within_s=60,
                 )
                 if self._is_gone(target, stopped):
                     act()
@@ -133,12 +133,12 @@ class Victims:
             self.fleet.arm(each, armed)
             if each not in self.fleet.processes:
                 self.fleet.start_process(each)
-        eventually(lambda: self._is_gone(target, stopped) or self.fleet.is_ready(), within_s=60)
+        eventually(lambda: self._is_gone(target, stopped) or self.fleet.is_ready(), within_s=120)
 
     def settle_down(self) -> None:
         """Let everything expire that the dead have left: nothing may stay reserved, nothing uncharged."""
         self._start_armed("", "", False)
-        eventually(lambda: self.ask(self.rich), lambda status: status == 200, 30)
+        eventually(lambda: self.ask(self.rich), lambda status: status == 200, 60)
         # An orderly end: what is still open now, nobody holds any more.
         os.kill(self.fleet.processes[FIRST].pid, signal.SIGTERM)
         self.fleet.processes.pop(FIRST).wait(45)
@@ -147,7 +147,7 @@ class Victims:
                 connection.execute(f"UPDATE billing.{table} SET expires_at = 0 WHERE state = 'open'")
         self.fleet.start_process(FIRST)
         self.fleet.wait_until_ready()
-        eventually(self._open, lambda still: still == (0, 0, 0), 60)
+        eventually(self._open, lambda still: still == (0, 0, 0), 120)
         self.verify()
 
     def _rows(self, query: str) -> list[tuple[Any, ...]]:

@@ -22,6 +22,6 @@ def install(source: Path) -> Path:
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(source / name, folder / name)
             command = ["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"]
-            subprocess.run(command, cwd=folder, check=True, timeout=110)
+            subprocess.run(command, cwd=folder, check=True, timeout=250)
             done.write_bytes(wanted)
     return folder

@@ -34,7 +34,7 @@ from tests.support.postgresql import free_port
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "gen" / "omnihub.binpb"
-START_S = 30
+START_S = 60
 _SAMPLES = ROOT / "samples"
 _CACHE = ROOT / ".setup" / "typescript-provider"
 
@@ -174,7 +174,7 @@ async def running_python_sample(folder: Path) -> AsyncIterator[str]:
     """Run samples/python-provider with stubs in `folder` and return its address."""
     sample = _SAMPLES / "python-provider"
     make = [sys.executable, str(sample / "make_stubs.py"), str(CONTRACT), str(folder)]
-    await asyncio.to_thread(subprocess.run, make, check=True, timeout=60)
+    await asyncio.to_thread(subprocess.run, make, check=True, timeout=120)
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, str(sample / "provider.py"), address]
     async with running_process(command, {"PYTHONPATH": str(folder)}):
@@ -203,6 +203,6 @@ def _build_typescript_sample() -> Path:
                 shutil.copy(_SAMPLES / "typescript-provider" / name, _CACHE / name)
             install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
             for command in (install, ["npm", "run", "--silent", "build"]):
-                subprocess.run(command, cwd=_CACHE, check=True, timeout=110)
+                subprocess.run(command, cwd=_CACHE, check=True, timeout=250)
             done.write_bytes(wanted)
     return _CACHE / "dist" / "provider.js"

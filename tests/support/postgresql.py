@@ -31,7 +31,7 @@ USER_WHEN_ROOT = "postgres"
 # Ports from 32768 on are given to outgoing connections.
 PORTS = range(20_000, 32_000)
 START_ATTEMPTS = 5
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 30
 HOW_TO_GET_IT = (
     "PostgreSQL is needed. Install it (Debian: `apt-get install postgresql`), or name a running server in "
@@ -152,7 +152,8 @@ def _answers(process: subprocess.Popen[bytes], url: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
+    # What it has stored goes with it: nothing need be written first.
+    process.send_signal(signal.SIGQUIT)
     try:
         process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -173,12 +174,21 @@ class Server:
     @contextmanager
     def database(self) -> Iterator[str]:
         """Make an empty database, yield its URL, drop it."""
-        name = f"omnihub_test_{secrets.token_hex(8)}"
-        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        name = self.create()
         try:
             yield self.url_of(name)
         finally:
-            self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            self.drop(name)
+
+    def create(self) -> str:
+        """Make an empty database and return its name."""
+        name = f"omnihub_test_{secrets.token_hex(8)}"
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        return name
+
+    def drop(self, name: str) -> None:
+        """Drop a database, whoever uses it."""
+        self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def _execute(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.url, autocommit=True) as connection:

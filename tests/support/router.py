@@ -266,10 +266,9 @@ async def bounded(seconds: float = 5) -> AsyncIterator[None]:
         yield
 
 
-async def until(condition: Callable[[], Any], turns: int = 100_000) -> None:
+async def until(condition: Callable[[], Any], within_s: float = 30) -> None:
     """Let others run until `condition` holds. Raises AssertionError when it never does."""
-    for _ in range(turns):
-        if condition():
-            return
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for never came"
         await asyncio.sleep(0)
-    raise AssertionError("what was waited for never came")

@@ -8,7 +8,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 _SHAPE = re.compile(r"^tests/e2e/.*\[(one|many)\b")
 # One suite for all cells of the matrix; decisions of all tests of a suite are decided again.
-_SHARED = ("tests/integration/test_sdk_matrix.py", "tests/e2e/test_routing.py")
+_SHARED = ("tests/integration/test_sdk_matrix.py", "tests/e2e/test_routing.py", "tests/e2e/test_workers.py")
+# One broker for both: to start it takes as long as most of their tests.
+_BROKER = ("tests/integration/jobs/test_bus.py", "tests/integration/jobs/test_chaos_short.py")
 
 
 class TogetherScheduling(LoadScopeScheduling):
@@ -21,5 +23,7 @@ class TogetherScheduling(LoadScopeScheduling):
         file = nodeid.partition("::")[0]
         if file in _SHARED:
             return file
+        if file in _BROKER:
+            return "broker"
         shape = _SHAPE.match(nodeid)
         return nodeid if shape is None else f"e2e-{shape[1]}"

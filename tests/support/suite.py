@@ -16,8 +16,8 @@ from tests.support.postgresql import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "omni_sk_test_0123456789abcdefghijklmnopqrstuvwxyz"
-START_TIMEOUT_S = 90
-STOP_TIMEOUT_S = 45
+START_TIMEOUT_S = 150
+STOP_TIMEOUT_S = 90
 # What runs alone when the suite is split, in the order of needs.
 SPLIT = ("auth", "billing", "providers", "router", "agents", "workflow", "worker", "gateway", "edge")
 
@@ -195,7 +195,7 @@ class Suite:
             env={**self._environment, **(environment or {})},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=START_TIMEOUT_S,
             check=False,
         )
 

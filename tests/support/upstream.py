@@ -28,7 +28,7 @@ ANSWER = "Forty-two is the answer to everything."
 INPUT_TOKENS = 11
 OUTPUT_TOKENS = 7
 TOOL_ARGUMENTS = '{"city": "Paris",  "unit":"C"}'
-WAIT_S = 15.0
+WAIT_S = 30.0
 
 
 class CutError(Exception):

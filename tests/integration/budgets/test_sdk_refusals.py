@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Limited:
     world: World
     stack: Stack
     replica: Replica
+    refused: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def budgets(self) -> Budgets:
@@ -45,11 +46,28 @@ class Limited:
 
     def openai(self, retries: int = 0) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
-            api_key=self.stack.key, base_url=f"{self.stack.url}/v1", max_retries=retries
+            api_key=self.stack.key,
+            base_url=f"{self.stack.url}/v1",
+            max_retries=retries,
+            http_client=self.wire(openai.DefaultAsyncHttpxClient),
         )
 
     def anthropic(self, retries: int = 0) -> anthropic.AsyncAnthropic:
-        return anthropic.AsyncAnthropic(api_key=self.stack.key, base_url=self.stack.url, max_retries=retries)
+        return anthropic.AsyncAnthropic(
+            api_key=self.stack.key,
+            base_url=self.stack.url,
+            max_retries=retries,
+            http_client=self.wire(anthropic.DefaultAsyncHttpxClient),
+        )
+
+    def wire(self, make: Callable[..., httpx.AsyncClient]) -> httpx.AsyncClient:
+        """Make what a client sends with by default, and see its refusals."""
+
+        async def look(answer: httpx.Response) -> None:
+            if answer.status_code == 429:
+                self.refused.set()
+
+        return make(event_hooks={"response": [look]})
 
     async def ask(self, max_tokens: int = 10, retries: int = 0, **more: Any) -> Any:
         async with self.openai(retries) as client:
@@ -125,9 +143,9 @@ async def test_clients_wait_as_long_as_they_are_told(limited: Limited) -> None:
         await limited.tell()
     for ask in (limited.ask, limited.tell):
         began = time.monotonic()
+        limited.refused.clear()
         waiting = asyncio.create_task(ask(retries=1))
-        await limited.stack.router.settle()
-        await asyncio.sleep(0.5)
+        await asyncio.wait_for(limited.refused.wait(), 20)
         limited.replica.fail(held)
         assert (await waiting).http_response.status_code == 200
         assert time.monotonic() - began >= 1

@@ -11,7 +11,7 @@ from tests.support.job_cluster import running_cluster
 from tests.support.postgresql import KillableServer
 from tests.support.rabbitmq import Broker
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(480)
 
 
 async def test_killed_workers(tmp_path: Path, postgresql_url: str, broker: Broker) -> None:

@@ -19,7 +19,7 @@ from services.workflow.store.records import SMALL
 from tests.integration.jobs.test_engine import begin, seen
 from tests.support.job_cluster import ServedRouter, running_cluster
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(480)
 
 # Where a worker may die, and whether what it makes takes long.
 PLACES = (

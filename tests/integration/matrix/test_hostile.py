@@ -26,7 +26,7 @@ MIB = 2**20
 
 
 async def hung_up(server: FaultServer) -> None:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         await server.hung_up.wait()
 
 

@@ -337,6 +337,7 @@ class Scripted(GoodProvider):
         super().__init__()
         self.messages = messages
         self.then = then
+        self.hangs = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.deadline: float | None = None
 
@@ -349,6 +350,7 @@ class Scripted(GoodProvider):
         if isinstance(self.then, Exception):
             raise self.then
         if self.then == "hang":
+            self.hangs.set()
             try:
                 await asyncio.Event().wait()
             finally:
@@ -512,14 +514,15 @@ async def test_cancellation_reaches_the_plugin() -> None:
         for _ in range(3):
             await anext(stream)
         await stream.aclose()
-        await asyncio.wait_for(provider.cancelled.wait(), 1)
+        await asyncio.wait_for(provider.cancelled.wait(), 10)
+        provider.hangs.clear()
         provider.cancelled.clear()
         waiting = asyncio.create_task(chat(client, attempt()))
-        done, _ = await asyncio.wait({waiting}, timeout=0.2)
-        assert not done
+        await asyncio.wait_for(provider.hangs.wait(), 10)
+        assert not waiting.done()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        await asyncio.wait_for(provider.cancelled.wait(), 1)
+        await asyncio.wait_for(provider.cancelled.wait(), 10)
 
 
 async def test_messages_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -456,6 +456,7 @@ async def test_an_empty_registry_is_filled_once(database_url: str, tmp_path: Pat
             await refused(third.get("gpt-4.1-mini"), "NOT_FOUND")
 
 
+@pytest.mark.new_database
 async def test_two_first_starts_at_the_same_time(database_url: str, tmp_path: Path) -> None:
     async def start() -> None:
         async with running(database_url, tmp_path, seed_models=True) as process:

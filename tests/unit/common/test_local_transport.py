@@ -45,7 +45,7 @@ async def test_a_deadline_that_was_far_is_kept() -> None:
         with pytest.raises(RpcError) as streamed:
             await anext(stream)
         assert {unary.value.reason, streamed.value.reason} == {"DEADLINE_EXCEEDED"}
-        assert 0.45 < time.monotonic() - began < 2
+        assert 0.45 < time.monotonic() - began < 10
 
 
 @pytest.mark.usefixtures("quick")

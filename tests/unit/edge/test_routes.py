@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -88,6 +89,7 @@ def configuration(**settings: Any) -> dict[str, Any]:
     )
 
 
+@functools.cache
 def routes() -> list[dict[str, Any]]:
     listener = configuration()["static_resources"]["listeners"][0]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
