@@ -22,6 +22,16 @@ class Answer(NamedTuple):
     model: str
 
 
+def written_chars(message: Message) -> int:
+    """Return the characters of what a model wrote: text, thoughts, refusals, names and arguments of calls."""
+    size = len(message.content)
+    for part in message.parts:
+        call = part.tool_call
+        size += len(part.text.text) + len(part.reasoning.text) + len(part.refusal.text)
+        size += len(call.name) + len(call.arguments_json)
+    return size
+
+
 class AnswerFacts(NamedTuple):
     """What the platform needs to know about an answer that is passed on as it is."""
 

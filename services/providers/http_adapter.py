@@ -15,7 +15,14 @@ from omnihub.provider.v1 import provider_service_pb2 as pb
 from yarl import URL
 
 from services.common import clock
-from services.formats.answers import Answer, AnswerFacts, Progress, RawReader, StreamReader
+from services.formats.answers import (
+    Answer,
+    AnswerFacts,
+    Progress,
+    RawReader,
+    StreamReader,
+    written_chars,
+)
 from services.formats.errors import FormatError
 from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of
@@ -157,7 +164,8 @@ class HttpAdapter(ABC):
             else:
                 answer = self.read_response(body)
                 response.message.CopyFrom(answer.message)
-                _fill(response, answer, answer.usage or estimate_usage(len(prepared.body), len(body)))
+                written = 0 if answer.usage else written_chars(answer.message)
+                _fill(response, answer, answer.usage or estimate_usage(len(prepared.body), written))
         except FormatError as error:
             raise failures.of("PROVIDER_PROTOCOL", f"its answer is wrong: {error.message}") from None
         return response

@@ -168,11 +168,14 @@ async def test_usage_that_is_not_told_is_estimated(
     if ask.vendor.name == "titan":
         chunk = {"outputText": TEXT, "completionReason": "FINISH"}
         frames = [wire_bedrock.titan_chunk(chunk)]
-    for outcome in await both(server, client, ask, Said(without_usage(text.whole), frames)):
+    outcomes = await both(server, client, ask, Said(without_usage(text.whole), frames))
+    for outcome in outcomes:
         assert outcome.usage.estimated
         assert outcome.usage.input_total > 0
         assert outcome.usage.output_total > 0
         assert outcome.text == TEXT
+    whole, stream = (outcome.usage.output_total for outcome in outcomes)
+    assert whole == stream, "what the model wrote is counted, not the body it came in"
 
 
 def with_counts(value: Any, count: Any) -> Any:
