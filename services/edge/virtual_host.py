@@ -181,7 +181,7 @@ def _to_facade(cluster: str = FACADE_CLUSTER) -> Json:
 
 
 def _refusing() -> Json:
-    """Return the route to who reads what it refuses: many clients lose an answer that comes while they send."""
+    """Return the route to who reads what it refuses: many clients lose an answer while they send."""
     facade = _to_facade()
     rewrite = {"pattern": {"regex": "^.*$"}, "substitution": OVERSIZED}
     return {**facade, "route": {**facade["route"], "regex_rewrite": rewrite}}
