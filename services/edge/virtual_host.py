@@ -76,6 +76,7 @@ _EXPOSED = (
     "x-omnihub-cost",
     "x-omnihub-savings",
     "x-omnihub-receipt",
+    "x-omnihub-estimated",
     *(f"x-ratelimit-{what}-{measure}" for measure in _MEASURES for what in ("limit", "remaining", "reset")),
     *(
         f"anthropic-ratelimit-{measure}-{what}"
