@@ -152,7 +152,10 @@ class StreamReader(_Reader):
         match read.type:
             case "content_block_start":
                 self._open.append(read.index)
-                return [PartStart(index=read.index, part=_start(read.content_block))]
+                part = _start(read.content_block)
+                self.progress.thought = self.progress.thought or part.reasoning.redacted
+                self.progress.beyond_text = self.progress.beyond_text or part.HasField("opaque")
+                return [PartStart(index=read.index, part=part)]
             case "content_block_delta" if read.delta is not None:
                 delta = _delta(read.index, read.delta)
                 return [delta] if delta is not None else []
