@@ -10,7 +10,7 @@ from services.formats.answers import Event, Progress
 from services.formats.anthropic_messages.blocks import PROVIDER
 from services.formats.anthropic_messages.citations import read_citation
 from services.formats.anthropic_messages.outcome import WireUsage, read_finish, read_usage
-from services.formats.documents import from_decode_error, text_of
+from services.formats.documents import Index, from_decode_error, text_of
 
 
 class _Message(msgspec.Struct):
@@ -44,7 +44,7 @@ class StreamEvent(msgspec.Struct):
     """One event, as far as the platform reads it."""
 
     type: str
-    index: int = 0
+    index: Index = 0
     message: _Message | None = None
     delta: _Delta | None = None
     content_block: msgspec.Raw = msgspec.Raw(b"")
