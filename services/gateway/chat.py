@@ -140,7 +140,7 @@ class ChatEndpoint:
                     writer.set_model(message.rescue.model_used)
                 elif message.HasField("end"):
                     note(event, message.end.outcome)
-                    await exchange.write(self._last(message.end, writer), more=False)
+                    await exchange.write(self._last(message.end, writer, facts), more=False)
                 elif message.HasField("error"):
                     note(event, message.error.outcome)
                     # The status that follows raises; see Endpoint.
@@ -161,10 +161,11 @@ class ChatEndpoint:
         exchange.write_stream_error = writer.error
         return writer
 
-    def _last(self, end: pb.StreamEnd, writer: Any) -> bytes:
+    def _last(self, end: pb.StreamEnd, writer: Any, facts: Facts) -> bytes:
         extra = outcome_object(end.outcome)
         if writer is None:
-            return self._surface.close_raw_stream(end.raw_tail.documents, extra)
+            untold = end.outcome.usage if end.outcome.usage.estimated and facts.include_usage else None
+            return self._surface.close_raw_stream(end.raw_tail.documents, extra, untold)
         return writer.finish(end.outcome.finish, end.outcome.usage, extra)  # type: ignore[no-any-return]
 
 
