@@ -77,6 +77,8 @@ class _Reader:
             case "message_delta":
                 self._count(read.usage)
                 if read.delta is not None and read.delta.stop_reason:
+                    if read.usage is None:  # The one of the start does not know what was written since.
+                        progress.usage = None
                     progress.finish = read_finish(read.delta.stop_reason, read.delta.stop_sequence or "")
             case "message_stop":
                 progress.closed = True
