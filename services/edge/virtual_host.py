@@ -52,6 +52,8 @@ _LARGEST = 2**63 - 1
 # As the facade knows them: what is over our limit, but not worth a cut connection.
 BODY_LIMIT = "x-omnihub-body-limit"
 DISCARD_LIMIT = 512 * 2**20
+# Where the facade reads and refuses what is too large for a REST path. No caller gets there by its name.
+OVERSIZED = "/-/oversized"
 # What gRPC adds to an answer and REST callers have no use for.
 _GRPC_HEADERS = (
     "grpc-status",
@@ -74,6 +76,7 @@ _EXPOSED = (
     "x-omnihub-cost",
     "x-omnihub-savings",
     "x-omnihub-receipt",
+    "x-omnihub-estimated",
     *(f"x-ratelimit-{what}-{measure}" for measure in _MEASURES for what in ("limit", "remaining", "reset")),
     *(
         f"anthropic-ratelimit-{measure}-{what}"
@@ -170,50 +173,58 @@ def _cors_of_answers(origins: Sequence[str]) -> list[Json]:
     ]
 
 
-def _limited(match: Json, forward: Json, limit_bytes: int, refuses: bool = False) -> list[Json]:
-    """Return the routes to `forward` by what the caller says of the body's length.
-
-    Who `refuses` reads what it refuses: many clients lose an answer that comes while they still send.
-    """
-    said = match.get("headers", [])
-    end = max(limit_bytes, DISCARD_LIMIT if refuses else 0)
-    too_large = {"name": "content-length", "range_match": {"start": end + 1, "end": _LARGEST}}
-    unknown = {"name": "content-length", "present_match": False}
-    limited = {
-        "@type": f"{_TYPE}.extensions.filters.http.buffer.v3.BufferPerRoute",
-        "buffer": {"max_request_bytes": limit_bytes},
+def _to_facade(cluster: str = FACADE_CLUSTER) -> Json:
+    return {
+        "route": _forward(cluster),
+        # The gateway relays foreign answers: what they say in our internal headers is not ours.
+        "response_headers_to_remove": [HTTP_STATUS, ERROR_BODY],
     }
-    filters = {**forward.get("typed_per_filter_config", {}), BUFFER: limited}
-    refused = []
-    if end > limit_bytes:
-        over = {"name": "content-length", "range_match": {"start": limit_bytes + 1, "end": end + 1}}
-        headers = [*forward.get("request_headers_to_add", []), _header(BODY_LIMIT, str(limit_bytes))]
-        refused = [
-            {"match": {**match, "headers": [*said, over]}, **forward, "request_headers_to_add": headers}
-        ]
+
+
+def _refusing() -> Json:
+    """Return the route to who reads what it refuses: many clients lose an answer while they send."""
+    facade = _to_facade()
+    rewrite = {"pattern": {"regex": "^.*$"}, "substitution": OVERSIZED}
+    return {**facade, "route": {**facade["route"], "regex_rewrite": rewrite}}
+
+
+def _over(match: Json, refuse: Json, limit_bytes: int) -> list[Json]:
+    """Return the routes of bodies that say themselves that they are larger than the limit."""
+    said = match.get("headers", [])
+    end = max(limit_bytes, DISCARD_LIMIT)
+    endless = {"name": "content-length", "range_match": {"start": end + 1, "end": _LARGEST}}
+    too_large = _answer({**match, "headers": [*said, endless]}, 413, "")
+    if end == limit_bytes:
+        return [too_large]
+    over = {"name": "content-length", "range_match": {"start": limit_bytes + 1, "end": end + 1}}
+    headers = [_header(BODY_LIMIT, str(limit_bytes))]
     return [
-        *refused,
-        _answer({**match, "headers": [*said, too_large]}, 413, ""),
-        # Without a length, only reading tells: these few are held back until they are complete.
-        {"match": {**match, "headers": [*said, unknown]}, **forward, "typed_per_filter_config": filters},
-        {"match": match, **forward},
+        {"match": {**match, "headers": [*said, over]}, **refuse, "request_headers_to_add": headers},
+        too_large,
     ]
+
+
+def _without_length(match: Json) -> Json:
+    unknown = {"name": "content-length", "present_match": False}
+    return {**match, "headers": [*match.get("headers", []), unknown]}
 
 
 def _facade(route: FacadeRoute, body_limit_bytes: int) -> list[Json]:
     """Return the routes of one line of the table."""
     match = _match(route.path, _method(*route.methods))
-    forward = {
-        "route": _forward(route.cluster),
-        # The gateway relays foreign answers: what they say in our internal headers is not ours.
-        "response_headers_to_remove": [HTTP_STATUS, ERROR_BODY],
-    }
+    forward = _to_facade(route.cluster)
     if "POST" not in route.methods:
         return [{"match": match, **forward}]
     if route.cluster == FILES_CLUSTER:
         # Its service counts what it reads, and takes files that are never whole in memory.
         return [{"match": match, **forward}]
-    return _limited(match, forward, body_limit_bytes, refuses=True)
+    told = [_header(BODY_LIMIT, str(body_limit_bytes))]
+    return [
+        *_over(match, forward, body_limit_bytes),
+        # Without a length, only reading tells: it counts as it reads, and reads on what it refuses.
+        {"match": _without_length(match), **forward, "request_headers_to_add": told},
+        {"match": match, **forward},
+    ]
 
 
 def _rest(rpc: PublicRpc, binding: Binding, body_limit_bytes: int) -> list[Json]:
@@ -236,7 +247,17 @@ def _rest(rpc: PublicRpc, binding: Binding, body_limit_bytes: int) -> list[Json]
     if binding.method == "GET":
         return [{"match": match, **forward}]
     # The transcoder's own limit holds only for what it has not passed on yet.
-    return _limited(match, forward, body_limit_bytes)
+    limited = {
+        "@type": f"{_TYPE}.extensions.filters.http.buffer.v3.BufferPerRoute",
+        "buffer": {"max_request_bytes": body_limit_bytes},
+    }
+    filters = {**forward["typed_per_filter_config"], BUFFER: limited}
+    return [
+        *_over(match, _refusing(), body_limit_bytes),
+        # Without a length, only reading tells: these few are held back until they are complete.
+        {"match": _without_length(match), **forward, "typed_per_filter_config": filters},
+        {"match": match, **forward},
+    ]
 
 
 def _native(rpc: PublicRpc) -> Json:

@@ -22,6 +22,16 @@ class Answer(NamedTuple):
     model: str
 
 
+def written_chars(message: Message) -> int:
+    """Return the characters of what a model wrote: text, thoughts, refusals, names and arguments of calls."""
+    size = len(message.content)
+    for part in message.parts:
+        call = part.tool_call
+        size += len(part.text.text) + len(part.reasoning.text) + len(part.refusal.text)
+        size += len(call.name) + len(call.arguments_json)
+    return size
+
+
 class AnswerFacts(NamedTuple):
     """What the platform needs to know about an answer that is passed on as it is."""
 
@@ -47,13 +57,19 @@ class Progress:
     closed: bool = False
     """The provider said that nothing follows."""
     thought: bool = False
-    """Thoughts have come. This and what follows only readers of raw streams tell."""
+    """Thoughts have come, perhaps sealed ones."""
     beyond_text: bool = False
-    """More than text and thoughts has come, such as a tool call: no other model can go on from here."""
+    """More than text and thoughts has come, such as a tool call: no other model can go on from here. Of a
+    stream that is translated only what has no characters is told here: its events tell the rest."""
     parts: int = 0
-    """Parts begun, where the format numbers them."""
+    """Parts begun, where the format numbers them. This and what follows only readers of raw streams tell."""
     open_part: str = ""
     """The last part has not ended: text, reasoning, or empty when it has."""
+
+    @property
+    def at_work(self) -> bool:
+        """Tell whether the model has begun, if not with text: it thinks, speaks, draws or uses tools."""
+        return self.thought or self.beyond_text
 
 
 class RawReader(Protocol):

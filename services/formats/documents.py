@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, MutableMapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -12,6 +12,9 @@ from services.formats.errors import FormatError, invalid, malformed
 
 Value = TypeVar("Value")
 Fields = dict[str, msgspec.Raw]
+# Where something stands. A number that is no place makes what it stands in malformed.
+Place = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+Index = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encoder = msgspec.json.Encoder()

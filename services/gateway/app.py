@@ -24,6 +24,7 @@ from services.gateway.media.speech import SpeechEndpoint
 from services.gateway.media.transcriptions import TranscriptionsEndpoint
 from services.gateway.media.videos import VideosEndpoint
 from services.gateway.models import ANTHROPIC_HEADER, ModelsEndpoint
+from services.gateway.oversized import METHODS, PATH, OversizedEndpoint, refuse
 from services.gateway.settings import GatewaySettings
 from services.gateway.stored_responses import StoredResponseEndpoint
 from services.gateway.surfaces import ANTHROPIC, NATIVE, OPENAI, RESPONSES, Surface
@@ -77,6 +78,7 @@ def build(settings: GatewaySettings, infrastructure: Infrastructure) -> Service:
         connect(ConsentService, "workflow"),
         settings,
     )
+    oversized = OversizedEndpoint(NATIVE, authenticator, "oversized", refuse)
     routes = [
         post("/v1/chat/completions", OPENAI, ChatEndpoint(OPENAI, router, limit).serve),
         post("/v1/responses", RESPONSES, ChatEndpoint(RESPONSES, router, limit).serve),
@@ -99,6 +101,7 @@ def build(settings: GatewaySettings, infrastructure: Infrastructure) -> Service:
         route("DELETE", "/v1/videos/{video_id}", OPENAI, videos.remove),
         route("GET", "/v1/videos/{video_id}/content", OPENAI, videos.download),
         post("/v1/videos/{video_id}/remix", OPENAI, videos.remix),
+        Route(PATH, oversized, methods=METHODS),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{model:path}", models, methods=["GET"]),
     ]

@@ -140,7 +140,7 @@ class ChatEndpoint:
                     writer.set_model(message.rescue.model_used)
                 elif message.HasField("end"):
                     note(event, message.end.outcome)
-                    await exchange.write(self._last(message.end, writer), more=False)
+                    await exchange.write(self._last(message.end, writer, facts), more=False)
                 elif message.HasField("error"):
                     note(event, message.error.outcome)
                     # The status that follows raises; see Endpoint.
@@ -161,10 +161,11 @@ class ChatEndpoint:
         exchange.write_stream_error = writer.error
         return writer
 
-    def _last(self, end: pb.StreamEnd, writer: Any) -> bytes:
+    def _last(self, end: pb.StreamEnd, writer: Any, facts: Facts) -> bytes:
         extra = outcome_object(end.outcome)
         if writer is None:
-            return self._surface.close_raw_stream(end.raw_tail.documents, extra)
+            untold = end.outcome.usage if end.outcome.usage.estimated and facts.include_usage else None
+            return self._surface.close_raw_stream(end.raw_tail.documents, extra, untold)
         return writer.finish(end.outcome.finish, end.outcome.usage, extra)  # type: ignore[no-any-return]
 
 
@@ -254,6 +255,8 @@ def outcome_headers(outcome: pb.Outcome) -> list[tuple[bytes, bytes]]:
     ]
     if outcome.savings_estimate:
         headers.append((b"x-omnihub-savings", outcome.savings_estimate.encode()))
+    if outcome.usage.estimated:
+        headers.append((b"x-omnihub-estimated", b"true"))
     if outcome.receipt and (entries := _told(outcome.receipt)):
         headers.append((b"x-omnihub-receipt", _receipt_header(entries)))
     return headers
@@ -278,18 +281,22 @@ def receipt_header(receipt: list[dict[str, str]]) -> bytes:
 
 
 def told(receipt: Iterable[ParameterReceipt]) -> list[dict[str, str]]:
-    """Return what happened to parameters; those simply forwarded are left out."""
+    """Return what happened to parameters, those that were simply forwarded last."""
     return _documents(_told(receipt))
 
 
 def _told(receipt: Iterable[ParameterReceipt]) -> tuple[_Entry, ...]:
-    return tuple(
-        [(entry.name, entry.outcome, entry.detail) for entry in receipt if entry.outcome != "forwarded"]
-    )
+    entries = [(entry.name, entry.outcome, entry.detail) for entry in receipt]
+    # A header has room for the first ones: what went on as it was can be missed most easily.
+    passed = [entry for entry in entries if entry[1] == "forwarded"]
+    return (*[entry for entry in entries if entry[1] != "forwarded"], *passed)
 
 
 def _documents(entries: Iterable[_Entry]) -> list[dict[str, str]]:
-    return [{"name": name, "outcome": outcome, "detail": detail} for name, outcome, detail in entries]
+    return [
+        {"name": name, "outcome": outcome, "detail": detail} if detail else {"name": name, "outcome": outcome}
+        for name, outcome, detail in entries
+    ]
 
 
 def outcome_object(outcome: pb.Outcome) -> Mapping[str, Any]:
@@ -301,6 +308,11 @@ def outcome_object(outcome: pb.Outcome) -> Mapping[str, Any]:
         "provider": outcome.provider,
         "cost": outcome.cost,
         "state": outcome.state,
+        "usage": {
+            "input_tokens": outcome.usage.input_total,
+            "output_tokens": outcome.usage.output_total,
+            "estimated": outcome.usage.estimated,
+        },
     }
     if outcome.savings_estimate:
         facts["savings"] = outcome.savings_estimate

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import WireFormat
+from omnihub.common.v1.chat_pb2 import Usage, WireFormat
 from omnihub.router.v1.router_service_pb2 import RateLimit
 
 from services.common.rpc import RpcError
@@ -26,7 +26,7 @@ class Surface:
     read_facts: Callable[[bytes], Facts]
     write_response: Callable[..., bytes]
     stream_writer: Callable[..., Any]
-    close_raw_stream: Callable[[Sequence[bytes], Mapping[str, Any] | None], bytes]
+    close_raw_stream: Callable[[Sequence[bytes], Mapping[str, Any] | None, Usage | None], bytes]
     write_stream_error: Callable[..., bytes]
     write_error: Callable[..., bytes]
     error_type: Callable[[RpcError], str]

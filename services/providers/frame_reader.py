@@ -33,7 +33,7 @@ class FrameReader:
         exchange, progress = self._exchange, self._progress
         events: list[Event] = []
         while not (events or self.at_end or progress.closed):
-            exchange.got_token = progress.output_chars > 0 or progress.finish is not None
+            exchange.got_token = progress.output_chars > 0 or progress.at_work or progress.finish is not None
             try:
                 chunk = await exchange.read_chunk()
             except ProviderError:

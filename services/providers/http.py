@@ -166,6 +166,11 @@ def _broken(error: Exception, failures: Failures, phase: Phase = BEFORE) -> Prov
     return failures.of("PROVIDER_PROTOCOL", f"broke HTTP: {type(error).__name__}", phase)
 
 
+def content_type(headers: Mapping[str, str]) -> str:
+    """Return the type that headers name, without parameters."""
+    return headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
 class Exchange:
     """One answer being read. Ends with `release` (keeps the connection) or `close` (does not)."""
 
@@ -196,7 +201,7 @@ class Exchange:
     @property
     def content_type(self) -> str:
         """Return the type of the body, without parameters."""
-        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return content_type(self.headers)
 
     async def read_body(self, limit: int = BODY_LIMIT) -> bytes:
         """Return the whole body. Raises PROVIDER_PROTOCOL when it is too large."""

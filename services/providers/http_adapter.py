@@ -15,7 +15,14 @@ from omnihub.provider.v1 import provider_service_pb2 as pb
 from yarl import URL
 
 from services.common import clock
-from services.formats.answers import Answer, AnswerFacts, Progress, RawReader, StreamReader
+from services.formats.answers import (
+    Answer,
+    AnswerFacts,
+    Progress,
+    RawReader,
+    StreamReader,
+    written_chars,
+)
 from services.formats.errors import FormatError
 from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of
@@ -30,7 +37,7 @@ from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import MID_STREAM, Failures, ProviderError
 from services.providers.frame_reader import FrameReader
 from services.providers.frames import FrameParser
-from services.providers.http import FRAME_LIMIT, Exchange, Timeouts, Upstream
+from services.providers.http import FRAME_LIMIT, Exchange, Timeouts, Upstream, content_type
 from services.providers.receipts import account, refuse_drops
 from services.providers.settings import ProviderSettings
 from services.providers.sse import SseParser
@@ -157,7 +164,8 @@ class HttpAdapter(ABC):
             else:
                 answer = self.read_response(body)
                 response.message.CopyFrom(answer.message)
-                _fill(response, answer, answer.usage or estimate_usage(len(prepared.body), len(body)))
+                written = 0 if answer.usage else written_chars(answer.message)
+                _fill(response, answer, answer.usage or estimate_usage(len(prepared.body), written))
         except FormatError as error:
             raise failures.of("PROVIDER_PROTOCOL", f"its answer is wrong: {error.message}") from None
         return response
@@ -286,22 +294,34 @@ class HttpAdapter(ABC):
         failures: Failures,
         method: str = "",
     ) -> tuple[bytes, Mapping[str, str]]:
-        """Send a request and return body and headers of a good answer."""
+        """Send a request and return body, a JSON object, and headers of a good answer."""
+        answer, told = await self.fetch(url, body, headers, timeouts, failures, method)
+        if answer[:1] != b"{" and answer.lstrip()[:1] != b"{":
+            what = content_type(told) or "nothing"
+            raise failures.of(
+                "PROVIDER_PROTOCOL", f"answered with {what} instead of a JSON object", http_status=200
+            )
+        self.check_body(answer, failures)
+        return answer, told
+
+    async def fetch(
+        self,
+        url: URL,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        timeouts: Timeouts,
+        failures: Failures,
+        method: str = "",
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """Send a request and return body, whatever it is, and headers of an answer with status 200."""
         signed = await self.sign(url, headers, body, failures)
         exchange = await self._upstream.send(url, signed, body, timeouts, failures, False, method)
         try:
             if exchange.status != 200:
                 raise await self._refused(exchange, failures)
-            answer = await exchange.read_body()
+            return await exchange.read_body(), exchange.headers
         finally:
             exchange.close()
-        if answer[:1] != b"{" and answer.lstrip()[:1] != b"{":
-            what = exchange.content_type or "nothing"
-            raise failures.of(
-                "PROVIDER_PROTOCOL", f"answered with {what} instead of a JSON object", http_status=200
-            )
-        self.check_body(answer, failures)
-        return answer, exchange.headers
 
     def check_body(self, body: bytes, failures: Failures) -> None:
         """Raise the error that came with status 200."""

@@ -32,7 +32,7 @@ JUDGED = {
     "openai_responses": TOOLS | RAW | EMBEDDINGS,
     "groq": TOOLS | RAW,
     "openrouter": TOOLS | RAW,
-    "huggingface": TOOLS | RAW,
+    "huggingface": TOOLS | RAW | EMBEDDINGS,
     "self_hosted": TOOLS | RAW | EMBEDDINGS,
     "anthropic": TOOLS | RAW,
     "gemini": TOOLS | EMBEDDINGS,

@@ -126,6 +126,18 @@ class TestRefused:
         assert answer.status_code == 413
         assert self.error(answer)["reason"] == "BODY_TOO_LARGE"
 
+    @pytest.mark.parametrize(
+        ("path", "key"), [("/v1/chat", "own"), ("/api/keys", "omni_sk_wrong"), ("/api/auth/login", "")]
+    )
+    async def test_who_still_sends_gets_the_refusal(self, suite: Suite, path: str, key: str) -> None:
+        """Asynchronous clients lose an answer that comes while they send: what is refused is read first."""
+        headers = {"x-api-key": suite.key if key == "own" else key} if key else {}
+        async with httpx.AsyncClient(base_url=suite.url, headers=headers, timeout=20) as client:
+            answer = await client.post(path, json={"name": "x" * 20_000_000})
+            assert answer.status_code == 413
+            assert self.error(answer)["reason"] == "BODY_TOO_LARGE"
+            assert (await client.post("/-/oversized", json={})).status_code == 404
+
     def test_keys(self, suite: Suite) -> None:
         missing = httpx.post(f"{suite.url}/v1/chat", json=BODY)
         assert (missing.status_code, self.error(missing)["reason"]) == (401, "MISSING_CREDENTIAL")

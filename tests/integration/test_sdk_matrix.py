@@ -49,10 +49,14 @@ FIXTURES = [
 ]
 CALLS = [["get_weather", '{"city":"Paris"}'], ["get_time", "{}"]]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
-# An OpenAI-shaped server with responses, one without, and the other shape.
-PROVIDERS = ("openai", "plain", "anthropic")
+# An OpenAI-shaped server with responses, one without, and each of the other shapes.
+PROVIDERS = ("openai", "plain", "anthropic", "gemini", "bedrock", "ollama")
 SURFACES = ("chat", "responses", "messages")
 CASES = ("text", "image", "tools", "results", "limited", "unknown")
+# The fake ends Gemini's calls with a word that the vendor does not have: they are in the matrix of adapters.
+LEFT_OUT = {("gemini", "tools")}
+# Whose usage the fake does not tell.
+UNTOLD = ("ollama",)
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 NAMES = ("get_weather", "get_time")
 
@@ -75,17 +79,29 @@ adapter = "anthropic"
 base_url = "{url}"
 api_key = "sk-matrix"
 
+[providers.gemini]
+base_url = "{url}"
+api_key = "sk-matrix"
+
+[providers.bedrock]
+base_url = "{url}"
+region = "us-east-1"
+access_key_id = "AKIAMATRIX"
+secret_access_key = "sk-matrix"
+
+[providers.ollama]
+base_url = "{url}"
+
 [billing.prices]
-"openai/*" = {{ input_per_million = "1.00", output_per_million = "2.00" }}
-"plain/*" = {{ input_per_million = "1.00", output_per_million = "2.00" }}
-"anthropic/*" = {{ input_per_million = "1.00", output_per_million = "2.00" }}
 """
 
 
 def config_for(url: str) -> str:
     """Return the configuration: each provider behind a route of its own, refusals told as they come."""
+    price = '{ input_per_million = "1.00", output_per_million = "2.00" }'
+    prices = (f'"{name}/*" = {price}\n' for name in PROVIDERS)
     routes = (f'\n[models."by-{name}"]\nroute = ["{name}/m"]\nretries = 0\n' for name in PROVIDERS)
-    return CONFIG.format(url=url) + "".join(routes)
+    return CONFIG.format(url=url) + "".join([*prices, *routes])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -182,7 +198,7 @@ FINISHES = {
 }
 
 
-def check(surface: str, case: str, seen: dict[str, Any], stream: bool) -> None:
+def check(surface: str, case: str, provider: str, seen: dict[str, Any], stream: bool) -> None:
     """Fail unless a client saw what `case` is about."""
     if case in ("limited", "unknown"):
         kinds = {"limited": ("RateLimitError", 429), "unknown": ("NotFoundError", 404)}
@@ -195,7 +211,12 @@ def check(surface: str, case: str, seen: dict[str, Any], stream: bool) -> None:
         [[name, json.loads(args)] for name, args in CALLS] if case == "tools" else []
     )
     assert seen["finish"] == FINISHES[surface].get(case, FINISHES[surface][""])
-    assert tuple(seen["usage"]) in {(7, 9), (0, 9)}
+    used_in, used_out = seen["usage"]
+    if provider in UNTOLD:
+        assert used_in > 7
+        assert 5 <= used_out <= 10, "estimated from what was written"
+    else:
+        assert (used_in, used_out) in {(7, 9), (0, 9)}
     if stream and surface != "messages":
         assert float(seen["cost"]) > 0
     if stream and surface == "responses":
@@ -304,7 +325,11 @@ async def test_python_clients(stack: Suite, provider: str) -> None:
         openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0) as gpt,
         anthropic.AsyncAnthropic(base_url=stack.url, api_key=stack.key, max_retries=0) as claude,
     ):
-        cells = list(product(SURFACES, CASES, (False, True)))
+        cells = [
+            (surface, case, stream)
+            for surface, case, stream in product(SURFACES, CASES, (False, True))
+            if (provider, case) not in LEFT_OUT
+        ]
         seen = await asyncio.gather(
             *(
                 ask(
@@ -316,16 +341,20 @@ async def test_python_clients(stack: Suite, provider: str) -> None:
             )
         )
     for (surface, case, stream), each in zip(cells, seen, strict=True):
-        check(surface, case, each, stream)
+        check(surface, case, provider, each, stream)
 
 
 @pytest.mark.parametrize(("program", "surfaces"), [("openai", SURFACES[:2]), ("anthropic", SURFACES[2:])])
 async def test_node_clients(stack: Suite, program: str, surfaces: tuple[str, ...]) -> None:
-    cells = list(product(surfaces, CASES, PROVIDERS, (False, True)))
+    cells = [
+        cell
+        for cell in product(surfaces, CASES, PROVIDERS, (False, True))
+        if (cell[2], cell[1]) not in LEFT_OUT
+    ]
     jobs = [
         {"surface": surface, "body": asked(surface, case, provider, stream)}
         for surface, case, provider, stream in cells
     ]
     seen = await run_client(program, stack.url, stack.key, jobs)
-    for (surface, case, _, stream), each in zip(cells, seen, strict=True):
-        check(surface, case, each, stream)
+    for (surface, case, provider, stream), each in zip(cells, seen, strict=True):
+        check(surface, case, provider, each, stream)

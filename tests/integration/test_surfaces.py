@@ -115,6 +115,8 @@ async def test_a_cut_response_on_the_wire(server: FaultServer, stack: Stack, pro
     assert name == "event: error"
     assert (document["type"], document["code"]) == ("error", "stream_truncated")
     assert document["omnihub"]["state"] == "truncated"
+    usage = document["omnihub"]["usage"]
+    assert (usage["estimated"], usage["input_tokens"] > 0, usage["output_tokens"] > 0) == (True, True, True)
     numbers = [
         json.loads(line[6:]).get("sequence_number")
         for line in response.text.split("\n")

@@ -270,6 +270,12 @@ def _item_text(item: Json) -> str:
     return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
 
 
+async def _feature_extraction(request: web.Request) -> web.Response:
+    if request.match_info["model"] != "hashes":
+        return web.json_response({"error": "Model does not exist"}, status=404)
+    return web.json_response([_vector(text, None) for text in (await request.json())["inputs"]])
+
+
 @asynccontextmanager
 async def running_native_models(*bedrock: str) -> AsyncIterator[str]:
     """Run the vendor in every format on a free port of 127.0.0.1; `bedrock` are the models it lists there."""
@@ -283,6 +289,7 @@ async def running_native_models(*bedrock: str) -> AsyncIterator[str]:
     router.add_get("/api/tags", _ollama_models)
     router.add_post("/api/chat", _ollama)
     router.add_post("/api/embed", _ollama_embed)
+    router.add_post("/hf-inference/models/{model}/pipeline/feature-extraction", _feature_extraction)
     router.add_get("/foundation-models", _bedrock_models)
     router.add_post("/model/{model}/{operation}", _bedrock)
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)

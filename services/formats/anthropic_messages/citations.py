@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import Citation
 
-from services.formats.documents import raw_of, text_of
+from services.formats.documents import Place, raw_of, text_of
 
 FORMAT = "anthropic_messages"
 # The kinds that cite a document of the request, and what their places count.
@@ -27,14 +27,14 @@ class _Wire(msgspec.Struct):
     url: str | None = None
     source: str | None = None
     file_id: str | None = None
-    document_index: int | None = None
-    search_result_index: int | None = None
-    start_char_index: int | None = None
-    end_char_index: int | None = None
-    start_page_number: int | None = None
-    end_page_number: int | None = None
-    start_block_index: int | None = None
-    end_block_index: int | None = None
+    document_index: Place | None = None
+    search_result_index: Place | None = None
+    start_char_index: Place | None = None
+    end_char_index: Place | None = None
+    start_page_number: Place | None = None
+    end_page_number: Place | None = None
+    start_block_index: Place | None = None
+    end_block_index: Place | None = None
 
 
 _decoder = msgspec.json.Decoder(_Wire)

@@ -10,7 +10,7 @@ from services.formats.answers import Event, Progress
 from services.formats.anthropic_messages.blocks import PROVIDER
 from services.formats.anthropic_messages.citations import read_citation
 from services.formats.anthropic_messages.outcome import WireUsage, read_finish, read_usage
-from services.formats.documents import from_decode_error, text_of
+from services.formats.documents import Index, from_decode_error, text_of
 
 
 class _Message(msgspec.Struct):
@@ -44,7 +44,7 @@ class StreamEvent(msgspec.Struct):
     """One event, as far as the platform reads it."""
 
     type: str
-    index: int = 0
+    index: Index = 0
     message: _Message | None = None
     delta: _Delta | None = None
     content_block: msgspec.Raw = msgspec.Raw(b"")
@@ -77,6 +77,8 @@ class _Reader:
             case "message_delta":
                 self._count(read.usage)
                 if read.delta is not None and read.delta.stop_reason:
+                    if read.usage is None:  # The one of the start does not know what was written since.
+                        progress.usage = None
                     progress.finish = read_finish(read.delta.stop_reason, read.delta.stop_sequence or "")
             case "message_stop":
                 progress.closed = True
@@ -152,7 +154,10 @@ class StreamReader(_Reader):
         match read.type:
             case "content_block_start":
                 self._open.append(read.index)
-                return [PartStart(index=read.index, part=_start(read.content_block))]
+                part = _start(read.content_block)
+                self.progress.thought = self.progress.thought or part.reasoning.redacted
+                self.progress.beyond_text = self.progress.beyond_text or part.HasField("opaque")
+                return [PartStart(index=read.index, part=part)]
             case "content_block_delta" if read.delta is not None:
                 delta = _delta(read.index, read.delta)
                 return [delta] if delta is not None else []

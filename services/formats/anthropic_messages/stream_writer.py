@@ -12,7 +12,7 @@ from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 from services.formats.anthropic_messages.citations import write_citation
 from services.formats.anthropic_messages.errors import error_object
 from services.formats.anthropic_messages.outcome import write_finish, write_usage
-from services.formats.documents import splice, write_object
+from services.formats.documents import read_object, splice, write_object
 
 
 def frame(kind: str, document: bytes) -> bytes:
@@ -154,9 +154,16 @@ _STOP = "message_stop"
 _kind_decoder = msgspec.json.Decoder(_Kind)
 
 
-def close_raw_stream(raw_tail: Sequence[bytes], extra: Mapping[str, Any] | None = None) -> bytes:
-    """Frame the held-back documents of a raw stream, `extra` in the first as `omnihub`."""
+def close_raw_stream(
+    raw_tail: Sequence[bytes], extra: Mapping[str, Any] | None = None, untold: Usage | None = None
+) -> bytes:
+    """Frame the held-back documents of a raw stream, `extra` in the first as `omnihub`.
+
+    `untold` is the usage that its provider did not tell: clients cannot read the end without one.
+    """
     documents = list(raw_tail)
+    if documents and untold is not None:
+        documents[0] = write_object({**read_object(documents[0]), "usage": write_usage(untold)})
     if documents and extra:
         documents[0] = splice(documents[0], "omnihub", extra)
     kinds = [_kind_decoder.decode(document).type for document in documents]

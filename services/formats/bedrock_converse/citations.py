@@ -5,17 +5,17 @@ from __future__ import annotations
 import msgspec
 from omnihub.common.v1.chat_pb2 import Citation
 
-from services.formats.documents import text_of
+from services.formats.documents import Place, text_of
 
 FORMAT = "bedrock_converse"
 
 
 class _Place(msgspec.Struct, rename="camel"):
     url: str | None = None
-    document_index: int | None = None
-    search_result_index: int | None = None
-    start: int | None = None
-    end: int | None = None
+    document_index: Place | None = None
+    search_result_index: Place | None = None
+    start: Place | None = None
+    end: Place | None = None
 
 
 class _Location(msgspec.Struct, rename="camel"):

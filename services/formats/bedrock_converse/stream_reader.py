@@ -225,6 +225,7 @@ class StreamReader:
             block = self._open("reasoning", index, events)
             part = Part()
             part.reasoning.encrypted, part.reasoning.redacted = delta.redacted, True
+            self.progress.thought = True
             events.append(PartStart(index=block.index, part=part))
             return
         at = self._part("reasoning", index, events)
@@ -252,6 +253,7 @@ class StreamReader:
 
     def _open(self, kind: str, index: int, events: list[Event]) -> _Block:
         self._stop(index, events)
+        self.progress.beyond_text = self.progress.beyond_text or kind in _WHOLE
         block = _Block(kind, self._next)
         self._blocks[index] = block
         self._next += 1

@@ -109,6 +109,7 @@ class StreamReader:
             self._text(kind, part, text, events)
             return
         self._stop(events)
+        self.progress.beyond_text = True
         delta = PartDelta(index=self._next)
         if kind == "tool_call":
             self._called_tools = True

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import Citation
 
-from services.formats.documents import text_of
+from services.formats.documents import Place, text_of
 
 FORMAT = "openai_chat"
 
@@ -15,8 +15,8 @@ FORMAT = "openai_chat"
 class _UrlCitation(msgspec.Struct):
     url: str | None = None
     title: str | None = None
-    start_index: int | None = None
-    end_index: int | None = None
+    start_index: Place | None = None
+    end_index: Place | None = None
 
 
 class _Annotation(msgspec.Struct):

@@ -8,7 +8,7 @@ from typing import Any
 from omnihub.common.v1.chat_pb2 import Citation, Finish, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
-from services.formats.documents import splice, write_object
+from services.formats.documents import read_object, splice, write_object
 from services.formats.openai_chat.citations import write_annotation
 from services.formats.openai_chat.errors import error_object
 from services.formats.openai_chat.logprobs import write_logprobs
@@ -167,9 +167,20 @@ def write_stream_error(
     return frame(write_object(document))
 
 
-def close_raw_stream(raw_tail: Sequence[bytes], extra: Mapping[str, Any] | None = None) -> bytes:
-    """Frame the held-back documents of a raw stream, `extra` in the first as `omnihub`, and end it."""
+def close_raw_stream(
+    raw_tail: Sequence[bytes], extra: Mapping[str, Any] | None = None, untold: Usage | None = None
+) -> bytes:
+    """Frame the held-back documents of a raw stream, `extra` in the first as `omnihub`, and end it.
+
+    `untold` is the usage that the caller asked for and its provider did not tell.
+    """
     documents = list(raw_tail)
+    if documents and untold is not None:
+        last = read_object(documents[-1])
+        chunk: dict[str, Any] = {
+            name: last[name] for name in ("id", "object", "created", "model") if name in last
+        }
+        documents.append(write_object({**chunk, "choices": [], "usage": write_usage(untold)}))
     if documents and extra:
         documents[0] = splice(documents[0], "omnihub", extra)
     return b"".join(map(frame, documents)) + DONE

@@ -370,13 +370,21 @@ class _Kind(msgspec.Struct):
 _kind_decoder = msgspec.json.Decoder(_Kind)
 
 
-def close_raw_stream(raw_tail: Sequence[bytes], extra: Mapping[str, Any] | None = None) -> bytes:
-    """Frame the held-back documents of a raw stream, `extra` as `omnihub` in the response of the first."""
+def close_raw_stream(
+    raw_tail: Sequence[bytes], extra: Mapping[str, Any] | None = None, untold: Usage | None = None
+) -> bytes:
+    """Frame the held-back documents of a raw stream, `extra` as `omnihub` in the response of the first.
+
+    `untold` is the usage that its provider did not tell.
+    """
     documents = list(raw_tail)
     if documents and extra:
         fields = read_object(documents[0])
         if "response" in fields:
-            fields["response"] = msgspec.Raw(splice(bytes(fields["response"]), "omnihub", extra))
+            response = bytes(fields["response"])
+            if untold is not None:
+                response = write_object({**read_object(response), "usage": write_usage(untold)})
+            fields["response"] = msgspec.Raw(splice(response, "omnihub", extra))
             documents[0] = write_object(fields)
         else:
             documents[0] = splice(documents[0], "omnihub", extra)

@@ -14,8 +14,9 @@ from services.formats.answers import Answer, AnswerFacts, RawReader, StreamReade
 from services.formats.documents import from_decode_error, is_null, read_object, write_object
 from services.formats.receipts import Receipts
 from services.providers.adapter import conversation_of
+from services.providers.counting import estimated
 from services.providers.domain.classification import ErrorTable
-from services.providers.domain.failure import UnsupportedError
+from services.providers.domain.failure import ProviderError, UnsupportedError
 from services.providers.http import Upstream
 from services.providers.http_adapter import HttpAdapter
 from services.providers.settings import ProviderSettings
@@ -157,7 +158,13 @@ class AnthropicAdapter(HttpAdapter):
         body = write_object({name: raw for name, raw in fields.items() if name not in _NOT_COUNTED})
         failures = self.failures(attempt.model)
         limits = self.timeouts(attempt.timeouts)
-        answer, _ = await self.ask(self._count_url, body, self.headers_of(attempt), limits, failures)
+        try:
+            answer, _ = await self.ask(self._count_url, body, self.headers_of(attempt), limits, failures)
+        except ProviderError as error:
+            # Other servers of this format have no such path; the vendor names the model that is unknown.
+            if error.metadata.get("http_status") in _NO_PATH and attempt.model not in error.message:
+                return estimated(conversation_of(attempt))
+            raise
         try:
             return pb.CountTokensResponse(input_tokens=msgspec.json.decode(answer, type=_Count).input_tokens)
         except (msgspec.DecodeError, ValueError) as error:
@@ -166,6 +173,9 @@ class AnthropicAdapter(HttpAdapter):
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Refuse: the vendor has no embeddings."""
         raise UnsupportedError(self.name, f"{self.name} has no embeddings; choose another model", "model")
+
+
+_NO_PATH = frozenset({"404", "405", "501"})
 
 
 class _Count(msgspec.Struct):

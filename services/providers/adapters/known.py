@@ -66,7 +66,7 @@ KNOWN: Mapping[str, Known] = {
     "openrouter": Known(
         "openai", "https://openrouter.ai/api/v1", "openrouter", "OPENROUTER_API_KEY", prefill="last_message"
     ),
-    "huggingface": Known("openai", "https://router.huggingface.co/v1", "huggingface", "HF_TOKEN"),
+    "huggingface": Known("huggingface", "https://router.huggingface.co/v1", "huggingface", "HF_TOKEN"),
     "gemini": Known(
         "gemini",
         "https://generativelanguage.googleapis.com",

@@ -18,6 +18,7 @@ from omnihub.provider.v1.provider_service_api import ProviderService
 
 from services.common.rpc import Call, RpcError
 from services.common.rpc.external import ExternalServer, Tls
+from services.formats.answers import written_chars
 from services.formats.receipts import MOST as MOST_RECEIPTS
 from services.providers.adapter import conversation_of
 from services.providers.adapters.known import PLUGIN
@@ -169,7 +170,8 @@ class PluginAdapter:
         if wrong:
             raise failures.of("PROVIDER_PROTOCOL", wrong)
         if not response.HasField("usage"):
-            size = len(response.raw_body) or response.message.ByteSize()
+            # Nobody here reads its raw bodies: that is the most that it can have written.
+            size = len(response.raw_body) or written_chars(response.message)
             response.usage.CopyFrom(estimate_usage(_size_of(forwarded), size))
         told = [*receipt, *response.receipt]
         response.ClearField("receipt")

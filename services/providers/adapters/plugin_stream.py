@@ -113,6 +113,6 @@ def failed(error: RpcError, failures: Failures, phase: Phase = BEFORE) -> Provid
 
 def _chars_of(message: pb.StreamChatResponse) -> int:
     if message.HasField("raw_frame"):
-        return len(message.raw_frame.text)
+        return message.raw_frame.output_chars or len(message.raw_frame.text)
     delta = message.part_delta
     return len(delta.text) + len(delta.arguments_json) + len(delta.reasoning) + len(delta.refusal)

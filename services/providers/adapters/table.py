@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from services.providers.adapter import Adapter
 from services.providers.adapters.anthropic import AnthropicAdapter
 from services.providers.adapters.gemini import GeminiAdapter
+from services.providers.adapters.huggingface import HuggingFaceAdapter
 from services.providers.adapters.local import LocalAdapter
 from services.providers.adapters.ollama import OllamaAdapter
 from services.providers.adapters.openai_responses import openai_adapter
@@ -24,6 +25,7 @@ ADAPTERS: Mapping[str, Callable[[str, ProviderSettings, Upstream], Adapter]] = {
     "anthropic": AnthropicAdapter,
     "bedrock": _bedrock,
     "gemini": GeminiAdapter,
+    "huggingface": HuggingFaceAdapter,
     "local": LocalAdapter,
     "ollama": OllamaAdapter,
     "openai": openai_adapter,

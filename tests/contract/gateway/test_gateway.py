@@ -234,6 +234,7 @@ async def test_broken_stream_on_the_wire(facade: Facade, http: httpx.AsyncClient
     last = json.loads(response.text.strip().rsplit("data: ", 1)[1])
     assert last["error"]["code"] == "stream_truncated"
     assert last["omnihub"]["state"] == "upstream_error"
+    assert last["omnihub"]["usage"] == {"input_tokens": 10, "output_tokens": 5, "estimated": False}
 
 
 async def test_stream_that_just_stops_is_not_complete(facade: Facade, http: httpx.AsyncClient) -> None:
@@ -470,11 +471,15 @@ async def test_receipt(facade: Facade, http: httpx.AsyncClient) -> None:
     ]
     facade.router.answer = raw_answer(COMPLETION, receipt=receipt)
     response = await http.post(CHAT, json=BODY)
-    [entry] = json.loads(response.headers["x-omnihub-receipt"])
-    assert entry == {"name": "größe", "outcome": "dropped", "detail": "no such parameter"}
-    facade.router.answer = raw_answer(COMPLETION, receipt=receipt * 200)
+    assert json.loads(response.headers["x-omnihub-receipt"]) == [
+        {"name": "größe", "outcome": "dropped", "detail": "no such parameter"},
+        {"name": "seed", "outcome": "forwarded"},
+    ]
+    facade.router.answer = raw_answer(COMPLETION, receipt=receipt * 40)
     response = await http.post(CHAT, json=BODY)
-    assert 1 < len(json.loads(response.headers["x-omnihub-receipt"])) < 200
+    entries = json.loads(response.headers["x-omnihub-receipt"])
+    assert 40 < len(entries) < 80
+    assert [entry["outcome"] for entry in entries[:40]] == ["dropped"] * 40
 
 
 async def test_names_that_headers_cannot_hold(facade: Facade, http: httpx.AsyncClient) -> None:

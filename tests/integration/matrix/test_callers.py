@@ -147,6 +147,47 @@ async def test_the_responses_client_reads_its_text(server: FaultServer, stack: S
     assert response.output_text == streamed.output_text == TEXT
 
 
+def untold(value: Any) -> Any:
+    """Return a frame of a vendor that tells no usage."""
+    if isinstance(value, dict):
+        return {name: untold(inner) for name, inner in value.items() if name != "usage"}
+    return [untold(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", ["openai", "openai_responses", "anthropic"])
+async def test_clients_read_a_usage_that_nobody_told(server: FaultServer, stack: Stack, name: str) -> None:
+    """Also of a stream that is passed on as it is: who asked for the usage gets it, estimated."""
+    vendor = VENDORS[name]
+    frames = [untold(frame) for frame in vendor.text.frames]
+    if name == "openai":
+        frames = [frame for frame in frames if isinstance(frame, bytes) or frame.get("choices")]
+    if name == "anthropic":  # Its client needs one at the start, if only of zeros.
+        frames[0]["message"]["usage"] = {"input_tokens": 0, "output_tokens": 0}
+    server.script = vendor.script(vendor.encode(*frames))
+    async with gpt(stack) as chats, claude(stack) as messages:
+        if name == "openai":
+            chunks: Any = await chats.chat.completions.create(
+                model=name,
+                messages=ASKED,
+                stream=True,
+                stream_options={"include_usage": True},  # type: ignore[arg-type]
+            )
+            *_, last = [chunk async for chunk in chunks]
+            assert last.choices == []
+            used = (last.usage.prompt_tokens, last.usage.completion_tokens)
+        elif name == "openai_responses":
+            async with chats.responses.stream(model=name, input=PROMPT) as stream:
+                response: Any = await stream.get_final_response()
+            used = (response.usage.input_tokens, response.usage.output_tokens)
+        else:
+            async with messages.messages.stream(model=name, messages=ASKED, max_tokens=50) as events:  # type: ignore[arg-type]
+                message = await events.get_final_message()
+            used = (message.usage.input_tokens, message.usage.output_tokens)
+    assert used[0] > 0
+    assert used[1] in (4, 5), "a token is about four characters, or bytes"
+    assert stack.router.journal.charges[-1].usage.estimated
+
+
 def faults(ask: Ask) -> list[tuple[str, list[Step]]]:
     """Return fault paths whose answers repeat our key."""
     vendor = ask.vendor

@@ -16,11 +16,16 @@ from omnihub.provider.v1.provider_service_api import ProviderService
 from services.common.rpc import Call, RpcError
 from tests.support.fault_server import FaultServer, Recorded, Step, answer
 from tests.support.matrix import cells
+from tests.support.providers import KEY
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 SHAPED = ("openai", "openrouter", "self_hosted")
-ALL = (*SHAPED, "gemini", "titan", "ollama")
-MODELS = {"titan": "amazon.titan-embed-text-v2:0"}
+ALL = (*SHAPED, "huggingface", "gemini", "titan", "ollama")
+MODELS = {"titan": "amazon.titan-embed-text-v2:0", "huggingface": "some/e"}
+# Its models have one size each.
+SIZED = tuple(adapter for adapter in ALL if adapter != "huggingface")
+# Who tells no usage of embeddings.
+UNTOLD = ("huggingface",)
 TEXTS = [f"text {number}" for number in range(250)]
 
 
@@ -32,7 +37,7 @@ def inputs(document: dict[str, Any]) -> list[str]:
     """Return what a body asks for, whichever vendor's it is."""
     if "requests" in document:
         return [each["content"]["parts"][0]["text"] for each in document["requests"]]
-    given = document.get("input", document.get("inputText"))
+    given = document.get("input", document.get("inputText", document.get("inputs")))
     return [given] if isinstance(given, str) else given
 
 
@@ -46,6 +51,8 @@ def respond(request: Recorded) -> Sequence[Step]:
         return answer({"embeddings": [{"values": vector(each)} for each in texts], "usageMetadata": usage})
     if "inputText" in document:
         return answer({"embedding": vector(texts[0]), "inputTextTokenCount": 1})
+    if "inputs" in document:
+        return answer([vector(each) for each in texts])
     if request.path == "/api/embed":
         vectors = [vector(each) for each in texts]
         return answer({"model": "e", "embeddings": vectors, "prompt_eval_count": len(texts)})
@@ -69,12 +76,13 @@ def request_of(adapter: str, **fields: Any) -> pb.EmbedRequest:
 @pytest.mark.parametrize("adapter", cells(51, *ALL))
 async def test_many_vectors_in_order(server: FaultServer, client: ProviderService, adapter: str) -> None:
     server.choose = respond
-    request = request_of(adapter, inputs=TEXTS, dimensions=256)
-    response = await client.embed(request, Call.internal(20))
+    sized: dict[str, Any] = {"dimensions": 256} if adapter in SIZED else {}
+    response = await client.embed(request_of(adapter, inputs=TEXTS, **sized), Call.internal(20))
     assert [list(each.values) for each in response.embeddings] == [vector(text) for text in TEXTS]
-    assert (response.usage.input_total, response.usage.estimated) == (len(TEXTS), False)
+    assert response.usage.estimated == (adapter in UNTOLD)
+    assert response.usage.estimated or response.usage.input_total == len(TEXTS)
     assert {json.loads(each.body).get("model", "") for each in server.requests} <= {"e", ""}
-    assert all(b"256" in each.body for each in server.requests)
+    assert all((b"256" in each.body) == bool(sized) for each in server.requests)
     assert sum(len(inputs(each.json())) for each in server.requests) == len(TEXTS)
 
 
@@ -96,7 +104,8 @@ async def test_too_few_or_wrong_vectors_are_no_answer(
     server: FaultServer, client: ProviderService, adapter: str
 ) -> None:
     short = {"data": [], "embeddings": [], "model": "e"}
-    for body in (short, {"embedding": ["x"], "data": [{"embedding": "*"}], "embeddings": [5]}, {}):
+    wrong: list[Any] = [short, {"embedding": ["x"], "data": [{"embedding": "*"}], "embeddings": [5]}, {}]
+    for body in [*wrong, [], [[1.0]], [[[1.0]], [[1.0]]], [[], []]]:
         server.script = answer(body)
         with pytest.raises(RpcError) as caught:
             await client.embed(request_of(adapter, inputs=["text 1", "text 2"]), Call.internal(5))
@@ -113,10 +122,47 @@ async def test_a_count_that_is_none_is_estimated(
         counts |= {"usage": {"prompt_tokens": count}, "usageMetadata": {"promptTokenCount": count}}
         vectors = {"data": [{"embedding": [1.0]}], "embedding": [1.0]}
         vectors["embeddings"] = [{"values": [1.0]}] if adapter == "gemini" else [[1.0]]  # type: ignore[assignment]
-        server.script = answer({**vectors, **counts})
+        server.script = answer([[1.0]] if adapter == "huggingface" else {**vectors, **counts})
         response = await client.embed(request_of(adapter, inputs=["text 1"]), Call.internal(5))
         assert response.usage.estimated
         assert 0 < response.usage.input_total < 100
+
+
+@pytest.mark.parametrize("adapter", cells(51, "huggingface"))
+async def test_the_task_of_a_model(server: FaultServer, client: ProviderService, adapter: str) -> None:
+    """As the vendor's own client asks (its path and body, read in its source)."""
+    server.choose = respond
+    body = b'{"model": "alias", "input": "text 7", "user": "u"}'
+    response = await client.embed(request_of(adapter, raw_body=body), Call.internal(5))
+    assert [list(each.values) for each in response.embeddings] == [vector("text 7")]
+    [asked] = server.requests
+    assert asked.path == "/hf-inference/models/some/e/pipeline/feature-extraction"
+    assert asked.json() == {"inputs": ["text 7"]}
+    assert asked.headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("adapter", cells(51, "huggingface"))
+async def test_what_the_task_does_not_have(
+    server: FaultServer, client: ProviderService, adapter: str
+) -> None:
+    wrong = [({"dimensions": 8}, "PARAMETER_UNSUPPORTED"), ({"model": "../../whoami"}, "MODEL_NOT_FOUND")]
+    for fields, reason in wrong:
+        request = request_of(adapter, inputs=["a"])
+        request.MergeFrom(pb.EmbedRequest(**fields))
+        with pytest.raises(RpcError) as caught:
+            await client.embed(request, Call.internal(5))
+        assert caught.value.reason == reason
+    assert server.requests == []
+    for status, error, reason in (
+        (503, {"error": "Model some/e is currently loading", "estimated_time": 20.0}, "PROVIDER_OVERLOADED"),
+        (402, {"error": "You have exceeded your monthly included credits"}, "PROVIDER_BILLING"),
+        (404, {"error": "Model some/e does not exist"}, "MODEL_NOT_FOUND"),
+    ):
+        server.script = answer(error, status)
+        with pytest.raises(RpcError) as caught:
+            await client.embed(request_of(adapter, inputs=["a"]), Call.internal(5))
+        assert caught.value.reason == reason
+    assert len(server.requests) == 3
 
 
 async def test_who_has_no_embeddings_says_so(server: FaultServer, client: ProviderService) -> None:

@@ -168,11 +168,27 @@ async def test_usage_that_is_not_told_is_estimated(
     if ask.vendor.name == "titan":
         chunk = {"outputText": TEXT, "completionReason": "FINISH"}
         frames = [wire_bedrock.titan_chunk(chunk)]
-    for outcome in await both(server, client, ask, Said(without_usage(text.whole), frames)):
+    outcomes = await both(server, client, ask, Said(without_usage(text.whole), frames))
+    for outcome in outcomes:
         assert outcome.usage.estimated
         assert outcome.usage.input_total > 0
         assert outcome.usage.output_total > 0
         assert outcome.text == TEXT
+    whole, stream = (outcome.usage.output_total for outcome in outcomes)
+    assert whole == stream, "what the model wrote is counted, not the body it came in"
+
+
+@asks(15, only=("anthropic",))
+async def test_a_usage_of_the_start_alone_is_estimated(
+    server: FaultServer, client: ProviderService, ask: Ask
+) -> None:
+    text = ask.vendor.text
+    first, *rest = text.frames
+    assert first["message"]["usage"]["output_tokens"] == 1
+    server.script = ask.vendor.script(ask.vendor.encode(first, *map(without_usage, rest)))
+    usage = (await streamed(client, ask)).usage
+    assert usage.estimated
+    assert usage.output_total > 1
 
 
 def with_counts(value: Any, count: Any) -> Any:

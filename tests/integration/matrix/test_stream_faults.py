@@ -9,7 +9,7 @@ from omnihub.provider.v1 import provider_service_pb2 as pb
 from omnihub.provider.v1.provider_service_api import ProviderService
 
 from tests.support import event_stream
-from tests.support.fault_server import Disconnect, Endless, FaultServer, Head, Pause, Send, Stall
+from tests.support.fault_server import Disconnect, Endless, FaultServer, Head, Pause, Send, Stall, sse
 from tests.support.providers import text_of
 from tests.support.vendors import TEXT, VENDORS, Ask
 from tests.support.vendors.outcomes import broken, failure, passed, read
@@ -48,6 +48,61 @@ async def test_keep_alives_are_no_tokens(server: FaultServer, client: ProviderSe
     assert error.reason == "PROVIDER_TIMEOUT"
     assert "first token" in error.message
     await hung_up(server)
+    assert server.injected["endless"] == 1
+
+
+_CHUNK = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+_SEARCH = {"type": "web_search_call", "id": "ws_1", "status": "in_progress"}
+_RESULT = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
+_IMAGE = {"inlineData": {"mimeType": "image/png", "data": "AAAA"}}
+
+
+def _delta(**delta: object) -> bytes:
+    return sse({**_CHUNK, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+
+
+# What a model does that is no text: how it begins, and what comes of it again and again.
+AT_WORK: dict[str, tuple[bytes, bytes]] = {
+    "sound": (b"", _delta(audio={"id": "audio_1", "data": "AAAA", "transcript": ""})),
+    "functions": (b"", _delta(function_call={"name": "f", "arguments": "{"})),
+    "searches": (
+        sse({"type": "response.output_item.added", "output_index": 0, "item": _SEARCH}, event=True),
+        sse({"type": "response.web_search_call.searching", "item_id": "ws_1"}, event=True),
+    ),
+    "results": (
+        sse({"type": "content_block_start", "index": 0, "content_block": _RESULT}, event=True),
+        PING,
+    ),
+    "images": (b"", sse({"candidates": [{"index": 0, "content": {"role": "model", "parts": [_IMAGE]}}]})),
+    "server tools": (
+        event_stream.event(
+            "contentBlockStart",
+            b'{"contentBlockIndex":0,"start":{"toolUse":{"toolUseId":"t","name":"n","type":"server_tool_use"}}}',
+        ),
+        event_stream.event("unknownEvent", b"{}"),
+    ),
+}
+WORKERS = [
+    ("sound", Ask(VENDORS["openai"], raw=True)),
+    ("functions", Ask(VENDORS["openai"], raw=True)),
+    ("searches", Ask(VENDORS["openai_responses"], raw=True)),
+    ("results", Ask(VENDORS["anthropic"], raw=True)),
+    ("results", Ask(VENDORS["anthropic"], raw=False)),
+    ("images", Ask(VENDORS["gemini"], raw=False)),
+    ("server tools", Ask(VENDORS["bedrock"], raw=False)),
+]
+
+
+@pytest.mark.parametrize(("work", "ask"), WORKERS)
+async def test_a_model_at_work_is_not_silent(
+    server: FaultServer, client: ProviderService, work: str, ask: Ask
+) -> None:
+    """Not only text is a first token: who speaks, searches or draws for long is not cut off as silent."""
+    begin, again = AT_WORK[work]
+    server.script = [*ask.vendor.script(begin), Endless(again, 0.02)]
+    limits = pb.Timeouts(first_token_ms=200, total_ms=600)
+    _, error = await broken(client, ask, ask.attempt(timeouts=limits))
+    assert "no complete answer within 0.6 s" in error.message
     assert server.injected["endless"] == 1
 
 

@@ -38,7 +38,7 @@ async def server() -> AsyncIterator[FaultServer]:
 
 @pytest.fixture
 async def client(server: FaultServer) -> AsyncIterator[ProviderService]:
-    names = ("gemini", "bedrock")
+    names = ("gemini", "bedrock", "anthropic")
     async with running_providers(**{name: settings(name, server.url) for name in names}) as client:
         yield client
 
@@ -123,6 +123,23 @@ async def test_a_model_that_is_not_counted_for_is_estimated(
     counted = await count(client, provider, "anthropic.claude-x")
     assert counted.estimated
     assert counted.input_tokens > 5
+
+
+@pytest.mark.parametrize(
+    "body", [{"detail": "Not Found"}, {"error": {"message": "no such path", "type": "x"}}]
+)
+async def test_a_server_without_the_path_is_estimated_for(
+    server: FaultServer, client: ProviderService, body: dict[str, Any]
+) -> None:
+    server.script = answer(body, 404)
+    counted = await count(client, "anthropic", "claude-x")
+    assert counted.estimated
+    assert counted.input_tokens > 5
+    unknown = {"type": "error", "error": {"type": "not_found_error", "message": "model: claude-x"}}
+    server.script = answer(unknown, 404)
+    with pytest.raises(RpcError) as caught:
+        await count(client, "anthropic", "claude-x")
+    assert caught.value.reason == "MODEL_NOT_FOUND"
 
 
 @pytest.mark.parametrize("provider", UNABLE)

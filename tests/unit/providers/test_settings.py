@@ -21,7 +21,7 @@ from services.providers.settings import ProviderSettings
         ("anthropic", "anthropic", "https://api.anthropic.com", "max_tokens"),
         ("groq", "openai", "https://api.groq.com/openai/v1", "max_tokens"),
         ("openrouter", "openai", "https://openrouter.ai/api/v1", "max_tokens"),
-        ("huggingface", "openai", "https://router.huggingface.co/v1", "max_tokens"),
+        ("huggingface", "huggingface", "https://router.huggingface.co/v1", "max_tokens"),
         ("gemini", "gemini", "https://generativelanguage.googleapis.com", "max_tokens"),
         ("ollama", "ollama", "http://127.0.0.1:11434", "max_tokens"),
         ("vllm", "openai", "http://127.0.0.1:8000/v1", "max_tokens"),
