@@ -23,6 +23,8 @@ SETTLE_QUEUE = "job.settle"
 NOTIFY_QUEUE = "job.notify"
 ADVANCE_QUEUE = "job.advance"
 NOTICE_QUEUE = "job.notice"
+# What a dead worker held does not queue up again behind everything that has come since.
+LOST_QUEUE = "job.lost"
 # An attempt whose message has not brought a worker by then gets another message.
 UNCLAIMED_S = 30
 # What is large and seldom looked at is not read with the rest of a job.
