@@ -45,6 +45,7 @@ from services.workflow.store.records import (
     NOTIFY_QUEUE,
     SECOND,
     SETTLE_QUEUE,
+    VOICE_QUEUE,
 )
 from services.workflow.store.rounds import Rounds
 from services.workflow.wiring import Parts, build_parts
@@ -60,6 +61,7 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 BELL, ENDED_BELL = "jobs", "jobs.ended"
 NOTICES_AT_ONCE = 16
 NOTIFIED_AT_ONCE = 16
+VOICES_AT_ONCE = 4
 # The most urgent queues first.
 QUEUES = tuple(f"job.{way}.{priority}" for priority in PRIORITIES for way in (LATE, SUBMIT))
 # Of the room that a worker has for urgent jobs, so much more for those that can wait.
@@ -284,11 +286,17 @@ def _consumers(
     handlers = dict.fromkeys(QUEUES, work)
     # These never go through the broker: they are few, and must not wait behind many.
     direct = (
-        {LOST_QUEUE: work, NOTICE_QUEUE: notice, NOTIFY_QUEUE: base.parts.notifier.notify},
+        {
+            LOST_QUEUE: work,
+            NOTICE_QUEUE: notice,
+            NOTIFY_QUEUE: base.parts.notifier.notify,
+            VOICE_QUEUE: base.parts.voices.remove,
+        },
         {
             LOST_QUEUE: settings.late_concurrency + settings.submit_concurrency,
             NOTICE_QUEUE: NOTICES_AT_ONCE,
             NOTIFY_QUEUE: NOTIFIED_AT_ONCE,
+            VOICE_QUEUE: VOICES_AT_ONCE,
         },
     )
     if not amqp_url:

@@ -23,6 +23,7 @@ SETTLE_QUEUE = "job.settle"
 NOTIFY_QUEUE = "job.notify"
 ADVANCE_QUEUE = "job.advance"
 NOTICE_QUEUE = "job.notice"
+VOICE_QUEUE = "voice.remove"
 # What a dead worker held does not queue up again behind everything that has come since.
 LOST_QUEUE = "job.lost"
 # An attempt whose message has not brought a worker by then gets another message.
