@@ -128,6 +128,7 @@ class Cluster:
         self._service: Service | None = None
         self._connector: Any = None
         self._api: Any = None
+        self._looking: psycopg.AsyncConnection[Any] | None = None
 
     async def start(self) -> None:
         """Serve the fakes, and the jobs' own service without a relay."""
@@ -140,6 +141,8 @@ class Cluster:
 
     async def stop(self) -> None:
         """End everything."""
+        if self._looking is not None:
+            await self._looking.close()
         for child in self._children:
             if child.returncode is None:
                 child.send_signal(signal.SIGCONT)
@@ -208,21 +211,22 @@ class Cluster:
         """Return the attempts that a process has claimed and not ended, also when it is dead."""
         return await self._ask(HELD, worker.name)
 
-    async def until_holding(self, worker: JobProcess) -> None:
+    async def until_holding(self, worker: JobProcess, limit_s: float = 180) -> None:
         """Wait until a process has claimed something. Close the gate of the router first."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(limit_s):
             while not await self.held_by(worker):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
-    async def until_ended(self, attempts: list[str], limit_s: float = 90) -> None:
+    async def until_ended(self, attempts: list[str], limit_s: float = 300) -> None:
         """Wait for the end of attempts."""
         async with asyncio.timeout(limit_s):
             while await self._ask(LEFT, attempts):  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.2)
 
     async def _ask(self, query: LiteralString, given: object) -> list[str]:
-        async with await psycopg.AsyncConnection.connect(self._given["database"]) as connection:
-            return [row[0] for row in await (await connection.execute(query, [given])).fetchall()]
+        if self._looking is None:
+            self._looking = await psycopg.AsyncConnection.connect(self._given["database"], autocommit=True)
+        return [row[0] for row in await (await self._looking.execute(query, [given])).fetchall()]
 
     async def until_all_ended(self, limit_s: float = 90) -> list[Job]:
         """Wait for every job's end and its settlement."""
