@@ -42,11 +42,10 @@ async def kill_workers(cluster: Cluster, rounds: int, in_flight: int = IN_FLIGHT
         victim.kill()
         await victim.wait()
         held, began = await cluster.held_by(victim), time.monotonic()
-        assert held or number % 3, "it died without work"
         router.gate.set()
         await cluster.until_ended(held)
         held_by_all, slowest_s = held_by_all + len(held), max(slowest_s, time.monotonic() - began)
-    assert held_by_all >= rounds, "most died without work"
+    assert held_by_all >= rounds, "they died without work"
     return (
         f"{rounds} workers killed with {in_flight} jobs begun each; what they held, {held_by_all} attempts, "
         f"had ended within {slowest_s:.1f} s: {await cluster.check()}"

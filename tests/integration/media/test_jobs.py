@@ -50,6 +50,13 @@ def keep_with(engine, download) -> None:
     )
 
 
+async def last_event(engine, job_id: str):
+    """Return how watching a job ends."""
+    async with asyncio.timeout(10):
+        events = [event async for event in engine.server.watch_job(pb.WatchJobRequest(job_id=job_id), CALLER)]
+    return events[-1]
+
+
 def served_together(engine, *makers) -> None:
     """Let the engine's router plan at all of these, in this order, and relay to each."""
     relays = {}
@@ -192,6 +199,8 @@ async def test_a_race_of_two_vendors_has_one_winner_and_the_other_is_stopped(eng
     won_by = (await seen(engine, job.job_id)).model_used.partition("/")[0]
     assert won_by == first.provider
     assert lost.count("cancel") == 0
+    # Who waits for the job does not wait for the other one.
+    assert (await last_event(engine, job.job_id)).end.state == "succeeded"
     await poll(engine)
     assert lost.count("cancel") == 1
     if loser == "fal":
@@ -298,3 +307,18 @@ async def test_a_result_that_cannot_be_fetched_yet_is_no_end(engine, fal, on_fal
     await poll(engine)
     assert len(refused) == 1
     assert (await seen(engine, job.job_id)).state == "running"
+
+
+async def test_an_expired_job_is_over_though_its_provider_goes_on_and_is_paid(engine, fal, on_fal):
+    on_fal.serve(engine.router)
+    job = await begin(engine, deadline_s=3)
+    await engine.work_off()
+    engine.shift_s = 4.0
+    await engine.clockwork.sweep()
+    assert (await last_event(engine, job.job_id)).end.state == "expired"
+    fal.steps = ["COMPLETED"]
+    await poll(engine)
+    await engine.work_off()
+    ended = await seen(engine, job.job_id)
+    assert (ended.state, ended.error.reason, len(ended.outputs)) == ("expired", "DEADLINE_EXCEEDED", 0)
+    assert (fal.count("cancel"), len(engine.billing.charges)) == (0, 1)
