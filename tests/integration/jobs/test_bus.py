@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import DeliveryError
+from aiormq.exceptions import ChannelPreconditionFailed
 
 from services.common import bus
 from services.common.bus import DELIVERY_LIMIT, Consumer, Relay, Topology
@@ -72,8 +75,8 @@ class Seen:
             await self.changed.wait_for(condition)
 
 
-def a_consumer(broker: Broker, seen: Seen, url: str = "") -> Consumer:
-    return Consumer(
+def a_consumer(broker: Broker, seen: Seen, url: str = "", make: type[Consumer] = Consumer) -> Any:
+    return make(
         url or broker.url,
         TOPOLOGY,
         dict.fromkeys(TOPOLOGY.queues, seen.handle),
@@ -132,18 +135,39 @@ async def test_a_killed_broker_loses_nothing(broker, outbox):
     await consumer.stop()
 
 
-async def test_what_is_being_worked_off_goes_on_when_the_wire_breaks(broker, outbox):
-    """A provider that is being asked is paid: it is not left in the middle, however often the wire breaks."""
+class Capturing(Consumer):
+    """A consumer whose messages a test can see."""
+
+    messages: list[AbstractIncomingMessage]
+
+    async def _receive(self, name: str, message: AbstractIncomingMessage) -> None:
+        self.messages.append(message)
+        await super()._receive(name, message)
+
+
+@pytest.mark.parametrize("broken", ["wire", "channel"])
+async def test_what_is_being_worked_off_goes_on_when_the_broker_is_lost(broker, outbox, broken):
+    """A provider that is being asked is paid: it is not left in the middle.
+
+    A wire breaks; or the broker closes the channel, as it does after its consumer timeout.
+    """
     seen = Seen()
     seen.gate.clear()
     async with fault_proxy(broker.port) as proxy:
-        consumer = a_consumer(broker, seen, f"amqp://guest:guest@127.0.0.1:{proxy.port}/")
+        consumer = a_consumer(broker, seen, f"amqp://guest:guest@127.0.0.1:{proxy.port}/", Capturing)
+        consumer.messages = []
         consumer.start()
         relay = Relay(broker.url, TOPOLOGY, outbox, now)
         relay.start()
         await append(outbox, "att_1")
         await seen.until(lambda: seen.subjects == ["att_1"])
-        assert proxy.cut() == 1
+        if broken == "wire":
+            assert proxy.cut() == 1
+        else:
+            channel = consumer.messages[0].channel
+            await channel.basic_ack(delivery_tag=4711)
+            with pytest.raises(ChannelPreconditionFailed):
+                await channel.closing
         # The broker delivers it again; that it is taken already is known where claims are.
         await seen.until(lambda: seen.subjects == ["att_1", "att_1"])
         seen.gate.set()
