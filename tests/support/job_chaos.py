@@ -21,20 +21,22 @@ async def keep_submitting(cluster: Cluster, pause_s: float, done: asyncio.Event)
         await asyncio.sleep(pause_s)
 
 
-async def kill_workers(cluster: Cluster, rounds: int, in_flight: int = IN_FLIGHT) -> str:
+async def kill_workers(
+    cluster: Cluster, rounds: int, in_flight: int = IN_FLIGHT, lease_s: float = 1.0
+) -> str:
     """Kill a worker `rounds` times with so many jobs begun and none of them ended; a second one lives on.
 
     Every third time it dies while the provider has all it holds, otherwise in the midst of its work.
     """
     await cluster.spawn("workflow")
-    await cluster.spawn()
+    await cluster.spawn(settings={"lease_s": lease_s})
     router, held_by_all, slowest_s = cluster.router, 0, 0.0
     for number in range(rounds):
         router.immediate = number % 2 == 0
         router.gate.clear()
-        victim = await cluster.spawn()
+        victim = await cluster.spawn(settings={"lease_s": lease_s})
         await asyncio.gather(*(cluster.submit(in_flight // CALLERS) for _ in range(CALLERS)))
-        await cluster.until_holding(victim)
+        await cluster.until_claimed_by(victim)
         answers = router.answers
         if number % 3:
             router.gate.set()

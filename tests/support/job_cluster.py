@@ -31,6 +31,9 @@ OWNER = Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"cha
 STRANGER = Identity(organisation_id="org_1", key_id="key_2", scopes=frozenset({"chat"}), token="t")
 FINAL = {"succeeded", "failed", "cancelled", "expired"}
 SETTINGS = {"lease_s": 1.0, "sweep_interval_s": 0.3}
+CLAIMED: LiteralString = (
+    "SELECT job_id FROM workflow.job_event WHERE type = 'attempt.claimed' AND detail = %s"
+)
 HELD: LiteralString = "SELECT id FROM workflow.attempt WHERE worker = %s AND state = 'claimed'"
 LEFT: LiteralString = (
     "SELECT id FROM workflow.attempt WHERE id = ANY(%s) AND state NOT IN ('succeeded', 'failed', 'cancelled')"
@@ -211,10 +214,10 @@ class Cluster:
         """Return the attempts that a process has claimed and not ended, also when it is dead."""
         return await self._ask(HELD, worker.name)
 
-    async def until_holding(self, worker: JobProcess, limit_s: float = 180) -> None:
-        """Wait until a process has claimed something. Close the gate of the router first."""
+    async def until_claimed_by(self, worker: JobProcess, limit_s: float = 180) -> None:
+        """Wait until a process has claimed something: by the history, for claims come and go."""
         async with asyncio.timeout(limit_s):
-            while not await self.held_by(worker):  # noqa: ASYNC110
+            while not await self._ask(CLAIMED, worker.name):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
     async def until_ended(self, attempts: list[str], limit_s: float = 300) -> None:

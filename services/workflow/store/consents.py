@@ -18,7 +18,7 @@ from services.common.outbox import Outbox
 from services.workflow.domain.states import FINAL
 from services.workflow.domain.voices import KEPT, REMOVED, REMOVING
 from services.workflow.material_tables import consent, consent_event, voice
-from services.workflow.store.records import VOICE_QUEUE
+from services.workflow.store.records import VOICE_QUEUE, storable
 from services.workflow.tables import dead_letter, job
 
 # Kinds of jobs that may use somebody's voice or face.
@@ -198,17 +198,19 @@ class Consents:
                 "id": new_id("dead"),
                 "queue": VOICE_QUEUE,
                 "subject_id": row.id,
-                "reason": problem[:64],
+                "reason": storable(problem, 64),
                 "at": now,
                 "redriven_at": 0,
             }
             await connection.execute(sa.insert(dead_letter), letter)
-            await self._note(connection, row.consent_id, "voice.left", _WORKER, f"{row.id}: {problem}", now)
+            await self._note(
+                connection, row.consent_id, "voice.left", _WORKER, storable(f"{row.id}: {problem}", 2000), now
+            )
 
     async def _asked(self, connection: AsyncConnection, row: Any, state: str, problem: str) -> bool:
         """Write down what became of asking once. Tells whether nobody else has."""
         unchanged = voice.c.id == row.id, voice.c.attempts == row.attempts, voice.c.state == row.state
-        values = {"state": state, "problem": problem[:1000], "attempts": row.attempts + 1}
+        values = {"state": state, "problem": storable(problem, 1000), "attempts": row.attempts + 1}
         update = sa.update(voice).where(*unchanged).values(values).returning(voice.c.id)
         return await connection.scalar(update) is not None
 

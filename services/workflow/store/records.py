@@ -32,6 +32,11 @@ UNCLAIMED_S = 30
 SMALL = [column for column in job.c if column.name not in ("input", "targets", "result")]
 
 
+def storable(text: str, limit: int) -> str:
+    """Return what others have said as a column takes it: cut, and without NUL, which PostgreSQL refuses."""
+    return text.replace("\0", "")[:limit]
+
+
 def row_type(name: str, columns: Iterable[sa.Column[Any]]) -> Any:
     """Return a row of a table that stands alone, out of a join."""
     return namedtuple(name, [column.name for column in columns])
@@ -212,7 +217,7 @@ def _messages(row: Any, state: str, now: int) -> list[tuple[str, str, int]]:
 
 
 def _event(job_id: str, seq: int, event: str, detail: str, now: int) -> dict[str, Any]:
-    return {"job_id": job_id, "seq": seq, "type": event, "detail": detail[:2000], "at": now}
+    return {"job_id": job_id, "seq": seq, "type": event, "detail": storable(detail, 2000), "at": now}
 
 
 def new_attempt(
