@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -39,7 +40,7 @@ HEARTBEAT_S = 10
 DELIVERY_LIMIT = 5
 LENGTH_LIMIT = 50_000
 
-# What becomes of calls when the broker goes away.
+# What becomes of most calls when the broker goes away.
 BROKEN = (AMQPError, ChannelInvalidStateError, ConnectionError, OSError, TimeoutError)
 
 Handler = Callable[[str], Awaitable[None]]
@@ -147,18 +148,17 @@ class Relay:
         self._wake.set()
 
     async def _run(self) -> None:
-        while True:
-            try:
-                exchange = await self._connect()
-                self.connected = True
-                while not self._stopping:
-                    await self._publish_next(exchange)
-                return
-            except (*BROKEN, SQLAlchemyError) as error:
-                _logger.warning("relay_interrupted %s", type(error).__name__)
-            finally:
-                self.connected = False
-                await _close(self._connection)
+        while not self._stopping:
+            with _lasting("relay_interrupted"):
+                try:
+                    exchange = await self._connect()
+                    self.connected = True
+                    while not self._stopping:
+                        await self._publish_next(exchange)
+                    return
+                finally:
+                    self.connected = False
+                    await _close(self._connection)
             await asyncio.sleep(RETRY_S)
 
     async def _connect(self) -> AbstractExchange:
@@ -168,6 +168,8 @@ class Relay:
 
     async def _publish_next(self, exchange: AbstractExchange) -> None:
         """Publish what is due, the most urgent queue first; wait when there is nothing."""
+        if self._connection is None or self._connection.is_closed:
+            raise ConnectionError("the connection has been lost")
         self._wake.clear()
         now = self._now()
         for queue in self._topology.queues:
@@ -276,13 +278,11 @@ class Consumer:
     async def _run(self) -> None:
         while True:
             lost = asyncio.Event()
-            try:
+            with _lasting("consumer_waits_for_broker"):
                 subscribed = await self._subscribe(lost)
                 self.ready.set()
                 await _until_lost(lost, subscribed)
                 _logger.warning("consumer_lost_its_broker")
-            except BROKEN as error:
-                _logger.warning("consumer_waits_for_broker %s", type(error).__name__)
             await _close(self._connection)
             await asyncio.sleep(RETRY_S)
 
@@ -311,10 +311,16 @@ class Consumer:
         return subscribed
 
     async def _receive(self, name: str, message: AbstractIncomingMessage) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+        """Begin to work a message off, in a task of its own.
+
+        A channel that closes cancels the tasks in which it delivers: what a provider is being asked for goes
+        on all the same, for it is paid.
+        """
+        task = asyncio.create_task(self._work_off(name, message))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _work_off(self, name: str, message: AbstractIncomingMessage) -> None:
         try:
             await self._handlers[name](message.body.decode())
         except Exception:
@@ -362,17 +368,31 @@ async def _connect(url: str) -> AbstractConnection:
     return await aio_pika.connect(url, timeout=CONFIRM_LIMIT_S, heartbeat=HEARTBEAT_S)
 
 
+@contextmanager
+def _lasting(what: str) -> Iterator[None]:
+    """Let a loop outlive what its client raises when a wire breaks in the midst of a call.
+
+    That is more than errors of its own: also bare ones, and cancellations that nobody asked our task for.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        _logger.warning("%s CancelledError", what)
+    except Exception as error:
+        expected = isinstance(error, (*BROKEN, SQLAlchemyError)) or type(error) is Exception
+        _logger.warning("%s %s", what, type(error).__name__, exc_info=None if expected else error)
+
+
 async def _close(connection: AbstractConnection | None) -> None:
     if connection is not None:
-        try:
+        with _lasting("connection_not_closed"):
             await asyncio.wait_for(connection.close(), STOP_GRACE_S)
-        except BROKEN as error:
-            _logger.info("connection_not_closed %s", type(error).__name__)
 
 
 async def _answered(answer: Awaitable[None]) -> None:
     """Tell the broker, if it is still there: otherwise it delivers the message again."""
-    try:
+    with _lasting("answer_lost"):
         await answer
-    except BROKEN as error:
-        _logger.info("answer_lost %s", type(error).__name__)

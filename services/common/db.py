@@ -192,7 +192,6 @@ class Database:
 
     async def close(self) -> None:
         """Close all connections."""
-        self._look_away()
         """Close all connections, after what still uses one has ended.
 
         A connection that came back later would belong to a pool that nobody closes.
@@ -200,6 +199,7 @@ class Database:
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._in_use.ended()
+        self._look_away()
         await self._engine.dispose()
 
 

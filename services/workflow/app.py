@@ -38,7 +38,15 @@ from services.workflow.settings import WorkflowSettings
 from services.workflow.store.batches import Batches
 from services.workflow.store.letters import Letters
 from services.workflow.store.notices import Notices
-from services.workflow.store.records import ADVANCE_QUEUE, NOTICE_QUEUE, NOTIFY_QUEUE, SECOND, SETTLE_QUEUE
+from services.workflow.store.records import (
+    ADVANCE_QUEUE,
+    LOST_QUEUE,
+    NOTICE_QUEUE,
+    NOTIFY_QUEUE,
+    SECOND,
+    SETTLE_QUEUE,
+    VOICE_QUEUE,
+)
 from services.workflow.store.rounds import Rounds
 from services.workflow.wiring import Parts, build_parts
 
@@ -53,6 +61,7 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 BELL, ENDED_BELL = "jobs", "jobs.ended"
 NOTICES_AT_ONCE = 16
 NOTIFIED_AT_ONCE = 16
+VOICES_AT_ONCE = 4
 # The most urgent queues first.
 QUEUES = tuple(f"job.{way}.{priority}" for priority in PRIORITIES for way in (LATE, SUBMIT))
 # Of the room that a worker has for urgent jobs, so much more for those that can wait.
@@ -275,18 +284,29 @@ def _consumers(
         base.ended.ring()
 
     handlers = dict.fromkeys(QUEUES, work)
-    notices = (
-        {NOTICE_QUEUE: notice, NOTIFY_QUEUE: base.parts.notifier.notify},
-        {NOTICE_QUEUE: NOTICES_AT_ONCE, NOTIFY_QUEUE: NOTIFIED_AT_ONCE},
+    # These never go through the broker: they are few, and must not wait behind many.
+    direct = (
+        {
+            LOST_QUEUE: work,
+            NOTICE_QUEUE: notice,
+            NOTIFY_QUEUE: base.parts.notifier.notify,
+            VOICE_QUEUE: base.parts.voices.remove,
+        },
+        {
+            LOST_QUEUE: settings.late_concurrency + settings.submit_concurrency,
+            NOTICE_QUEUE: NOTICES_AT_ONCE,
+            NOTIFY_QUEUE: NOTIFIED_AT_ONCE,
+            VOICE_QUEUE: VOICES_AT_ONCE,
+        },
     )
     if not amqp_url:
-        return [Dispatcher(base.outbox, {**handlers, **notices[0]}, {**room, **notices[1]}, base.clock)]
+        return [Dispatcher(base.outbox, {**direct[0], **handlers}, {**direct[1], **room}, base.clock)]
 
     async def bury(queue: str, subject_id: str, reason: str) -> None:
         await base.letters.bury(queue, subject_id, reason, round(base.clock().timestamp() * SECOND))
 
     return [
-        Dispatcher(base.outbox, *notices, base.clock),
+        Dispatcher(base.outbox, *direct, base.clock),
         bus.Consumer(amqp_url, bus.Topology("job", QUEUES), handlers, room, bury),
     ]
 

@@ -84,7 +84,7 @@ class ConsentServer:
 
     async def get_consent(self, request: pb.GetConsentRequest, call: Call) -> pb.GetConsentResponse:
         """Return a consent."""
-        return pb.GetConsentResponse(consent=_view(await self._of(call, request.consent_id)))
+        return pb.GetConsentResponse(consent=await self._whole(await self._of(call, request.consent_id)))
 
     async def list_consents(self, request: pb.ListConsentsRequest, call: Call) -> pb.ListConsentsResponse:
         """Return a page of consents."""
@@ -108,7 +108,7 @@ class ConsentServer:
             await self._cancel(job_id, now)
         self._wake()
         _logger.info("consent_revoked %s jobs=%d", row.id, len(jobs))
-        return pb.RevokeConsentResponse(consent=_view(row))
+        return pb.RevokeConsentResponse(consent=await self._whole(row))
 
     async def use_voice(self, request: pb.UseVoiceRequest, call: Call) -> pb.UseVoiceResponse:
         """Say how a voice is called where it is."""
@@ -119,6 +119,18 @@ class ConsentServer:
         voice = await self._consents.voice(request.voice)
         await self._consents.used(consent_id, "speech", actor_of(call), self._now())
         return pb.UseVoiceResponse(provider_voice=voice.provider_voice, provider=voice.provider)
+
+    async def _whole(self, row: Any) -> pb.Consent:
+        message = _view(row)
+        for voice in await self._consents.voices_of(row.id):
+            message.voices.add(
+                voice_id=voice.id,
+                provider=voice.provider,
+                state=voice.state,
+                problem=voice.problem,
+                attempts=voice.attempts,
+            )
+        return message
 
     async def _of(self, call: Call, consent_id: str) -> Any:
         row = await self._consents.find(consent_id)

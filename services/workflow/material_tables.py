@@ -68,6 +68,9 @@ voice = sa.Table(
     sa.Column("job_id", sa.String(64), nullable=False),
     sa.Column("name", sa.String(256), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("problem", sa.Text, nullable=False),
 )
 
 webhook_endpoint = sa.Table(

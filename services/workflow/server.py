@@ -21,7 +21,7 @@ from services.workflow.batch_admission import BatchAdmission
 from services.workflow.desk import Desk
 from services.workflow.domain.errors import JobNotFoundError
 from services.workflow.domain.kinds import BATCH_KIND, KINDS
-from services.workflow.domain.states import FINAL, JOB_STATES, QUEUED
+from services.workflow.domain.states import JOB_STATES, QUEUED, is_over
 from services.workflow.job_view import Link, count_items, letter_view, view
 from services.workflow.store.batches import Batches
 from services.workflow.store.records import SECOND
@@ -100,7 +100,7 @@ class JobServer:
         owner, seen = owner_of(call), request.after_version
         row = await self._jobs.find(owner, request.job_id)
         while True:
-            if row.state in FINAL and row.settled:
+            if is_over(row.state, row.settled, row.parallel):
                 yield pb.WatchJobResponse(end=await self._view(row))
                 return
             if row.version > seen:
@@ -159,7 +159,7 @@ class JobServer:
     async def _wait(self, row: Any, wait_s: float) -> Any:
         """Return the ended job, or as it is when the time is over."""
         until = time.monotonic() + wait_s
-        while not (row.state in FINAL and row.settled) and time.monotonic() < until:
+        while not is_over(row.state, row.settled, row.parallel) and time.monotonic() < until:
             await asyncio.sleep(LOOK_S)
             row = await self._jobs.job_of(row.id)
         return row

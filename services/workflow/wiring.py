@@ -35,6 +35,7 @@ from services.workflow.store.duties import Duties
 from services.workflow.store.jobs import Jobs
 from services.workflow.store.secrets import Vault
 from services.workflow.store.webhooks import Webhooks
+from services.workflow.voices import VoiceRemover
 from services.workflow.webhook_server import WebhookServer
 
 Clock = Callable[[], datetime]
@@ -54,6 +55,7 @@ class Parts:
     webhooks: WebhookServer
     file_server: FileServer
     consents: Consents
+    voices: VoiceRemover
     sweeper: Sweeper
     foreign: ForeignClient
     provenance: Provenance
@@ -123,7 +125,7 @@ def build_parts(
     uploads = Uploads(files, settings.largest_upload_bytes, settings.upload_days, clock)
     foreign = ForeignClient(settings.allow_private_urls, settings.private_hosts)
     links = Links(public_url, lambda: clock().timestamp(), settings.link_ttl_s)
-    consents, vault, provenance = Consents(database), Vault(database, master_key), Provenance()
+    consents, vault, provenance = Consents(database, outbox), Vault(database, master_key), Provenance()
     permission = Permission(consents, clock)
     webhooks = Webhooks(database, outbox)
     notifier = Notifier(webhooks, jobs, vault, foreign, links.to, clock)
@@ -142,6 +144,7 @@ def build_parts(
         webhooks=WebhookServer(webhooks, notifier, vault, foreign, clock),
         file_server=FileServer(files, uploads, consents, provenance, links.to, clock),
         consents=consents,
+        voices=VoiceRemover(consents, router, clock),
         sweeper=Sweeper(files, Duties(database, infrastructure.instance_id), clock),
         foreign=foreign,
         provenance=provenance,

@@ -262,6 +262,13 @@ def test_a_cloned_voice_speaks_until_its_consent_is_taken_back(
         with pytest.raises(openai.APIStatusError) as barred:
             sdk.audio.speech.create(model="voices/eleven_v3", voice=name, input="Hello")
         assert 400 <= barred.value.status_code < 500
+    # And the vendor has it no more.
+    told = eventually(
+        lambda: tenant.request("GET", f"/api/consents/{consent_id}").json()["consent"]["voices"],
+        lambda voices: voices[0]["state"] != "removing",
+    )
+    assert [(each["voiceId"], each["state"]) for each in told] == [(voice, "removed")]
+    assert theirs not in studio.voices
     # Nothing that was refused reached the vendor, or was paid.
     assert sum(each.path.startswith("/v1/text-to-speech/") for each in studio.asked[before:]) == 1
     booked = eventually(lambda: tenant.usage("task"), lambda usage: usage["total"]["requests"] == 2)

@@ -92,6 +92,11 @@ class FaultProxy:
         async with asyncio.timeout(30), self._changed:
             await self._changed.wait_for(lambda: sum(not wire.ended for wire in self._wires) >= count)
 
+    async def until_connected_less_than(self, count: int) -> None:
+        """Wait until less connections stand."""
+        async with asyncio.timeout(30), self._changed:
+            await self._changed.wait_for(lambda: len(self._wires) < count)
+
     async def until_held(self) -> None:
         """Wait until a stall holds something back."""
         async with asyncio.timeout(30), self._changed:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 from aiohttp import web
+from omnihub.router.v1.media_router_service_pb2 import DeleteVoiceResponse
 from omnihub.workflow.v1 import job_service_pb2 as pb
 from PIL import Image
 
@@ -97,6 +98,15 @@ class RecordingRouter(CountingRouter):
         super().__init__()
         self.sent: list[Any] = []
         self.planned: list[Any] = []
+        self.deleted: list[tuple[str, str]] = []
+        self.delete_failures: list[RpcError] = []
+
+    async def delete_voice(self, request: Any, call: Call) -> DeleteVoiceResponse:
+        """Remember, and fail as told."""
+        self.deleted.append((request.provider, request.voice))
+        if self.delete_failures:
+            raise self.delete_failures.pop(0)
+        return DeleteVoiceResponse()
 
     async def plan_media(self, request: Any, call: Call) -> Any:
         """Remember."""
@@ -158,6 +168,8 @@ class Bench:
                 count += 1
                 if message.queue == "job.notify":
                     await self.parts.notifier.notify(message.subject_id)
+                elif message.queue == "voice.remove":
+                    await self.parts.voices.remove(message.subject_id)
                 elif message.queue != "job.settle":
                     await self.worker.work(message.subject_id)
                 await self.outbox.passed_on([message.id])

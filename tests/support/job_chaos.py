@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -20,18 +21,37 @@ async def keep_submitting(cluster: Cluster, pause_s: float, done: asyncio.Event)
         await asyncio.sleep(pause_s)
 
 
-async def kill_workers(cluster: Cluster, rounds: int, in_flight: int = IN_FLIGHT) -> str:
-    """Kill a worker `rounds` times with so many jobs before it; a second one lives on."""
+async def kill_workers(
+    cluster: Cluster, rounds: int, in_flight: int = IN_FLIGHT, lease_s: float = 1.0
+) -> str:
+    """Kill a worker `rounds` times with so many jobs begun and none of them ended; a second one lives on.
+
+    Every third time it dies while the provider has all it holds, otherwise in the midst of its work.
+    """
     await cluster.spawn("workflow")
-    await cluster.spawn()
+    await cluster.spawn(settings={"lease_s": lease_s})
+    router, held_by_all, slowest_s = cluster.router, 0, 0.0
     for number in range(rounds):
-        cluster.router.immediate = number % 2 == 0
-        victim = await cluster.spawn()
+        router.immediate = number % 2 == 0
+        router.gate.clear()
+        victim = await cluster.spawn(settings={"lease_s": lease_s})
         await asyncio.gather(*(cluster.submit(in_flight // CALLERS) for _ in range(CALLERS)))
-        await cluster.until_running(1)
+        await cluster.until_claimed_by(victim)
+        answers = router.answers
+        if number % 3:
+            router.gate.set()
+            await router.until_answered(answers + 1 + 7 * number % (in_flight // 4))
         victim.kill()
         await victim.wait()
-    return f"{rounds} workers killed: {await cluster.check()}"
+        held, began = await cluster.held_by(victim), time.monotonic()
+        router.gate.set()
+        await cluster.until_ended(held)
+        held_by_all, slowest_s = held_by_all + len(held), max(slowest_s, time.monotonic() - began)
+    assert held_by_all >= rounds, "they died without work"
+    return (
+        f"{rounds} workers killed with {in_flight} jobs begun each; what they held, {held_by_all} attempts, "
+        f"had ended within {slowest_s:.1f} s: {await cluster.check()}"
+    )
 
 
 async def kill_relays(cluster: Cluster, rounds: int) -> str:

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
+import psycopg
 from omnihub.billing.v1 import billing_service_pb2 as billing
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.common.v1.media_pb2 import ImageInput, MediaInput
@@ -30,6 +31,13 @@ OWNER = Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"cha
 STRANGER = Identity(organisation_id="org_1", key_id="key_2", scopes=frozenset({"chat"}), token="t")
 FINAL = {"succeeded", "failed", "cancelled", "expired"}
 SETTINGS = {"lease_s": 1.0, "sweep_interval_s": 0.3}
+CLAIMED: LiteralString = (
+    "SELECT job_id FROM workflow.job_event WHERE type = 'attempt.claimed' AND detail = %s"
+)
+HELD: LiteralString = "SELECT id FROM workflow.attempt WHERE worker = %s AND state = 'claimed'"
+LEFT: LiteralString = (
+    "SELECT id FROM workflow.attempt WHERE id = ANY(%s) AND state NOT IN ('succeeded', 'failed', 'cancelled')"
+)
 
 
 class Books:
@@ -75,10 +83,21 @@ class ServedRouter(CountingRouter):
     def __init__(self, pause_s: float = 0.01, **fields: Any) -> None:
         super().__init__(**fields)
         self.pause_s = pause_s
+        self.answers = 0
+        self._answered = asyncio.Condition()
 
     async def submit_media(self, request: Any, call: Call) -> Any:
         await asyncio.sleep(self.pause_s)
-        return await super().submit_media(request, call)
+        answer = await super().submit_media(request, call)
+        async with self._answered:
+            self.answers += 1
+            self._answered.notify_all()
+        return answer
+
+    async def until_answered(self, count: int) -> None:
+        """Wait until so many questions have been answered since the beginning."""
+        async with asyncio.timeout(60), self._answered:
+            await self._answered.wait_for(lambda: self.answers >= count)
 
     def __getattr__(self, name: str) -> Any:
         async def not_served(request: Any, call: Call) -> Any:
@@ -112,6 +131,7 @@ class Cluster:
         self._service: Service | None = None
         self._connector: Any = None
         self._api: Any = None
+        self._looking: psycopg.AsyncConnection[Any] | None = None
 
     async def start(self) -> None:
         """Serve the fakes, and the jobs' own service without a relay."""
@@ -124,6 +144,8 @@ class Cluster:
 
     async def stop(self) -> None:
         """End everything."""
+        if self._looking is not None:
+            await self._looking.close()
         for child in self._children:
             if child.returncode is None:
                 child.send_signal(signal.SIGCONT)
@@ -176,27 +198,54 @@ class Cluster:
             if not token:
                 return jobs
 
+    async def count(self, state: str) -> int:
+        """Return how many jobs are in a state, 1000 at most."""
+        request = pb.ListJobsRequest(page_size=1000, state=state)
+        return len((await self._api.list_jobs(request, Call("req_count", OWNER))).jobs)
+
     async def until_running(self, count: int) -> None:
-        """Wait until so many jobs are with workers."""
+        """Wait until so many jobs are with workers. They must stay there: the gate of the router is closed,
+        or it takes long to answer."""
         async with asyncio.timeout(120):
-            while True:
-                if sum(job.state == "running" for job in await self.all()) >= count:
-                    return
+            while await self.count("running") < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+
+    async def held_by(self, worker: JobProcess) -> list[str]:
+        """Return the attempts that a process has claimed and not ended, also when it is dead."""
+        return await self._ask(HELD, worker.name)
+
+    async def until_claimed_by(self, worker: JobProcess, limit_s: float = 180) -> None:
+        """Wait until a process has claimed something: by the history, for claims come and go."""
+        async with asyncio.timeout(limit_s):
+            while not await self._ask(CLAIMED, worker.name):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+    async def until_ended(self, attempts: list[str], limit_s: float = 300) -> None:
+        """Wait for the end of attempts."""
+        async with asyncio.timeout(limit_s):
+            while await self._ask(LEFT, attempts):  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+
+    async def _ask(self, query: LiteralString, given: object) -> list[str]:
+        if self._looking is None:
+            self._looking = await psycopg.AsyncConnection.connect(self._given["database"], autocommit=True)
+        return [row[0] for row in await (await self._looking.execute(query, [given])).fetchall()]
 
     async def until_all_ended(self, limit_s: float = 180) -> list[Job]:
         """Wait for every job's end and its settlement."""
         async with asyncio.timeout(limit_s):
             while True:
                 try:
-                    jobs = await self.all()
+                    # To look at all of them takes long when they are many; the router is served here, too.
+                    live = [await self.count(state) for state in ("queued", "running", "cancel_requested")]
+                    jobs = [] if any(live) else await self.all()
                 except (SQLAlchemyError, OSError):
                     await asyncio.sleep(0.2)
                     continue
                 # What was held for a job that then could not be written expires by itself.
                 held = self.books.holds.keys() & {f"hold_{job.job_id}" for job in jobs}
                 open_holds = held - self.books.released - self._captured()
-                if all(job.state in FINAL for job in jobs) and not open_holds:
+                if not any(live) and all(job.state in FINAL for job in jobs) and not open_holds:
                     return jobs
                 await asyncio.sleep(0.2)
 

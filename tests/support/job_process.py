@@ -41,7 +41,7 @@ def built(target: str, given: dict[str, Any]) -> tuple[Service, Connector]:
         data_dir=Path(given["folder"]),
         database_url=given["database"],
         amqp_url=given["broker"],
-        instance_id=new_id("proc"),
+        instance_id=given.get("name") or new_id("proc"),
         authenticator=Authenticator(Fake()),
     )
     settings = WorkflowSettings(**given["settings"])
@@ -54,6 +54,9 @@ class JobProcess:
 
     def __init__(self, target: str, given: dict[str, Any], log: Path, *, fresh: bool = False) -> None:
         """`fresh`: begin with an empty interpreter, as a restarted container does."""
+        # What it calls itself where it claims something.
+        self.name = new_id("proc")
+        given = {**given, "name": self.name}
         context = multiprocessing.get_context("spawn") if fresh else _loaded()
         self._ready, told = context.Pipe(duplex=False)
         self._process = context.Process(target=_main, args=(target, given, str(log), told), daemon=True)

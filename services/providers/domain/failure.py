@@ -184,5 +184,6 @@ class Failures:
         """Return a provider's text on one line, cut, without our credentials."""
         for secret in self.secrets:
             text = text.replace(secret, "***")
-        text = " ".join(text.split())
+        # PostgreSQL refuses a NUL: what could not be written down would be asked for again.
+        text = " ".join(text.replace("\0", "").split())
         return text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + "..."

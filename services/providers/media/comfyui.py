@@ -32,6 +32,9 @@ _HISTORY = "256"
 _SAVED = ("images", "gifs", "videos", "video", "audio", "files")
 _PLACES = frozenset({"output", "temp", "input"})
 _MOST_CANCELLED = 1000
+_LONGEST_RUN_S = 7 * 86_400
+# The year 5138; also far below where numbers lose their milliseconds.
+_LATEST_MS = 10**14
 _ERRORS = ErrorTable(
     codes={"OutOfMemoryError": "PROVIDER_OVERLOADED", "torch.OutOfMemoryError": "PROVIDER_OVERLOADED"},
     phrases=PHRASES,
@@ -245,7 +248,15 @@ class ComfyAdapter(FetchingMediaAdapter):
             )
             return self.progress_of(failures.of("PROVIDER_FAILED", message), retryable=False, unbilled=True)
         images = sum(each.facts.mime.startswith("image/") for each in progress.outputs)
-        progress.usage.CopyFrom(MediaUsage(images=images, compute_seconds=_seconds(messages)))
+        seconds = _seconds(messages)
+        if seconds is None:
+            # What it says it worked is paid for.
+            message = (
+                f"says that it worked for longer than {_LONGEST_RUN_S} s, or at no time that can be: set the "
+                "clock of its machine"
+            )
+            return self.progress_of(failures.of("PROVIDER_PROTOCOL", message), retryable=False, unbilled=True)
+        progress.usage.CopyFrom(MediaUsage(images=images, compute_seconds=seconds))
         return progress
 
     async def cancel(self, request: pb.CancelMediaRequest) -> str:
@@ -345,10 +356,15 @@ _MIMES = {
 }
 
 
-def _seconds(messages: Mapping[str, Any]) -> float:
-    """Return how long the server worked, by the times in its messages, which are milliseconds."""
-    began = messages.get("execution_start", {}).get("timestamp")
-    ended = messages.get("execution_success", {}).get("timestamp")
-    if isinstance(began, int | float) and isinstance(ended, int | float) and ended > began:
-        return float(ended - began) / 1000
-    return 0.0
+def _seconds(messages: Mapping[str, Any]) -> float | None:
+    """Return how long the server worked, by the times in its messages, which are milliseconds.
+
+    0 where it tells none, None where what it tells cannot be.
+    """
+    times = [messages.get(name, {}).get("timestamp") for name in ("execution_start", "execution_success")]
+    if not all(isinstance(at, int | float) and not isinstance(at, bool) for at in times):
+        return 0.0
+    if not all(0 <= at < _LATEST_MS for at in times):
+        return None
+    seconds = (times[1] - times[0]) / 1000
+    return max(0.0, seconds) if seconds <= _LONGEST_RUN_S else None

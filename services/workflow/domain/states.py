@@ -39,3 +39,12 @@ _NEXT: Mapping[str, frozenset[str]] = {
 def may_become(state: str, following: str) -> bool:
     """Tell whether a job may go from one state to another."""
     return following in _NEXT[state]
+
+
+def is_over(state: str, settled: bool, parallel: bool) -> bool:
+    """Tell whether there is nothing more to wait for: neither a result nor what it costs.
+
+    What providers still make of an expired job, or as losers of a race, may take long, and is paid when it is
+    there: who waits for the job does not wait for that.
+    """
+    return state in FINAL and (settled or parallel or state == EXPIRED)

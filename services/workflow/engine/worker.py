@@ -34,6 +34,8 @@ RENEWALS = 4
 ASK_LIMIT_S = 600.0
 PUT_BACK_S = 5.0
 POLL_LIMIT_S = 60.0
+# Within this a provider that works within the call learns that nobody wants it any more.
+LOOK_S = 0.5
 # How far a provider's clock may be from ours, when its jobs are looked through.
 CLOCKS_US = 300 * SECOND
 FIRST_POLL_S = 1.0
@@ -143,10 +145,7 @@ class Worker:
         target = target_of(claim)
         if claim.again and await self._adopted(claim, target):
             return
-        answer = await self._router.submit_media(
-            router.SubmitMediaRequest(attempt=self._attempt_message(claim, target)),
-            Call.internal(ASK_LIMIT_S),
-        )
+        answer = await self._ask(claim, target)
         self._crash.pass_by("after_provider")
         response = answer.response
         if response.provider_job_id:
@@ -167,6 +166,40 @@ class Worker:
             # The provider has made it: it is asked for the same again, never for another.
             wait = self._now() + round(PUT_BACK_S * SECOND)
             await self._store.put_back(claim, error.reason, wait, True, self._now())
+
+    async def _ask(self, claim: Claim, target: router.MediaTarget) -> router.SubmitMediaResponse:
+        """Ask the provider to make it. Raises RpcError, also CANCELLED.
+
+        Who makes it within the call and can be stopped is stopped, by leaving the call, once nobody wants it.
+        From others the answer is taken: they are paid for it.
+        """
+        request = router.SubmitMediaRequest(attempt=self._attempt_message(claim, target))
+        answer = self._router.submit_media(request, Call.internal(ASK_LIMIT_S))
+        if not (target.immediate and target.cancels):
+            return await answer
+        asking = asyncio.ensure_future(answer)
+        unwanted = asyncio.create_task(self._until_unwanted(claim.job.id))
+        try:
+            await asyncio.wait((asking, unwanted), return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise RpcError("CANCELLED", "nobody wants it any more")
+            return asking.result()
+        finally:
+            for task in (asking, unwanted):
+                task.cancel()
+            await asyncio.gather(asking, unwanted, return_exceptions=True)
+
+    async def _until_unwanted(self, job_id: str) -> None:
+        """Return once a job has ended, or is to end."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                job = await self._store.job_of(job_id)
+            except (SQLAlchemyError, OSError) as error:
+                _logger.warning("job_not_read %s %s", job_id, type(error).__name__)
+                continue
+            if job is None or job.state in FINAL or job.state == CANCEL_REQUESTED:
+                return
 
     async def _adopted(self, claim: Claim, target: router.MediaTarget) -> bool:
         """Go on with what an earlier worker may have begun. Tells whether there is something."""

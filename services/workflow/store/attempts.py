@@ -34,11 +34,14 @@ from services.workflow.store.records import (
     UNCLAIMED_S,
     Records,
     new_attempt,
+    storable,
 )
 from services.workflow.tables import attempt, dead_letter, effect_result, job
 
 # An attempt that has cost so many workers their lives gets no other.
 MOST_CRASHES = 5
+# A longer name is none; that what was begun is then not found costs less than to begin it again and again.
+LONGEST_PROVIDER_ID = 512
 POISONED = Failure("JOB_POISONED", "every worker that took it up was lost before it had ended")
 
 
@@ -139,7 +142,7 @@ class Attempts(Records):
             row, owner = both
             values = {
                 "state": ACCEPTED,
-                "provider_job_id": provider_job_id,
+                "provider_job_id": storable(provider_job_id, LONGEST_PROVIDER_ID),
                 "poll_at": poll_at,
                 "lease_until": 0,
             }
@@ -276,7 +279,7 @@ class Attempts(Records):
         values = {
             "state": FAILED,
             "error_reason": failure.reason,
-            "error_message": failure.message[:2000],
+            "error_message": storable(failure.message, 2000),
             "error_retryable": failure.retryable,
         }
         await self.change(connection, owner, now, "job.failed", failure.reason, **values)
@@ -360,7 +363,7 @@ class Attempts(Records):
     ) -> None:
         values: dict[str, Any] = {"state": state, "ended_at": now}
         if failure is not None:
-            values |= {"reason": failure.reason, "message": failure.message[:2000]}
+            values |= {"reason": failure.reason, "message": storable(failure.message, 2000)}
         await self._leave(connection, row, now, values)
 
     async def _leave(self, connection: AsyncConnection, row: Any, now: int, values: dict[str, Any]) -> None:

@@ -14,9 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.db import Database
 from services.common.ids import new_id
+from services.common.outbox import Outbox
 from services.workflow.domain.states import FINAL
+from services.workflow.domain.voices import KEPT, REMOVED, REMOVING
 from services.workflow.material_tables import consent, consent_event, voice
-from services.workflow.tables import job
+from services.workflow.store.records import VOICE_QUEUE, storable
+from services.workflow.tables import dead_letter, job
 
 # Kinds of jobs that may use somebody's voice or face.
 _CONCERNED = ("voice_clone", "speech", "training")
@@ -30,11 +33,15 @@ class Actor:
     request_id: str
 
 
+_WORKER = Actor("worker", "")
+
+
 class Consents:
     """Reads and writes them. Every change leaves an entry that is never changed."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, outbox: Outbox) -> None:
         self._database = database
+        self._outbox = outbox
 
     def _insert(self, table: sa.Table) -> Any:
         return (sqlite.insert if self._database.sqlite else postgresql.insert)(table)
@@ -70,12 +77,18 @@ class Consents:
             return (await connection.execute(query)).all()
 
     async def revoke(self, consent_id: str, reason: str, actor: Actor, now: int) -> Any:
-        """Take a consent back, once; return its row."""
+        """Take a consent back, once, and let what was cloned under it be removed; return its row."""
         standing = consent.c.id == consent_id, consent.c.revoked_at == 0
         update = sa.update(consent).where(*standing).values(revoked_at=now).returning(consent.c.id)
+        cloned = voice.c.consent_id == consent_id, voice.c.state == KEPT
+        removing = sa.update(voice).where(*cloned).values(state=REMOVING).returning(voice.c.id)
         async with self._database.transaction() as connection:
             if (await connection.execute(update)).one_or_none() is not None:
                 await self._note(connection, consent_id, "consent.revoked", actor, reason, now)
+                voices = (await connection.scalars(removing)).all()
+                if voices:
+                    messages = [(VOICE_QUEUE, voice_id, now) for voice_id in voices]
+                    await self._outbox.append_all(connection, messages, now)
         return await self.find(consent_id)
 
     async def used(self, consent_id: str, detail: str, actor: Actor, now: int) -> None:
@@ -138,7 +151,10 @@ class Consents:
     async def _keep_voice(self, owner: Any, provider: str, provider_voice: str, now: int) -> str:
         digest = hashlib.sha256(f"{owner.id}\n{provider}\n{provider_voice}".encode()).hexdigest()[:32]
         given = MediaInput.FromString(owner.input).voice_clone
+        # Locked: a revocation at the same moment is seen here, or sees the voice there.
+        holds = sa.select(consent.c.revoked_at).where(consent.c.id == given.consent_id).with_for_update()
         async with self._database.transaction() as connection:
+            revoked = bool(await connection.scalar(holds))
             row = {
                 "id": f"voice_{digest}",
                 "organisation_id": owner.organisation_id,
@@ -148,9 +164,55 @@ class Consents:
                 "job_id": owner.id,
                 "name": given.name,
                 "created_at": now,
+                "state": REMOVING if revoked else KEPT,
+                "attempts": 0,
+                "problem": "",
             }
-            await connection.execute(self._insert(voice).values(row).on_conflict_do_nothing())
+            insert = self._insert(voice).values(row).on_conflict_do_nothing().returning(voice.c.id)
+            new = await connection.scalar(insert)
+            if revoked and new is not None:
+                await self._outbox.append(connection, VOICE_QUEUE, new, now)
         return f"voice_{digest}"
+
+    async def voices_of(self, consent_id: str) -> Sequence[Any]:
+        """Return what was cloned under a consent, in order."""
+        query = sa.select(voice).where(voice.c.consent_id == consent_id)
+        async with self._database.reading() as connection:
+            return (await connection.execute(query.order_by(voice.c.created_at, voice.c.id))).all()
+
+    async def removed(self, row: Any, now: int) -> None:
+        """Note that a voice's provider has removed it."""
+        async with self._database.transaction() as connection:
+            if await self._asked(connection, row, REMOVED, ""):
+                await self._note(connection, row.consent_id, "voice.removed", _WORKER, row.id, now)
+
+    async def not_removed(self, row: Any, state: str, problem: str, again_at: int, now: int) -> None:
+        """Note that a voice's provider has not removed it, and when it is asked again; 0 for never."""
+        async with self._database.transaction() as connection:
+            if not await self._asked(connection, row, state, problem):
+                return  # The same message twice: the other one has written what follows.
+            if again_at:
+                await self._outbox.append(connection, VOICE_QUEUE, row.id, now, again_at)
+                return
+            letter = {
+                "id": new_id("dead"),
+                "queue": VOICE_QUEUE,
+                "subject_id": row.id,
+                "reason": storable(problem, 64),
+                "at": now,
+                "redriven_at": 0,
+            }
+            await connection.execute(sa.insert(dead_letter), letter)
+            await self._note(
+                connection, row.consent_id, "voice.left", _WORKER, storable(f"{row.id}: {problem}", 2000), now
+            )
+
+    async def _asked(self, connection: AsyncConnection, row: Any, state: str, problem: str) -> bool:
+        """Write down what became of asking once. Tells whether nobody else has."""
+        unchanged = voice.c.id == row.id, voice.c.attempts == row.attempts, voice.c.state == row.state
+        values = {"state": state, "problem": storable(problem, 1000), "attempts": row.attempts + 1}
+        update = sa.update(voice).where(*unchanged).values(values).returning(voice.c.id)
+        return await connection.scalar(update) is not None
 
     async def voice(self, voice_id: str) -> Any:
         """Return a cloned voice's row, or None."""

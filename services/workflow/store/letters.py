@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from services.workflow.domain.errors import DeadLetterNotFoundError
 from services.workflow.domain.states import ATTEMPT_FINAL
+from services.workflow.store.records import NOTIFY_QUEUE, VOICE_QUEUE
 from services.workflow.store.together import Together
 from services.workflow.tables import attempt, dead_letter, job
 
@@ -65,10 +66,17 @@ class Letters(Together):
         return letter, row, owner
 
     async def redrive(self, letter: Any, row: Any, now: int) -> None:
-        """Note that a letter has been sent again; `row`, its attempt, gets a message when it still runs."""
+        """Note that a letter has been sent again; `row`, its attempt, gets a message when it still runs.
+
+        What is not about an attempt is sent again as it was: a notification, a voice to remove.
+        """
         async with self.database.transaction() as connection:
             mine = dead_letter.c.id == letter.id, dead_letter.c.redriven_at == 0
             statement = sa.update(dead_letter).where(*mine).values(redriven_at=now)
             sent = await connection.scalar(statement.returning(dead_letter.c.id))
-            if sent is not None and row is not None and row.state not in ATTEMPT_FINAL:
+            if sent is None:
+                return
+            if row is not None and row.state not in ATTEMPT_FINAL:
                 await self.outbox.append(connection, row.queue, row.id, now)
+            elif letter.queue in (NOTIFY_QUEUE, VOICE_QUEUE):
+                await self.outbox.append(connection, letter.queue, letter.subject_id, now)

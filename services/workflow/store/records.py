@@ -23,10 +23,18 @@ SETTLE_QUEUE = "job.settle"
 NOTIFY_QUEUE = "job.notify"
 ADVANCE_QUEUE = "job.advance"
 NOTICE_QUEUE = "job.notice"
+VOICE_QUEUE = "voice.remove"
+# What a dead worker held does not queue up again behind everything that has come since.
+LOST_QUEUE = "job.lost"
 # An attempt whose message has not brought a worker by then gets another message.
 UNCLAIMED_S = 30
 # What is large and seldom looked at is not read with the rest of a job.
 SMALL = [column for column in job.c if column.name not in ("input", "targets", "result")]
+
+
+def storable(text: str, limit: int) -> str:
+    """Return what others have said as a column takes it: cut, and without NUL, which PostgreSQL refuses."""
+    return text.replace("\0", "")[:limit]
 
 
 def row_type(name: str, columns: Iterable[sa.Column[Any]]) -> Any:
@@ -209,7 +217,7 @@ def _messages(row: Any, state: str, now: int) -> list[tuple[str, str, int]]:
 
 
 def _event(job_id: str, seq: int, event: str, detail: str, now: int) -> dict[str, Any]:
-    return {"job_id": job_id, "seq": seq, "type": event, "detail": detail[:2000], "at": now}
+    return {"job_id": job_id, "seq": seq, "type": event, "detail": storable(detail, 2000), "at": now}
 
 
 def new_attempt(

@@ -16,7 +16,7 @@ from services.workflow.domain.states import (
     QUEUED,
     RUNNING,
 )
-from services.workflow.store.records import SECOND, UNCLAIMED_S, Records
+from services.workflow.store.records import LOST_QUEUE, SECOND, UNCLAIMED_S, Records
 from services.workflow.tables import attempt, job, outbox
 
 SWEEP = 200
@@ -76,8 +76,12 @@ class Rounds(Records):
             )
 
     async def bring_back_lost(self, now: int) -> int:
-        """Send a message again for attempts that nobody came for or whose worker is gone; return how many."""
-        waits = sa.select(outbox.c.id).where(outbox.c.subject_id == attempt.c.id).exists()
+        """Send a message again for attempts that nobody came for or whose worker is gone; return how many.
+
+        The former queue up anew; the latter had had their turn, and are taken up before all others.
+        """
+        message = sa.select(outbox.c.id).where(outbox.c.subject_id == attempt.c.id)
+        waits, returns = message.exists(), message.where(outbox.c.queue == LOST_QUEUE).exists()
         async with self.database.reading() as connection:
             claims = (await connection.execute(_newest_claims(now))).all()
             # While workers go through a queue, what stands further back in it is not lost.
@@ -85,7 +89,7 @@ class Rounds(Records):
                 sa.and_(attempt.c.queue == queue, attempt.c.dispatched_at <= at) for queue, at in claims
             ]
             lost = sa.or_(
-                attempt.c.state == CLAIMED,
+                sa.and_(attempt.c.state == CLAIMED, ~returns),
                 sa.and_(
                     attempt.c.state == DISPATCHED,
                     ~waits,
@@ -104,7 +108,8 @@ class Rounds(Records):
                     pause = UNCLAIMED_S * 2 ** min(row.polls + 1, MOST_DOUBLINGS)
                     values = {"lease_until": now + pause * SECOND, "polls": row.polls + 1}
                     await connection.execute(sa.update(attempt).where(attempt.c.id == row.id).values(values))
-            if messages := [(row.queue, row.id, now) for row in rows]:
+            messages = [(LOST_QUEUE if row.state == CLAIMED else row.queue, row.id, now) for row in rows]
+            if messages:
                 await self.outbox.append_all(connection, messages, now)
         return len(rows)
 

@@ -13,7 +13,7 @@ from services.common.ids import new_id
 from services.common.outbox import Outbox
 from services.workflow.domain.deliveries import DEAD, DELIVERED, PENDING
 from services.workflow.material_tables import webhook_delivery, webhook_endpoint
-from services.workflow.store.records import NOTIFY_QUEUE
+from services.workflow.store.records import NOTIFY_QUEUE, storable
 from services.workflow.tables import dead_letter
 
 
@@ -120,7 +120,7 @@ class Webhooks:
         values = {
             "state": PENDING if again_at else DEAD,
             "http_status": http_status,
-            "problem": problem[:1000],
+            "problem": storable(problem, 1000),
             "next_attempt_at": again_at,
         }
         async with self._database.transaction() as connection:

@@ -152,9 +152,9 @@ async def test_a_clone_is_bound_to_its_consent_and_a_revocation_stops_its_use(be
         await begin(bench, MediaInput(speech=SpeechInput(text="hello", voice="v-raw")))
     waiting = await begin(bench, speaking)
     unconcerned = await begin(bench, MediaInput(speech=SpeechInput(text="hello", voice="alloy")))
-    revoke = pb.RevokeConsentRequest(consent_id=given.consent_id, reason="asked to")
+    asked = pb.RevokeConsentRequest(consent_id=given.consent_id, reason="asked to")
     for _ in range(2):
-        revoked = (await bench.consents.revoke_consent(revoke, CALLER)).consent
+        revoked = (await bench.consents.revoke_consent(asked, CALLER)).consent
         assert revoked.HasField("revoked_at")
     for row, state in ((waiting, "cancelled"), (unconcerned, "queued")):
         seen = (await bench.server.get_job(jobs.GetJobRequest(job_id=row.job_id), CALLER)).job
@@ -171,12 +171,105 @@ async def test_a_clone_is_bound_to_its_consent_and_a_revocation_stops_its_use(be
     assert events.count("consent.used") == 3
 
 
+async def cloned(bench, consent_id: str, *names: str) -> list[str]:
+    """Clone voices under a consent; return their ids."""
+    job = await begin(bench, cloning(consent_id))
+    ids = [
+        await bench.parts.consents.keep_resource(job.job_id, "fake0", name, bench.micros()) for name in names
+    ]
+    await bench.work_off()
+    return ids
+
+
+async def revoke(bench, consent_id: str):
+    return (
+        await bench.consents.revoke_consent(pb.RevokeConsentRequest(consent_id=consent_id), CALLER)
+    ).consent
+
+
+async def shown(bench, consent_id: str):
+    """Return what a consent tells of its voices."""
+    answer = await bench.consents.get_consent(pb.GetConsentRequest(consent_id=consent_id), CALLER)
+    return [(voice.state, voice.attempts, voice.problem) for voice in answer.consent.voices]
+
+
+async def test_a_revocation_removes_what_was_cloned_at_its_provider(bench):
+    given, other = await consent(bench), await consent(bench, idempotency_key="other")
+    ids = await cloned(bench, given.consent_id, "v-1", "v-2")
+    await cloned(bench, other.consent_id, "v-3")
+    assert await shown(bench, given.consent_id) == [("kept", 0, "")] * 2
+    revoked = await revoke(bench, given.consent_id)
+    assert [(voice.voice_id, voice.state) for voice in revoked.voices] == [(each, "removing") for each in ids]
+    await revoke(bench, given.consent_id)
+    await bench.work_off()
+    assert sorted(bench.router.deleted) == [("fake0", "v-1"), ("fake0", "v-2")]
+    assert await shown(bench, given.consent_id) == [("removed", 1, "")] * 2
+    assert await shown(bench, other.consent_id) == [("kept", 0, "")]
+    # The same message again asks nobody.
+    await bench.parts.voices.remove(ids[0])
+    assert len(bench.router.deleted) == 2
+    events = [event.type for event in await bench.parts.consents.events(given.consent_id)]
+    assert events[-3:] == ["consent.revoked", "voice.removed", "voice.removed"]
+
+
+async def test_a_provider_that_is_away_is_asked_until_it_has_removed_the_voice(bench):
+    given = await consent(bench)
+    await cloned(bench, given.consent_id, "v-1")
+    bench.router.delete_failures = [RpcError("UNAVAILABLE", "down"), RpcError("PROVIDER_TIMEOUT", "slow")]
+    await revoke(bench, given.consent_id)
+    # A worker takes the message and dies before it has asked: the message is there again.
+    assert len(await bench.outbox.take(bench.micros(), ["voice.remove"])) == 1
+    assert not bench.router.deleted
+    bench.later = timedelta(seconds=11)
+    await bench.work_off()
+    assert await shown(bench, given.consent_id) == [("removing", 1, "UNAVAILABLE: down")]
+    await bench.work_off()
+    assert len(bench.router.deleted) == 1
+    bench.later += timedelta(seconds=6)
+    await bench.work_off()
+    assert await shown(bench, given.consent_id) == [("removing", 2, "PROVIDER_TIMEOUT: slow")]
+    bench.later += timedelta(seconds=31)
+    await bench.work_off()
+    assert await shown(bench, given.consent_id) == [("removed", 3, "")]
+
+
+@pytest.mark.parametrize("reason", ["NOT_IMPLEMENTED", "PROVIDER_REJECTED"])
+async def test_a_voice_that_its_provider_does_not_remove_is_shown_and_can_be_sent_again(bench, reason):
+    given = await consent(bench)
+    (voice_id,) = await cloned(bench, given.consent_id, "v-1")
+    bench.router.delete_failures = [RpcError(reason, "no")] * 2
+    await revoke(bench, given.consent_id)
+    await bench.work_off()
+    assert await shown(bench, given.consent_id) == [("left", 1, f"{reason}: no")]
+    for attempts, state in ((2, "left"), (3, "removed")):
+        listed = await bench.server.list_dead_letters(jobs.ListDeadLettersRequest(), CALLER)
+        letter = listed.dead_letters[0]
+        assert (letter.queue, letter.subject_id, letter.redriven) == ("voice.remove", voice_id, False)
+        again = jobs.RedriveDeadLetterRequest(dead_letter_id=letter.dead_letter_id)
+        for _ in range(2):
+            await bench.server.redrive_dead_letter(again, CALLER)
+        await bench.work_off()
+        assert [(told[0], told[1]) for told in await shown(bench, given.consent_id)] == [(state, attempts)]
+    assert len(bench.router.deleted) == 3
+
+
+async def test_what_is_cloned_after_a_revocation_is_removed_too(bench):
+    """The provider had finished before it heard that the job is cancelled."""
+    given = await consent(bench)
+    job = await begin(bench, cloning(given.consent_id))
+    await revoke(bench, given.consent_id)
+    for _ in range(2):
+        await bench.parts.consents.keep_resource(job.job_id, "fake0", "v-late", bench.micros())
+    await bench.work_off()
+    assert bench.router.deleted == [("fake0", "v-late")]
+    assert await shown(bench, given.consent_id) == [("removed", 1, "")]
+
+
 async def test_a_revocation_between_admission_and_the_provider_holds(bench):
     given = await consent(bench)
     job = await begin(bench, cloning(given.consent_id))
-    revoke = pb.RevokeConsentRequest(consent_id=given.consent_id)
     # As if the job had been written a moment after the revocation looked for it.
-    await bench.parts.consents.revoke(revoke.consent_id, "", bench_actor(), bench.micros())
+    await bench.parts.consents.revoke(given.consent_id, "", bench_actor(), bench.micros())
     await bench.work_off()
     seen = (await bench.server.get_job(jobs.GetJobRequest(job_id=job.job_id), CALLER)).job
     assert (seen.state, seen.error.reason) == ("failed", "CONSENT_REQUIRED")

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(480)
 
 async def test_killed_workers(tmp_path: Path, postgresql_url: str, broker: Broker) -> None:
     async with running_cluster(tmp_path, postgresql_url, broker.url) as cluster:
-        await kill_workers(cluster, 3, in_flight=60)
+        await kill_workers(cluster, 3, in_flight=40)
 
 
 async def test_relays_that_die_after_a_confirmation(

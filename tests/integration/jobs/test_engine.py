@@ -137,6 +137,27 @@ async def test_what_is_the_jobs_own_fault_fails_it(engine):
     assert not engine.billing.charges
 
 
+class LongNames(dict[str, str]):
+    """A provider whose names of jobs no column takes."""
+
+    def setdefault(self, key: str, default: str = "") -> str:
+        return super().setdefault(key, f"pj\0{'x' * 10_000}")
+
+
+async def test_what_a_provider_says_or_names_can_always_be_written_down(engine):
+    """Otherwise it would be asked, and paid, again and again."""
+    engine.router.failures = [RpcError("PROVIDER_REJECTED", "a \0 prompt")]
+    job = await begin(engine)
+    await engine.work_off()
+    assert (await seen(engine, job.job_id)).error.message == "a  prompt"
+    engine.router.immediate = False
+    engine.router.by_effect = LongNames()
+    job = await begin(engine)
+    await engine.work_off()
+    assert (await seen(engine, job.job_id)).state == "running"
+    assert list(engine.router.submitted.values()) == [1, 1]
+
+
 async def test_a_zombie_is_kept_out_and_its_result_is_not_lost(engine):
     job = await begin(engine)
     (message,) = await engine.outbox.take(engine.now())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from omnihub.workflow.v1 import job_service_pb2 as pb
 
 from services.common.rpc import RpcError
+from services.workflow.store.records import LOST_QUEUE
 from tests.integration.jobs.conftest import CALLER
 from tests.integration.jobs.test_engine import begin, seen, wanted
 
@@ -53,8 +55,6 @@ async def test_a_parked_job_can_be_cancelled_and_a_lost_wake_up_is_made_good(eng
     engine.router.polls = 5
     _, second, third = [await begin(engine) for _ in range(3)]
     await engine.work_off()
-    from omnihub.workflow.v1 import job_service_pb2 as pb
-
     await engine.server.cancel_job(pb.CancelJobRequest(job_id=second.job_id), CALLER)
     assert (await seen(engine, second.job_id)).state == "cancelled"
     await engine.rounds.unpark_all(engine.now())
@@ -158,4 +158,24 @@ async def test_what_waits_in_a_queue_that_moves_is_not_lost(engine):
     assert await engine.rounds.bring_back_lost(later) == 0
     # Its worker has gone, and nobody else works on this queue: all are sent again, ever more seldom.
     assert await engine.rounds.bring_back_lost(later + 7_200_000_000) == 3
-    assert await engine.rounds.bring_back_lost(later + 7_200_000_000) == 1
+    assert await engine.rounds.bring_back_lost(later + 7_200_000_000) == 0
+
+
+async def test_what_a_dead_worker_held_does_not_queue_up_again(engine):
+    """It had had its turn: it goes before all that waits, and once."""
+    for _ in range(12):
+        await begin(engine)
+    held = (await engine.outbox.take(engine.now()))[:3]
+    await engine.outbox.passed_on([message.id for message in held])
+    for message in held:
+        assert await engine.attempts.claim(message.subject_id, "dead", 1.0, engine.now())
+    engine.shift_s = 2.0
+    for _ in range(3):
+        await engine.clockwork.sweep()
+    back = await engine.outbox.take(engine.now(), [LOST_QUEUE])
+    assert {message.subject_id for message in back} == {message.subject_id for message in held}
+    assert len(back) == len(held)
+    for message in back:
+        await engine.worker.work(message.subject_id)
+    ended = await engine.server.list_jobs(pb.ListJobsRequest(state="succeeded"), CALLER)
+    assert len(ended.jobs) == len(held)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 
 import pytest
 from omnihub.common.v1.media_pb2 import ImageEditInput, ImageInput, MediaFile, MediaInput, UpscaleInput
+from omnihub.workflow.v1 import job_service_pb2 as pb
 
 from services.common.rpc import RpcError
+from tests.integration.jobs.conftest import CALLER
+from tests.integration.jobs.test_engine import begin, seen
 from tests.support.fake_automatic1111 import LOGIN, picture
 from tests.support.fake_vendor import CutAfter, Refuse, StallAfter
 
+# What other processes may take from us meanwhile.
+SLOW_MACHINE_S = 2.0
 PICTURE = MediaFile(data=base64.b64decode(picture()), mime="image/png")
 
 
@@ -208,3 +214,38 @@ async def test_a_running_task_is_interrupted_and_one_that_ended_is_not(a1111, on
     assert await on_a1111.cancel("eff_1") == "already_ended"
     assert await on_a1111.cancel("nothing") == "unknown"
     assert a1111.interrupts == 1
+
+
+@pytest.mark.matrix(row=40, adapter="automatic1111")
+@pytest.mark.parametrize("waiting", [False, True], ids=["running", "waits for its turn"])
+async def test_a_cancelled_job_is_stopped_within_a_second_and_costs_nothing(engine, a1111, on_a1111, waiting):
+    on_a1111.serve(engine.router, immediate=True, cancels=True)
+    a1111.gate.clear()
+    other = asyncio.create_task(on_a1111.submit(effect_key="other")) if waiting else None
+    if waiting:
+        await a1111.until(lambda: a1111.current == "other")
+    job = await begin(engine)
+    (message,) = await engine.outbox.take(engine.now())
+    working = asyncio.create_task(engine.worker.work(message.subject_id))
+    if not waiting:
+        await a1111.until(lambda: bool(a1111.current))
+    while (await seen(engine, job.job_id)).state != "running":  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    before = time.monotonic()
+    cancelled = await engine.server.cancel_job(pb.CancelJobRequest(job_id=job.job_id), CALLER)
+    assert cancelled.job.state == "cancel_requested"
+    await working
+    assert time.monotonic() - before < 1 + SLOW_MACHINE_S
+    # Somebody else's task is not interrupted, and ours has never been sent when it had no turn yet.
+    assert (a1111.interrupts, a1111.count("txt2img")) == ((0, 1) if waiting else (1, 1))
+    a1111.gate.set()
+    if other is not None:
+        assert (await other).progress.state == "succeeded"
+    await engine.work_off()
+    ended = await seen(engine, job.job_id)
+    assert (ended.state, ended.cost, len(ended.outputs)) == ("cancelled", "0", 0)
+    assert not engine.billing.charges
+    assert engine.billing.released == list(engine.billing.holds)
+    # The server is free for the next one.
+    assert (await on_a1111.submit(effect_key="next")).progress.state == "succeeded"
+    assert a1111.at_once == 0

@@ -205,6 +205,35 @@ async def test_a_cached_run_has_no_events_and_ends_by_the_history(comfy, on_comf
     assert "{{job}}" in end.message
 
 
+@pytest.mark.parametrize(
+    ("began", "ended", "seconds"),
+    [
+        (1000, 3500, 2.5),
+        (1000, 1000 + 7 * 86_400_000, 604_800),
+        (3500, 1000, 0),
+        ("then", None, 0),
+        (1000, 1001 + 7 * 86_400_000, None),
+        (0, 1e300, None),
+        (-1, 10**400, None),
+    ],
+)
+async def test_a_time_that_cannot_be_is_not_paid(comfy, on_comfy, began, ended, seconds):
+    job = (await on_comfy.submit()).provider_job_id
+    times = [["execution_start", {"timestamp": began}], ["execution_success", {"timestamp": ended}]]
+    await comfy.finish(job, messages=times)
+    end = await on_comfy.poll(job)
+    if seconds is not None:
+        assert (end.state, end.usage.compute_seconds) == ("succeeded", seconds)
+        return
+    assert (end.state, end.reason, end.retryable, end.unbilled) == (
+        "failed",
+        "PROVIDER_PROTOCOL",
+        False,
+        True,
+    )
+    assert "longer than 604800 s" in end.message
+
+
 @pytest.mark.matrix(row=47, adapter="comfyui")
 async def test_errors_of_a_run(comfy, on_comfy):
     for kind, text, reason, retryable in (

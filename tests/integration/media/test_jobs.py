@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
+from omnihub.router.v1 import media_router_service_pb2 as router
 from omnihub.workflow.v1 import job_service_pb2 as pb
 
 from services.common.foreign import ForeignClient
@@ -46,6 +48,36 @@ def keep_with(engine, download) -> None:
         0,
         engine.clock,
     )
+
+
+async def last_event(engine, job_id: str):
+    """Return how watching a job ends."""
+    async with asyncio.timeout(10):
+        events = [event async for event in engine.server.watch_job(pb.WatchJobRequest(job_id=job_id), CALLER)]
+    return events[-1]
+
+
+def served_together(engine, *makers) -> None:
+    """Let the engine's router plan at all of these, in this order, and relay to each."""
+    relays = {}
+    for maker in makers:
+        served(maker, each := SimpleNamespace(router=SimpleNamespace()))
+        relays[maker.provider] = each.router
+
+    async def plan_media(request, call):
+        plans = [(await relay.plan_media(request, call)).targets[0] for relay in relays.values()]
+        return router.PlanMediaResponse(targets=plans)
+
+    async def submit_media(request, call):
+        return await relays[request.attempt.provider].submit_media(request, call)
+
+    engine.router.plan_media, engine.router.submit_media = plan_media, submit_media
+    for name in ("poll_media", "cancel_media", "find_media"):
+
+        async def relay(request, call, name=name):
+            return await getattr(relays[request.request.provider], name)(request, call)
+
+        setattr(engine.router, name, relay)
 
 
 def served(maker, engine, **abilities) -> None:
@@ -149,6 +181,40 @@ async def test_a_submit_that_cannot_be_looked_for_is_not_repeated(engine, vendor
     assert ended.maybe_double_charge
 
 
+@pytest.mark.parametrize("winner", ["fal", "replicate"])
+async def test_a_race_of_two_vendors_has_one_winner_and_the_other_is_stopped(engine, vendors, winner):
+    loser = {"fal": "replicate", "replicate": "fal"}[winner]
+    (won, first), (lost, second) = vendors[winner], vendors[loser]
+    served_together(engine, second, first)
+    job = await begin(engine, parallel=True)
+    assert (await seen(engine, job.job_id)).estimate == "0.02"
+    await engine.work_off()
+    begun = {name: vendors[name][0].count(BEGIN[name]) for name in (winner, loser)}
+    assert begun == {winner: 1, loser: 1}
+    # One has made it, the other still works when both are asked.
+    won.steps, lost.steps = [won.steps[-1]], [lost.steps[1]]
+    if winner == "replicate":
+        won._show(next(iter(won.predictions.values())))
+    await poll(engine)
+    won_by = (await seen(engine, job.job_id)).model_used.partition("/")[0]
+    assert won_by == first.provider
+    assert lost.count("cancel") == 0
+    # Who waits for the job does not wait for the other one.
+    assert (await last_event(engine, job.job_id)).end.state == "succeeded"
+    await poll(engine)
+    assert lost.count("cancel") == 1
+    if loser == "fal":
+        lost.steps, lost.ending = ["COMPLETED"], {"error": "cancelled", "error_type": "client_cancelled"}
+    for _ in range(2):
+        await poll(engine)
+    await engine.work_off()
+    ended = await seen(engine, job.job_id)
+    assert (ended.state, len(ended.outputs), ended.attempts) == ("succeeded", 1, 2)
+    assert won.count("cancel") == 0
+    assert len(engine.billing.charges) == 1
+    assert not await engine.attempts.running([job.job_id])
+
+
 @pytest.mark.matrix(row=47, adapter="replicate")
 async def test_a_cancellation_that_comes_too_late_is_a_result_that_is_paid(engine, replicate, on_replicate):
     served(on_replicate, engine, finds=True)
@@ -241,3 +307,18 @@ async def test_a_result_that_cannot_be_fetched_yet_is_no_end(engine, fal, on_fal
     await poll(engine)
     assert len(refused) == 1
     assert (await seen(engine, job.job_id)).state == "running"
+
+
+async def test_an_expired_job_is_over_though_its_provider_goes_on_and_is_paid(engine, fal, on_fal):
+    on_fal.serve(engine.router)
+    job = await begin(engine, deadline_s=3)
+    await engine.work_off()
+    engine.shift_s = 4.0
+    await engine.clockwork.sweep()
+    assert (await last_event(engine, job.job_id)).end.state == "expired"
+    fal.steps = ["COMPLETED"]
+    await poll(engine)
+    await engine.work_off()
+    ended = await seen(engine, job.job_id)
+    assert (ended.state, ended.error.reason, len(ended.outputs)) == ("expired", "DEADLINE_EXCEEDED", 0)
+    assert (fal.count("cancel"), len(engine.billing.charges)) == (0, 1)
