@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from services.billing.store.budgets import BudgetStore
+from services.billing.store.checks import check_ledger
 from services.common.rpc import Identity, RpcError
 from services.credits.windows import window_end, window_start
 from tests.integration.budgets.test_limits import WithoutGuard
@@ -158,6 +159,7 @@ def _explore(database_url: str, examples: int, store: type[BudgetStore] = Budget
 
         try:
             explore()
+            assert check_ledger(world.database, world.budgets.plan_book).ok
         finally:
             runner.run(opened.__aexit__(None, None, None))
 
