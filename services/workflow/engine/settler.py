@@ -116,4 +116,6 @@ def _charge(job: Any, attempt_id: str, result: EffectResult) -> Charge:
         state="complete",
     )
     charge.MergeFrom(result.charge)
+    if result.provider_request_id:
+        charge.attempts.add(provider=charge.provider, id=result.provider_request_id)
     return charge

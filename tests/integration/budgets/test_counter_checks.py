@@ -28,7 +28,7 @@ PLANS = {
         ]
     }
 }
-LIMITS = (
+LIMITS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("credits", "total", {}),
     ("credits", "lifetime", {"scope": "key", "scope_id": "key_1"}),
     ("tokens", "month", {"scope": "workspace", "scope_id": "ws_1"}),

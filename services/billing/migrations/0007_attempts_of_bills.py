@@ -1,0 +1,13 @@
+"""Differences name the provider's own attempt."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("difference", sa.Column("attempt_id", sa.String(300), nullable=False, server_default=""))
