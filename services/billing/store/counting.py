@@ -12,23 +12,16 @@ from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.billing.domain.ledger import at_of
-from services.billing.domain.limit import Limit, crossed, subjects_of, units_of, who_of
-from services.billing.store.budget_tables import budget_alert, budget_limit, budget_slice
-from services.billing.store.limits import BudgetRecords, Key, limit_of
+from services.billing.domain.limit import Limit, crossed, units_of, who_of
+from services.billing.store.budget_tables import budget_alert, budget_slice
+from services.billing.store.held_limits import HeldLimits
+from services.billing.store.limits import Key
 from services.common.ids import new_id
 from services.common.telemetry import meter
 from services.credits.windows import window_start
 
 _alerts = meter.create_counter("omnihub.budget.alerts", unit="{alert}")
 _logger = logging.getLogger(__name__)
-_LIMITS = sa.select(budget_limit).where(
-    budget_limit.c.organisation_id.in_(sa.bindparam("organisations", expanding=True)),
-    budget_limit.c.scope_id.in_(sa.bindparam("scope_ids", expanding=True)),
-)
-
-
-Who = tuple[str, ...]
-"""Whose usage a charge is, as `who_of` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +36,7 @@ class Alert:
     at: int
 
 
-class Booking(BudgetRecords):
+class Booking(HeldLimits):
     """Charges into counters, in the transaction that books them."""
 
     async def book(self, connection: AsyncConnection, charges: Sequence[Charge], now: int) -> list[Alert]:
@@ -52,9 +45,14 @@ class Booking(BudgetRecords):
         limits = await self._limits_of(connection, set(map(who_of, charges)))
         if not any(limits.values()):
             return []
-        slices = await self._lock_slices(
-            connection, (each for charge in charges for each in charge.slice_ids)
+        holds = {charge.hold_id for charge in charges if charge.hold_id}
+        slices = await self._lock_drawn(
+            connection, (each for charge in charges for each in charge.slice_ids), holds
         )
+        held: dict[str, list[str]] = {}
+        for row in slices.values():
+            if row.holder in holds:
+                held.setdefault(row.holder, []).append(row.id)
         used: dict[Key, int] = {}
         by_key: dict[Key, Limit] = {}
         freed: dict[Key, int] = {}
@@ -63,7 +61,8 @@ class Booking(BudgetRecords):
             at = at_of(charge, now)
             # A kept answer that is given again is a request, and uses nothing else.
             tokens = 0 if charge.cached else charge.usage.input_total + charge.usage.output_total
-            drawn = {slices[each].limit_id: slices[each] for each in charge.slice_ids if each in slices}
+            own_slices = (*charge.slice_ids, *held.get(charge.hold_id, ()))
+            drawn = {slices[each].limit_id: slices[each] for each in own_slices if each in slices}
             for limit in limits[who_of(charge)]:
                 units = units_of(limit.measure, charge.amount_nano_credits, tokens)
                 if at < limit.since or not units:
@@ -77,27 +76,10 @@ class Booking(BudgetRecords):
                     spent[row.id] = before + units, max(granted, before + units)
                     own = row.limit_id, row.window_start
                     freed[own] = freed.get(own, 0) + min(units, granted - before)
-        return await self._write(connection, by_key, used, freed, spent, now)
-
-    async def _limits_of(
-        self, connection: AsyncConnection, everyone: Iterable[Who]
-    ) -> dict[Who, list[Limit]]:
-        """Return the limits that apply to charges, by whose they are."""
-        subjects = {who: subjects_of(who) for who in everyone}
-        organisations = {who[0] for who in subjects}
-        scope_ids = {scope_id for each in subjects.values() for _, scope_id in each}
-        found = await self._plan_limits(connection, organisations)
-        asked = {"organisations": list(organisations), "scope_ids": list(scope_ids)}
-        for row in await connection.execute(_LIMITS, asked):
-            found[row.organisation_id].append(limit_of(row))
-        by_subject: dict[tuple[str, tuple[str, str]], list[Limit]] = {}
-        for organisation_id, limits in found.items():
-            for limit in limits:
-                by_subject.setdefault((organisation_id, limit.subject), []).append(limit)
-        return {
-            who: [limit for subject in each for limit in by_subject.get((who[0], subject), ())]
-            for who, each in subjects.items()
-        }
+        alerts = await self._write(connection, by_key, used, freed, spent, now)
+        # The first charge of a hold ends it.
+        await self.let_go(connection, held)
+        return alerts
 
     async def _write(
         self,

@@ -211,6 +211,26 @@ class BudgetRecords:
             }
             await connection.execute(statement.values(values), rows)
 
+    def _guard(self, limit: Limit, more: int) -> sa.ColumnElement[bool]:
+        """Return the condition under which `more` may be set aside."""
+        return budget_counter.c.spent + budget_counter.c.leased + more <= limit.amount
+
+    async def _set_aside(self, connection: AsyncConnection, limit: Limit, key: Key, more: int) -> bool:
+        """Set `more` aside of a window. Tells whether there was so much."""
+        if more == 0:
+            return True
+        statement = (
+            sa.update(budget_counter)
+            .where(
+                budget_counter.c.limit_id == key[0],
+                budget_counter.c.window_start == key[1],
+                self._guard(limit, more),
+            )
+            .values(leased=budget_counter.c.leased + more)
+            .returning(budget_counter.c.leased)
+        )
+        return (await connection.execute(statement)).scalar_one_or_none() is not None
+
     async def _lock_slices(self, connection: AsyncConnection, slice_ids: Iterable[str]) -> dict[str, Any]:
         ids = sorted(set(slice_ids))
         if not ids:

@@ -20,7 +20,7 @@ from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
 from services.common.ids import new_id
 from services.common.rpc import Call, Identity, RpcError
 from services.common.rpc.errors import to_rpc_error
-from services.credits.media_rating import charge_media
+from services.credits.media_rating import charge_media, most_tokens
 from services.credits.money import format_nano
 from services.router.budgets import MICRO, Budgets
 from services.router.domain.catalogue import Target
@@ -223,7 +223,7 @@ class Speech:
         rules = [] if known is None else self._budgets.rules_for(known, identity, "", "")
         if not rules:
             return None
-        tokens = max(map(_most_tokens, targets))
+        tokens = max(most_tokens(target.expected, target.price) for target in targets)
         return await self._budgets.reserve(identity.organisation_id, rules, amount, tokens)
 
     @asynccontextmanager
@@ -302,13 +302,6 @@ class Speech:
         """Wait until the record of every ended request is written."""
         while self._endings:
             await asyncio.wait(self._endings)
-
-
-def _most_tokens(target: pb.MediaTarget) -> int:
-    """Return the most tokens that a target counts; none where it is paid by something else."""
-    price, tokens = target.price, target.expected.tokens
-    counts = price.input_pico or price.output_pico
-    return tokens.input_total + tokens.output_total if counts else 0
 
 
 def _attempts(
