@@ -146,7 +146,7 @@ class Admission:
         limits = billing.HoldLimits(
             workspace_id=new.workspace_id, project_id=new.project_id, key_id=new.key_id, tokens=new.tokens
         )
-        limits.at.FromSeconds(now // SECOND)
+        limits.at.FromMicroseconds(now)
         await self.billing.create_hold(
             billing.CreateHoldRequest(
                 hold_id=new.hold_id,
