@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -41,6 +42,8 @@ SOME = 5000
 START = 1_780_002_000_000_000
 SECOND = 1_000_000
 DAY_S = 86_400
+# Of one batch.
+CHARGES = 100
 
 
 def batched(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -212,47 +215,71 @@ async def timed(work: Callable[[int], Awaitable[object]], times: int) -> float:
     return sorted(samples[3:])[times // 2]
 
 
-async def requests(database_url: str, count: int, keys: int, rounds: int) -> dict[str, list[float]]:
-    """Return microseconds of what is asked of billing when so many events and keys are known."""
-    found: dict[str, list[float]] = {}
+Works = Mapping[str, tuple[Callable[[int], Awaitable[object]], int]]
+"""What is asked, and how often to see how long it takes."""
+
+
+@asynccontextmanager
+async def sized(database_url: str, count: int, keys: int) -> AsyncIterator[Works]:
+    """Yield what is asked of billing that knows so many events and keys."""
     async with open_store(database_url) as store:
         store.limits = BudgetStore(store.database, ChangeFeed(store.database, changes), PlanBook({}))
         await store.welcome([Grant("grant:0", organisation(0), 10**15)], START)
         await grow(store, count, keys)
         whole = Period(START, START + DAY_S * SECOND)
-        # The events of hours that are not whole have to be looked at.
+        # The events of hours that are not whole have to be looked at, except for totals.
         ragged = Period(START + 1800 * SECOND, START + (DAY_S - 1800) * SECOND)
-
         batches = itertools.count(1)
 
-        async def list_total(number: int) -> None:
-            await store.usage(organisation(0), whole, "", None, 1)
+        def usage(period: Period, group: str) -> Callable[[int], Awaitable[object]]:
+            async def work(number: int) -> None:
+                await store.usage(organisation(0), period, group, None, 100)
 
-        async def list_by_model(number: int) -> None:
-            await store.usage(organisation(0), whole, "model", None, 100)
+            return work
 
-        async def list_ragged(number: int) -> None:
-            await store.usage(organisation(0), ragged, "", None, 1)
+        def settle(of_keys: int) -> Callable[[int], Awaitable[object]]:
+            async def work(number: int) -> None:
+                booked = next(batches)
+                batch = [
+                    charge(f"new_{booked}_{n}", 100, organisation(0), provider=PROVIDER)
+                    for n in range(CHARGES)
+                ]
+                for n, each in enumerate(batch):
+                    each.key_id = f"key_{(booked * CHARGES + n) % of_keys}"
+                await store.settle(batch, START + booked * SECOND)
+
+            return work
 
         async def balance(number: int) -> None:
             await store.balance(organisation(0))
 
-        async def book(number: int) -> None:
-            booked = next(batches)
-            batch = [
-                charge(f"new_{booked}_{n}", 100, organisation(0), provider=PROVIDER, key_id=f"key_{n % keys}")
-                for n in range(100)
-            ]
-            await store.settle(batch, START + booked * SECOND)
-
-        works: dict[str, tuple[Callable[[int], Awaitable[object]], int]] = {
-            "ListUsage, total of a day": (list_total, 20),
-            "ListUsage, a day by model": (list_by_model, 20),
-            "ListUsage, total, from half past to half past": (list_ragged, 20),
+        yield {
+            "ListUsage, total of a day": (usage(whole, ""), 20),
+            "ListUsage, a day by model": (usage(whole, "model"), 20),
+            "ListUsage, total, from half past to half past": (usage(ragged, ""), 20),
             "GetBalance": (balance, 50),
-            "settle 100 charges": (book, 7),
+            f"settle {CHARGES} charges of 10 keys": (settle(10), 7),
+            # Each key of a batch is a row of sums: that is what they cost, not that others are known.
+            f"settle {CHARGES} charges of {CHARGES} keys": (settle(CHARGES), 7),
         }
+
+
+async def compared(
+    databases: Sequence[str], sizes: Sequence[tuple[int, int]], rounds: int
+) -> dict[str, list[list[float]]]:
+    """Return microseconds of what is asked, for each size.
+
+    In turns, so that what else the machine does meets all sizes alike.
+    """
+    found: dict[str, list[list[float]]] = {}
+    async with AsyncExitStack() as stack:
+        known = [
+            await stack.enter_async_context(sized(url, *size))
+            for url, size in zip(databases, sizes, strict=True)
+        ]
         for _ in range(rounds):
-            for name, (work, times) in works.items():
-                found.setdefault(name, []).append(await timed(work, times))
+            for name in known[0]:
+                samples = found.setdefault(name, [[] for _ in known])
+                for each, works in zip(samples, known, strict=True):
+                    each.append(await timed(*works[name]))
     return found

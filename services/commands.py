@@ -171,12 +171,17 @@ def _reconcile(platform: Platform, options: argparse.Namespace) -> int:
     body = {"provider": options.provider, "shape": options.shape, "document": document}
     answer = platform.post("/api/admin/reconciliations", body)
     for found in answer["differences"]:
+        names = " ".join(found[name] for name in ("day", "model", "attemptId", "eventId") if found[name])
         sys.stdout.write(
-            f"{found['day']} {found['model']}: provider {found['theirs'] or '-'}, "
-            f"ours {found['ours'] or '-'}: {found['reason']}\n"
+            f"{names}: provider {found['theirs'] or '-'}, ours {found['ours'] or '-'}: {found['reason']}\n"
         )
     sys.stdout.write(
         f"{answer['compared']} models and days compared, {answer['agreed']} agree; "
         f"provider {answer['theirs']}, ours {answer['ours']}\n"
     )
+    if answer["attempts"]:
+        sys.stdout.write(
+            f"{answer['attempts']} attempts named, {answer['attemptsOnly']} of them without a charge; "
+            f"{answer['chargesOnly']} charges without an attempt, {answer['chargesUnnamed']} that name none\n"
+        )
     return DIFFERENT if answer["differences"] else DONE

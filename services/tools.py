@@ -8,6 +8,7 @@ from typing import Any
 
 from services import jobs_command
 from services.billing import command as billing
+from services.billing.plan_files import plan_book_of
 from services.commands import add_commands as add_questions
 from services.common.db import Database, sqlite_url
 from services.router import command as models
@@ -37,7 +38,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _check_ledger(settings: Settings, _: argparse.Namespace) -> int:
-    return billing.check(settings.data_dir, settings.database_url)
+    return billing.check(settings.data_dir, settings.database_url, plan_book_of(settings.billing))
 
 
 def _replay(settings: Settings, options: argparse.Namespace) -> int:

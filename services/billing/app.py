@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -20,7 +19,6 @@ from services.billing.auditor import Auditor
 from services.billing.background import Repeating
 from services.billing.budget_server import BudgetServer
 from services.billing.domain.grant import Grant, welcome_grant
-from services.billing.domain.plan import read_book
 from services.billing.domain.price_book import PriceBook
 from services.billing.domain.reconciliation import Tolerance
 from services.billing.domain.usage import microseconds
@@ -28,6 +26,7 @@ from services.billing.ledger_server import LedgerServer
 from services.billing.margins import Margins
 from services.billing.media_prices import MediaPriceList, read_entries
 from services.billing.organisations import Organisations
+from services.billing.plan_files import plan_book_of
 from services.billing.price_list import GenaiPriceList
 from services.billing.price_server import PriceServer
 from services.billing.prices import FALLBACK, Prices, configured_book, configured_price
@@ -49,7 +48,6 @@ from services.credits.money import NANO
 MIGRATIONS = Path(__file__).with_name("migrations")
 # How often organisations are looked for without news of them.
 SYNC_S = 60.0
-PLANS = Path(__file__).with_name("plans.toml")
 # How often windows that are over are forgotten.
 FORGET_S = 600.0
 
@@ -71,10 +69,9 @@ def build(
         free_providers=frozenset(settings.free_providers),
         listed=MediaPriceList(read_entries(), GenaiPriceList(now)),
     )
-    configured_plans = {name: plan.model_dump() for name, plan in settings.plans.items()}
-    plans = read_book(tomllib.loads(PLANS.read_text()), configured_plans, settings.default_plan)
+    plans = plan_book_of(settings)
     budgets = BudgetStore(database, feed, plans)
-    store.limits = budgets
+    store.limits, store.plan_book = budgets, plans
     store.crash = budgets.crash = CrashPoints(settings.crash_at)
     price_store = PriceStore(database)
     fallback = configured_price(settings.fallback_price, FALLBACK)

@@ -8,13 +8,14 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from services.billing.domain.difference import Report
+from services.billing.domain.plan import PlanBook
 from services.billing.store.checks import check_ledger
 from services.common.db import Database, sqlite_url
 
-HELP = "derive every balance anew, walk the hash chain, print what differs"
+HELP = "derive every balance and counter anew, walk the hash chain, print what differs"
 
 
-def check(data_dir: Path, database_url: str) -> int:
+def check(data_dir: Path, database_url: str, plan_book: PlanBook) -> int:
     """Check the ledger of the configured database: 0 when it adds up, 1 when not, 2 when there is none.
 
     It only reads, and may be run while the suite serves.
@@ -25,7 +26,7 @@ def check(data_dir: Path, database_url: str) -> int:
         return 2
     database = Database(database_url or sqlite_url(file), "billing")
     try:
-        report = check_ledger(database)
+        report = check_ledger(database, plan_book)
     except sa.exc.DBAPIError as error:
         sys.stderr.write(f"the ledger cannot be read: {error.orig}\n")
         return 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -19,17 +19,10 @@ from services.billing.domain.errors import (
 )
 from services.billing.domain.ledger import check_id
 from services.billing.domain.price_numbers import PICO
-from services.billing.domain.provider_export import read_bill
-from services.billing.domain.reconciliation import Tolerance, compare, text_of
-from services.billing.domain.usage import DAY_0, Period, microseconds, moment, page_size, parse_period
-from services.billing.store.reports import (
-    ORGANISATION,
-    RATING,
-    RECONCILIATION,
-    Difference,
-    Reports,
-    Wanted,
-)
+from services.billing.domain.reconciliation import Tolerance, text_of
+from services.billing.domain.usage import Period, microseconds, moment, page_size, parse_period
+from services.billing.reconciling import reconcile
+from services.billing.store.reports import KINDS, ORGANISATION, RATING, Difference, Reports, Wanted
 from services.billing.store.rollup import EVERYONE, TOTAL
 from services.billing.store.usage import DAY, UsageSum, charge_of
 from services.common.page_token import decode_page_token, encode_page_token
@@ -42,7 +35,6 @@ LARGEST_RERATING = 10_000
 DEFAULT_RERATING = 1000
 # Longer than any export, and no more than a body may be.
 LARGEST_DOCUMENT = 32 * 2**20
-DAY_US = 86_400_000_000
 _USAGE_GROUPS = ("model", "provider", "key", "user", "workspace", DAY)
 _PLATFORM_GROUPS = ("model", "provider", ORGANISATION, DAY)
 
@@ -156,45 +148,28 @@ class ReportServer:
             raise InvalidFieldError(
                 "document", f"is longer than {LARGEST_DOCUMENT} characters; split it by month"
             )
-        bill = read_bill(request.document, request.shape, request.provider)
-        days = sorted(date.fromisoformat(day) for _, day in bill)
-        start, end = _start_of(days[0]), _start_of(days[-1] + timedelta(days=1))
-        costs = {
-            (model, (DAY_0 + timedelta(days=int(number))).isoformat()): cost
-            for (model, number), cost in (
-                await self._reports.costs_by_model(request.provider, start, end)
-            ).items()
-        }
-        compared = list(compare(bill, costs, self._tolerance))
-        found = [
-            Difference(
-                RECONCILIATION,
-                text_of(each.ours),
-                text_of(each.theirs),
-                each.reason,
-                provider=request.provider,
-                model=each.model,
-                day=each.day,
-            )
-            for each in compared
-            if not each.agrees
-        ]
         now = microseconds(self._clock())
-        await self._reports.keep(found, now)
+        found = await reconcile(
+            self._reports, self._tolerance, request.provider, request.shape, request.document, now
+        )
         return pb.ReconcileUsageResponse(
-            compared=len(compared),
-            agreed=len(compared) - len(found),
-            differences=[_difference(each, now) for each in found],
-            theirs=text_of(sum((each.theirs or Decimal(0) for each in compared), Decimal(0))),
-            ours=text_of(sum((each.ours or Decimal(0) for each in compared), Decimal(0))),
+            compared=len(found.compared),
+            agreed=found.agreed,
+            differences=[_difference(each, now) for each in found.differences],
+            theirs=text_of(found.theirs),
+            ours=text_of(found.ours),
+            attempts=found.attempts,
+            attempts_only=len(found.unmatched.uncharged),
+            charges_only=len(found.unmatched.charges),
+            charges_unnamed=found.unmatched.unnamed,
         )
 
     async def list_differences(
         self, request: pb.ListDifferencesRequest, call: Call
     ) -> pb.ListDifferencesResponse:
         """See the contract."""
-        if request.kind not in ("", RATING, RECONCILIATION):
-            raise InvalidFieldError("kind", f"must be {RATING}, {RECONCILIATION} or empty")
+        if request.kind and request.kind not in KINDS:
+            raise InvalidFieldError("kind", f"must be one of {', '.join(KINDS)}, or empty")
         size = page_size(request.page_size)
         rows = await self._reports.differences(request.kind, _position(request.page_token), size + 1)
         more = encode_page_token(rows[size - 1][1].seq, rows[size - 1][0]) if len(rows) > size else ""
@@ -293,6 +268,7 @@ def _difference(each: Difference, found_at: int) -> pb.Difference:
         ours=each.ours,
         theirs=each.theirs,
         reason=each.reason,
+        attempt_id=each.attempt_id,
         found_at=_rfc3339(found_at),
     )
 
@@ -328,10 +304,6 @@ def _position(page_token: str) -> tuple[int, str] | None:
 
 def _token(rows: Sequence[Any], size: int) -> str:
     return encode_page_token(rows[size - 1].at, rows[size - 1].id) if len(rows) > size else ""
-
-
-def _start_of(day: date) -> int:
-    return (day - DAY_0).days * DAY_US
 
 
 def _exact(pico: Fraction) -> str:

@@ -8,10 +8,18 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from omnihub.billing.v1 import billing_service_pb2 as pb
+from omnihub.billing.v1.usage_pb2 import Charge
 
 from services.billing.domain.errors import InvalidFieldError, MissingOrganisationError, NotFoundError
 from services.billing.domain.grant import requested_grant
-from services.billing.domain.ledger import check_amount, check_charges, check_currency, check_id
+from services.billing.domain.ledger import (
+    LATEST_SECOND,
+    check_amount,
+    check_charges,
+    check_currency,
+    check_id,
+)
+from services.billing.domain.limit import who_of
 from services.billing.domain.usage import check_group, microseconds, page_size, parse_moment, parse_period
 from services.billing.margins import Margins
 from services.billing.organisations import Organisations
@@ -19,6 +27,7 @@ from services.billing.prices import Prices
 from services.billing.report_server import usage_group
 from services.billing.settings import BillingSettings
 from services.billing.store import Store
+from services.billing.store.held_limits import Drawing
 from services.common.change_feed import ChangeFeed
 from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc.call import Call
@@ -122,6 +131,7 @@ class BillingServer:
             request.amount_nano_credits,
             _ttl(request.ttl_s),
             self._now(),
+            _drawing(request, self._now()) if request.HasField("limits") else None,
         )
         return pb.CreateHoldResponse(expires_at=_timestamp(expires_at))
 
@@ -225,6 +235,21 @@ def _ttl(seconds: int) -> int:
     if not 1 <= seconds <= LONGEST_TTL_S:
         raise InvalidFieldError("ttl_s", f"must be between 1 and {LONGEST_TTL_S} seconds")
     return seconds * SECOND
+
+
+def _drawing(request: pb.CreateHoldRequest, now: int) -> Drawing:
+    limits = request.limits
+    check_amount("limits.tokens", limits.tokens, zero=True)
+    if not 0 <= limits.at.seconds <= LATEST_SECOND:
+        raise InvalidFieldError("limits.at", "must be between the years 1970 and 9999")
+    whose = Charge(
+        organisation_id=request.organisation_id,
+        workspace_id=limits.workspace_id,
+        project_id=limits.project_id,
+        key_id=limits.key_id,
+    )
+    at = limits.at.ToMicroseconds() if limits.HasField("at") else now
+    return Drawing(who_of(whose), limits.tokens, at)
 
 
 def _timestamp(at: int) -> Timestamp:

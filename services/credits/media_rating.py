@@ -110,6 +110,12 @@ def bound_media(expected: MediaUsage, price: Price, margin: Margin | None = None
     return charge_media(expected, expected, price, margin).amount_nano_credits
 
 
+def most_tokens(expected: MediaUsage, price: Price) -> int:
+    """Return the most tokens that are expected to be counted; none where something else is paid."""
+    counts = price.input_pico or price.output_pico
+    return expected.tokens.input_total + expected.tokens.output_total if counts else 0
+
+
 def _most(given: MediaInput) -> MediaUsage:
     match given.WhichOneof("kind"):
         case "image":

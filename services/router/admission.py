@@ -19,6 +19,7 @@ from services.credits.rating import Rated, bound, provider_cost_of, sell_of
 from services.credits.savings import savings_of
 from services.router.aside import sum_of
 from services.router.asked import Asked
+from services.router.attempts import Opened, provider_id_of
 from services.router.budgets import Budgets
 from services.router.caching import OFF, AnswerCache
 from services.router.domain.catalogue import Catalogue, Model, Target
@@ -242,6 +243,8 @@ class Admission:
         if record is None:
             return
         record.lost = True
+        if lane.head and not record.provider_id:
+            lane.name_attempt(provider_id_of(Opened(lane.head, None)))
         if usage is None:
             if not produced_bytes:
                 return

@@ -173,10 +173,15 @@ class RouterApp:
         )
         self.response_server = ResponseServer(self._responses)
         makers = infrastructure.connector.connect(MediaProviderService, "providers")
-        self._speech = Speech(makers, self._leases, self._journal, health)
+        self._speech = Speech(makers, self._leases, self._journal, health, self._budgets)
         self._media_prices = Prices(billing, vendors, covers=covers_media)
         self.media = MediaRouterServer(
-            makers, self._media_prices, lambda: self._admission.catalogue, health, self._speech
+            makers,
+            self._media_prices,
+            lambda: self._admission.catalogue,
+            health,
+            self._speech,
+            self._budgets.rules.of,
         )
 
     async def start(self) -> None:

@@ -68,6 +68,16 @@ async def open_stream(
     raise RpcError("STREAM_TRUNCATED", "the provider's stream ended before it began")
 
 
+def provider_id_of(answer: object) -> str:
+    """Return how the provider of a whole answer, or of one that begins, names it; empty when it does not."""
+    if isinstance(answer, Opened) and answer.head:
+        start = answer.head[0].start
+        return start.response_id or start.provider_request_id
+    if isinstance(answer, provider.ChatResponse):
+        return answer.response_id or answer.provider_request_id
+    return ""
+
+
 def address(attempt: provider.Attempt, candidate: Candidate, attempt_id: str) -> None:
     """Write what is different in each attempt."""
     attempt.provider = candidate.target.provider

@@ -21,7 +21,16 @@ from omnihub.provider.v1.provider_service_api import ProviderService
 
 from services.common.rpc import Call, RpcError
 from services.router.admission import Admission
-from services.router.attempts import FINAL, NOT_AGAIN, Opened, address, as_seen, open_stream, timeouts_of
+from services.router.attempts import (
+    FINAL,
+    NOT_AGAIN,
+    Opened,
+    address,
+    as_seen,
+    open_stream,
+    provider_id_of,
+    timeouts_of,
+)
 from services.router.contest import Contest, NobodyLeftError
 from services.router.domain.policy import Candidate
 from services.router.domain.strategy import HEDGE
@@ -297,6 +306,7 @@ class Execution:
             self._health.left(candidate.target)
             raise
         self._health.succeeded(candidate.target, began)
+        request.name_attempt(provider_id_of(answer))
         if isinstance(answer, Opened):
             waited_ms = (time.monotonic() - began) * 1000
             self._health.measurements.first_token(candidate.target, waited_ms)

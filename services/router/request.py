@@ -154,6 +154,11 @@ class Request:
         merged = {(entry.name, entry.outcome): entry for entry in (*self.receipt, *receipt)}
         self.receipt = list(merged.values())
 
+    def name_attempt(self, provider_id: str) -> None:
+        """Note how the provider names the running attempt: its bill does, too."""
+        if provider_id and self.current is not None:
+            self.current.provider_id = provider_id[:RESPONSE_ID_LIMIT]
+
     def end_attempt(self, state: str, error: RpcError | None = None) -> None:
         """Note how the running attempt ended; an attempt that has ended stays as it is."""
         record = self.current
@@ -416,6 +421,10 @@ class Request:
             rounding_pico_credits=self.rounding_pico,
             parts=self.parts,
         )
+        for attempt in self.attempts:
+            if attempt.provider_id:
+                name = attempt.target.partition("/")[0]
+                charge.attempts.add(provider=name, id=attempt.provider_id)
         charge.usage.CopyFrom(sum_of(self.usage, self.lost.usage) if self.lost.parts else self.usage)
         margin = self.margin
         if margin is not None and not again:

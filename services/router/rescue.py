@@ -17,7 +17,7 @@ from omnihub.provider.v1.provider_service_api import ProviderService
 
 from services.common.rpc import RpcError
 from services.router.admission import Admission
-from services.router.attempts import FINAL, NOT_AGAIN, Opened, address, as_seen, open_stream
+from services.router.attempts import FINAL, NOT_AGAIN, Opened, address, as_seen, open_stream, provider_id_of
 from services.router.domain.policy import Candidate
 from services.router.domain.seam import DivergedError, Event, Overlap, Seam
 from services.router.domain.transcript import Transcript
@@ -133,6 +133,7 @@ class Rescue:
             self._health.left(candidate.target)
             raise
         self._health.succeeded(candidate.target, began)
+        request.name_attempt(provider_id_of(opened))
         return opened
 
     def _taken_over(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from omnihub.workflow.v1 import job_service_pb2 as pb
 
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
+from services.credits.media_rating import most_tokens
 from services.workflow.domain.errors import IdempotencyKeyReusedError
 from services.workflow.domain.kinds import INTERACTIVE, kind_of
 from services.workflow.domain.routes import routes_of
@@ -68,8 +69,9 @@ class Admission:
         if known is not None:
             return known
         new = await self.prepare(request, call, key, fingerprint)
-        await self.hold(new)
-        row, created = await self.jobs.create(new, self.now())
+        now = self.now()
+        await self.hold(new, now)
+        row, created = await self.jobs.create(new, now)
         if not created:
             await self.release(new)
         return row
@@ -102,10 +104,7 @@ class Admission:
         priority = request.priority or INTERACTIVE
         racing = plan.targets[:RACERS] if request.parallel else plan.targets[:1]
         job_id = new_id("job")
-        estimate = sum(target.estimate_nano_credits for target in racing)
-        if not request.parallel:
-            # Whichever target makes it in the end.
-            estimate = max(target.estimate_nano_credits for target in plan.targets)
+        estimate, tokens = most_of(plan.targets, parallel=request.parallel)
         deadline_at = self.now() + (request.deadline_s or kind.deadline_s) * SECOND
         return NewJob(
             id=job_id,
@@ -114,6 +113,7 @@ class Admission:
             key_id=call.identity.key_id,
             user_id=call.identity.user_id,
             workspace_id=call.identity.workspace_id,
+            project_id=call.identity.project_id,
             kind=kind.name,
             priority=priority,
             model=request.model or "auto",
@@ -126,6 +126,7 @@ class Admission:
             webhook_endpoint_id=request.webhook_endpoint_id,
             hold_id=f"hold_{job_id}" if estimate else "",
             estimate=estimate,
+            tokens=tokens,
             deadline_at=deadline_at,
             hold_until=self.now() + self.hold_s(deadline_at) * SECOND,
             routes=routes_of(racing, priority),
@@ -135,16 +136,24 @@ class Admission:
         """Return for how long a job's credits are held at first; longer ones are extended while it runs."""
         return min((deadline_at - self.now()) // SECOND + HOLD_GRACE_S, LONGEST_HOLD_S)
 
-    async def hold(self, new: NewJob) -> None:
-        """Hold what a job may cost. Raises RpcError when that is not there."""
+    async def hold(self, new: NewJob, now: int) -> None:
+        """Hold what a job may cost, and draw on its caller's limits. Raises RpcError when that is not there.
+
+        `now` is when the job begins: its charge has the same time, which decides the windows of limits.
+        """
         if not new.hold_id:
             return
+        limits = billing.HoldLimits(
+            workspace_id=new.workspace_id, project_id=new.project_id, key_id=new.key_id, tokens=new.tokens
+        )
+        limits.at.FromMicroseconds(now)
         await self.billing.create_hold(
             billing.CreateHoldRequest(
                 hold_id=new.hold_id,
                 organisation_id=new.organisation_id,
                 amount_nano_credits=new.estimate,
                 ttl_s=self.hold_s(new.deadline_at),
+                limits=limits,
             ),
             Call.internal(LIMIT_S),
         )
@@ -163,6 +172,17 @@ class Admission:
     def now(self) -> int:
         """Return the time in microseconds since 1970."""
         return round(self.clock().timestamp() * SECOND)
+
+
+def most_of(targets: Sequence[router.MediaTarget], *, parallel: bool) -> tuple[int, int]:
+    """Return the most nano-credits and tokens that a job may use, whichever of its targets make it."""
+    if parallel:
+        targets = targets[:RACERS]
+    together = sum if parallel else max
+    return (
+        together(target.estimate_nano_credits for target in targets),
+        together(most_tokens(target.expected, target.price) for target in targets),
+    )
 
 
 def owner_of(call: Call) -> Owner:

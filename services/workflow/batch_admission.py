@@ -47,8 +47,9 @@ class BatchAdmission:
             replace(item, parent_id=parent.id, item_index=index, waiting=index >= concurrency)
             for index, item in enumerate(items)
         ]
-        await self._hold(items)
-        row, created = await self._batches.create_batch(parent, items, self._admission.now())
+        now = self._admission.now()
+        await self._hold(items, now)
+        row, created = await self._batches.create_batch(parent, items, now)
         if not created:
             await self._release(items)
         return row
@@ -78,14 +79,14 @@ class BatchAdmission:
         wanted.priority = item.priority or BATCH
         return await self._admission.prepare(wanted, call, "", fingerprint_of(item))
 
-    async def _hold(self, items: Sequence[NewJob]) -> None:
+    async def _hold(self, items: Sequence[NewJob], now: int) -> None:
         """Hold for every item; when one cannot be paid for, none is held."""
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def hold(index: int, item: NewJob) -> RpcError | None:
             async with gate:
                 try:
-                    await self._admission.hold(item)
+                    await self._admission.hold(item, now)
                 except RpcError as error:
                     return _of_item(index, error)
             return None
@@ -114,6 +115,7 @@ def _parent(
         key_id=call.identity.key_id,
         user_id=call.identity.user_id,
         workspace_id=call.identity.workspace_id,
+        project_id=call.identity.project_id,
         kind=BATCH_KIND,
         priority=BATCH,
         model=models.pop() if len(models) == 1 else "",

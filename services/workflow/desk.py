@@ -14,7 +14,7 @@ from omnihub.workflow.v1 import job_service_pb2 as pb
 
 from services.common.ids import new_id
 from services.common.rpc import Call
-from services.workflow.admission import RACERS, Admission
+from services.workflow.admission import RACERS, Admission, most_of
 from services.workflow.domain.routes import routes_of
 from services.workflow.domain.states import FINAL
 from services.workflow.store.jobs import NewJob
@@ -86,6 +86,7 @@ class Desk:
         new = NewJob(
             **given,
             id=job_id,
+            tokens=most_of(targets, parallel=job.parallel)[1],
             idempotency_key=f"redrive:{dead_letter_id}",
             hold_id=f"hold_{job_id}" if job.estimate else "",
             deadline_at=now + job.deadline_at - job.created_at,
@@ -97,7 +98,7 @@ class Desk:
         if known is not None:
             return str(known.id)
         new = replace(new, hold_until=now + self.admission.hold_s(new.deadline_at) * SECOND)
-        await self.admission.hold(new)
+        await self.admission.hold(new, now)
         row, created = await self.admission.jobs.create(new, now)
         if not created:
             await self.admission.release(new)
@@ -113,6 +114,7 @@ _COPIED = (
     "key_id",
     "user_id",
     "workspace_id",
+    "project_id",
     "kind",
     "priority",
     "model",

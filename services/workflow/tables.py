@@ -17,6 +17,7 @@ job = sa.Table(
     sa.Column("key_id", sa.String(160), nullable=False),
     sa.Column("user_id", sa.String(160), nullable=False),
     sa.Column("workspace_id", sa.String(160), nullable=False),
+    sa.Column("project_id", sa.String(160), nullable=False, default=""),
     sa.Column("kind", sa.String(32), nullable=False),
     sa.Column("state", sa.String(32), nullable=False),
     sa.Column("priority", sa.String(16), nullable=False),

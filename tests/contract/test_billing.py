@@ -137,6 +137,7 @@ async def test_what_does_not_exist_is_not_found(billing: BillingService, method:
         ("create_hold", hold(amount=0), "amount_nano_credits"),
         ("create_hold", hold(amount=-5), "amount_nano_credits"),
         ("create_hold", hold(amount=2 * 10**18), "amount_nano_credits"),
+        ("create_hold", hold(limits=pb.HoldLimits(tokens=-1)), "limits.tokens"),
         ("create_hold", hold(ttl_s=0), "ttl_s"),
         ("create_hold", hold(ttl_s=86_401), "ttl_s"),
         ("create_hold", hold(hold_id="h\0"), "hold_id"),

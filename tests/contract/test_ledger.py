@@ -260,6 +260,7 @@ WRONG_MONEY: list[tuple[str, Any, str]] = [
         billing_pb.SettleRequest(charges=[charge("x", 1), charge("y", 1, currency="EUR")]),
         "charges[1].currency",
     ),
+    ("settle", billing_pb.SettleRequest(charges=[charge("x", 2 * 10**18)]), "charges[0].amount_nano_credits"),
     (
         "settle",
         billing_pb.SettleRequest(charges=[charge("x", 1, cost_nano_credits=-1)]),

@@ -167,7 +167,7 @@ def test_an_operator_exports_rates_again_and_reconciles(suite: Suite, tenant: Te
     assert (done.returncode, done.stderr) == (1, "")
     assert "never-asked: provider 12.5, ours -" in done.stdout
     found = httpx.get(
-        f"{suite.url}/api/admin/differences?kind=reconciliation",
+        f"{suite.url}/api/admin/differences?kind=attempt_only",
         headers={"authorization": f"Bearer {suite.key}"},
         timeout=20,
     ).json()

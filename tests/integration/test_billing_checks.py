@@ -15,6 +15,7 @@ from services.billing import command
 from services.billing.auditor import Auditor
 from services.billing.domain.correction import Request
 from services.billing.domain.grant import Grant
+from services.billing.domain.plan import PlanBook
 from services.billing.store import Store, postings, settlement
 from services.billing.store.budget_tables import budget_counter, budget_slice
 from services.billing.store.tables import (
@@ -207,8 +208,8 @@ async def test_the_command_prints_both_sides(
 def _command(database_url: str, tmp_path: Path) -> int:
     if database_url.startswith("sqlite"):
         file = Path(database_url.removeprefix("sqlite:///"))
-        return command.check(_folder_with(file, tmp_path), "")
-    return command.check(tmp_path, database_url)
+        return command.check(_folder_with(file, tmp_path), "", PlanBook({}))
+    return command.check(tmp_path, database_url, PlanBook({}))
 
 
 def _folder_with(file: Path, tmp_path: Path) -> Path:
@@ -220,10 +221,10 @@ def _folder_with(file: Path, tmp_path: Path) -> Path:
 
 
 def test_the_command_says_when_there_is_no_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.check(tmp_path, "") == 2
+    assert command.check(tmp_path, "", PlanBook({})) == 2
     assert "OMNIHUB_DATA_DIR" in capsys.readouterr().err
     (tmp_path / "billing.db").write_bytes(b"this is no database, whatever its name says" * 50)
-    assert command.check(tmp_path, "") == 2
+    assert command.check(tmp_path, "", PlanBook({})) == 2
     assert "cannot be read" in capsys.readouterr().err
 
 

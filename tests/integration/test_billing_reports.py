@@ -438,8 +438,99 @@ async def test_a_bill_is_compared_by_model_and_day(database_url: str, tmp_path: 
             ]
         assert (answer.theirs, answer.ours) == ("559", "555")
         kept = await books.reports.list_differences(pb.ListDifferencesRequest(), call_of())
-        assert len(kept.differences) == 3
-        assert {each.kind for each in kept.differences} == {"reconciliation"}
+        assert {(each.model, each.day, each.kind) for each in kept.differences} == {
+            ("gpt-new", "2026-03-03", "attempt_only"),
+            ("gpt-x", "2026-03-02", "reconciliation"),
+            ("gpt-y", "2026-03-02", "charge_only"),
+        }
+
+
+async def attempts(books: Books, charges: dict[str, tuple[int, int, list[tuple[str, str]]]]) -> None:
+    """Charge what costs so many credits, so many seconds after the day began, and names these attempts."""
+    for number, (cost, second, names) in charges.items():
+        made = charge(number, 1, model="wall/gpt-x", provider="wall", cost_nano_credits=cost * 10**9)
+        made.at.FromDatetime(START + timedelta(seconds=second))
+        for provider, name in names:
+            made.attempts.add(provider=provider, id=name)
+        await books.billing.settle(billing_pb.SettleRequest(charges=[made]), call_of())
+
+
+async def reconciled(books: Books, *lines: str) -> pb.ReconcileUsageResponse:
+    document = "\n".join(("generation_id,created_at,cost_total,model_permaslug", *lines))
+    request = pb.ReconcileUsageRequest(provider="wall", document=document)
+    answer = await books.reports.reconcile_usage(request, call_of())
+    again = await books.reports.reconcile_usage(request, call_of())
+    for each in (*answer.differences, *again.differences):
+        each.found_at = ""
+    assert again == answer
+    return answer
+
+
+async def test_an_export_of_attempts_is_compared_one_by_one(database_url: str, tmp_path: Path) -> None:
+    """Sums that agree within the tolerance hide neither who was not charged nor what was not billed."""
+    async with running(database_url, tmp_path) as books:
+        await attempts(
+            books,
+            {
+                "both": (100, 10, [("wall", "gen-1")]),
+                # Rescued: the export has what another provider began.
+                "rescued": (20, 20, [("wall", "gen-2"), ("claude", "msg-1")]),
+                "ours": (3, 30, [("wall", "gen-3")]),
+                "free": (0, 40, [("wall", "gen-4")]),
+                # Charged before midnight, billed after it.
+                "late": (5, -2, [("wall", "gen-5")]),
+                "day_before": (7, -30, [("wall", "gen-6")]),
+            },
+        )
+        answer = await reconciled(
+            books,
+            "gen-1,2026-03-01 00:00:11,60,gpt-x",
+            "gen-1,2026-03-01 00:00:11,40,gpt-x",
+            "gen-2,2026-03-01 00:00:21,18,gpt-x",
+            "gen-5,2026-03-01 00:00:01,4.9,gpt-x",
+            "gen-7,2026-03-01 00:01:00,0.1,gpt-x",
+            "gen-8,2026-03-01 00:02:00,0.0,gpt-x",
+        )
+        assert (answer.attempts, answer.attempts_only, answer.charges_only, answer.charges_unnamed) == (
+            5,
+            1,
+            1,
+            0,
+        )
+        found = [
+            (each.kind, each.attempt_id, each.event_id, each.ours, each.theirs) for each in answer.differences
+        ]
+        assert found == [("attempt_only", "gen-7", "", "", "0.1"), ("charge_only", "gen-3", "ours", "3", "")]
+        assert {each.day for each in answer.differences} == {"2026-03-01"}
+        kept = await books.reports.list_differences(pb.ListDifferencesRequest(kind="charge_only"), call_of())
+        assert [(each.event_id, each.attempt_id, each.provider) for each in kept.differences] == [
+            ("ours", "gen-3", "wall")
+        ]
+        listed = await books.reports.list_differences(pb.ListDifferencesRequest(), call_of())
+        assert len(listed.differences) == 2
+
+
+async def test_charges_that_name_no_attempt_are_compared_by_their_sums(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with running(database_url, tmp_path) as books:
+        await attempts(books, {"named": (10, 10, [("wall", "gen-1")]), "unnamed": (20, 20, [])})
+        answer = await reconciled(books, "gen-1,2026-03-01,10,gpt-x", "gen-2,2026-03-01,5,gpt-x")
+        found = [(each.kind, each.attempt_id, each.ours, each.theirs) for each in answer.differences]
+        assert found == [("reconciliation", "", "30", "15"), ("attempt_only", "gen-2", "", "5")]
+        assert (answer.charges_only, answer.charges_unnamed) == (0, 1)
+
+
+async def test_what_one_side_alone_has_is_never_within_the_tolerance(tmp_path: Path) -> None:
+    async with running("", tmp_path) as books:
+        await attempts(books, {"ours": (1, 10, [])})
+        document = "model,day,amount\ngpt-z,2026-03-01,0.000001\ngpt-free,2026-03-01,0\n"
+        request = pb.ReconcileUsageRequest(provider="wall", document=document)
+        answer = await books.reports.reconcile_usage(request, call_of())
+        assert [(each.kind, each.model) for each in answer.differences] == [
+            ("charge_only", "gpt-x"),
+            ("attempt_only", "gpt-z"),
+        ]
 
 
 @pytest.mark.parametrize(

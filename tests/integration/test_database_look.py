@@ -1,4 +1,4 @@
-"""Small questions: answered at once, also while others write, and through a thread where they have to wait."""
+"""Small questions: answered at once, also while others write; through a thread where they have to wait."""
 
 from __future__ import annotations
 

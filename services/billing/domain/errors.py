@@ -145,8 +145,18 @@ def kept_refusal(error: BillingError) -> str:
 def restored_refusal(kept: str, retry_after_s: float) -> BillingError:
     """Return a refusal that was given before: the same id gets the same answer."""
     reason, message, metadata = json.loads(kept)
-    kinds = (InsufficientCreditsError, InFlightBudgetExhaustedError, AccountClosedError)
-    error: BillingError = {kind.reason: kind for kind in kinds}[reason](message)
+    kinds = (
+        InsufficientCreditsError,
+        InFlightBudgetExhaustedError,
+        AccountClosedError,
+        EstimateExceedsBudgetError,
+        BudgetLimitError,
+    )
+    error: BillingError
+    if reason == RateLimitedError.reason:
+        error = RateLimitedError(message, retry_after_s)
+    else:
+        error = {kind.reason: kind for kind in kinds}[reason](message)
     error.metadata = metadata
     if isinstance(error, InFlightBudgetExhaustedError):
         error.retry_after_s = retry_after_s

@@ -1,11 +1,11 @@
-"""Usage exports of providers: which shape a document has, and what it says a model cost on a day.
+"""Usage exports of providers: which shape a document has, and what it says that models and attempts cost.
 
 | shape | columns that are read (in any order, others are ignored) |
 |---|---|
 | openai | `start_time_iso`, `line_item` (`gpt-4o-2024-08-06, input`), `amount_value`, `amount_currency` |
 | anthropic | `usage_date_utc`, `model` (`Claude Haiku 4.5`), `cost_usd` |
-| openrouter | `date` or `created_at`, `model_permaslug`, `usage` or `cost_total` |
-| generic | `model`, `day`, `amount`, and perhaps `provider` |
+| openrouter | `date` or `created_at`, `model_permaslug`, `usage` or `cost_total`, perhaps `generation_id` |
+| generic | `model`, `day`, `amount`, and perhaps `provider` and `request_id` |
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal, InvalidOperation
 
@@ -23,9 +23,29 @@ from services.billing.domain.errors import InvalidFieldError
 LARGEST_AMOUNT = Decimal(10) ** 9
 FINEST_DECIMALS = 30
 LONGEST_MODEL = 300
+# As charges keep it.
+LONGEST_ATTEMPT = 256
 
 Bill = dict[tuple[str, str], Decimal]
 """Credits by model, as the provider names it, and day."""
+
+
+@dataclass(frozen=True, slots=True)
+class BilledAttempt:
+    """What a provider takes for one attempt; several lines about the same are one."""
+
+    model: str
+    day: str
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What a document says."""
+
+    bill: Bill = field(default_factory=dict)
+    attempts: dict[str, BilledAttempt] = field(default_factory=dict)
+    """By the provider's id; empty where the document has only sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +56,7 @@ class Shape:
     model: tuple[str, ...]
     amount: tuple[str, ...]
     currency: str = ""
+    attempt: tuple[str, ...] = ()
     model_of: Callable[[str], str] = str.strip
 
     def fits(self, columns: Mapping[str, int]) -> bool:
@@ -49,27 +70,31 @@ def _before_comma(line_item: str) -> str:
 
 
 SHAPES: Mapping[str, Shape] = {
-    "openai": Shape(("start_time_iso",), ("line_item",), ("amount_value",), "amount_currency", _before_comma),
+    "openai": Shape(
+        ("start_time_iso",), ("line_item",), ("amount_value",), "amount_currency", model_of=_before_comma
+    ),
     "anthropic": Shape(("usage_date_utc",), ("model", "model_version"), ("cost_usd",)),
-    "openrouter": Shape(("date", "created_at"), ("model_permaslug",), ("usage", "cost_total")),
-    "generic": Shape(("day",), ("model",), ("amount",)),
+    "openrouter": Shape(
+        ("date", "created_at"), ("model_permaslug",), ("usage", "cost_total"), attempt=("generation_id",)
+    ),
+    "generic": Shape(("day",), ("model",), ("amount",), attempt=("request_id",)),
 }
 
 
-def read_bill(document: str, shape_name: str, provider: str) -> Bill:
+def read_export(document: str, shape_name: str, provider: str) -> Export:
     """Return what a document says. Raises InvalidFieldError naming the line or column that is wrong."""
     rows = csv.reader(io.StringIO(document.removeprefix("\ufeff"), newline=""))
     columns, shape = _header(rows, shape_name)
-    bill: Bill = {}
+    export = Export()
     try:
         for row in rows:
             if any(cell.strip() for cell in row):
-                _add(bill, _Line(row, rows.line_num, columns), shape, provider)
+                _add(export, _Line(row, rows.line_num, columns), shape, provider)
     except csv.Error as error:
         raise _wrong(rows.line_num, str(error)) from None
-    if not bill:
+    if not export.bill:
         raise InvalidFieldError("document", "has no line besides its header")
-    return bill
+    return export
 
 
 def _header(rows: csv._reader, shape_name: str) -> tuple[dict[str, int], Shape]:  # type: ignore[name-defined]
@@ -110,7 +135,7 @@ class _Line:
         return ""
 
 
-def _add(bill: Bill, line: _Line, shape: Shape, provider: str) -> None:
+def _add(export: Export, line: _Line, shape: Shape, provider: str) -> None:
     named = line.get(("provider",))
     if shape is SHAPES["generic"] and named and named != provider:
         return
@@ -118,8 +143,13 @@ def _add(bill: Bill, line: _Line, shape: Shape, provider: str) -> None:
     if currency and currency.lower() != "usd":
         raise _wrong(line.number, f"the currency {currency[:10]!r} is not USD; convert the file first")
     model = shape.model_of(line.get(shape.model))[:LONGEST_MODEL].replace("\0", "")
-    key = model, _day(line, shape)
-    bill[key] = bill.get(key, Decimal(0)) + _amount(line, shape)
+    day, amount = _day(line, shape), _amount(line, shape)
+    export.bill[model, day] = export.bill.get((model, day), Decimal(0)) + amount
+    name = line.get(shape.attempt)[:LONGEST_ATTEMPT].replace("\0", "")
+    if name:
+        known = export.attempts.get(name)
+        total = amount if known is None else known.amount + amount
+        export.attempts[name] = BilledAttempt(model, day, total)
 
 
 def _day(line: _Line, shape: Shape) -> str:

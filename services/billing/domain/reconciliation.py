@@ -71,6 +71,9 @@ def compare(theirs: Bill, ours: Mapping[tuple[str, str], int], tolerance: Tolera
         bill = bills.get(key)
         cost = _EXACT.divide(Decimal(costs[key]), Decimal(NANO)) if key in costs else None
         agrees = tolerance.allows(bill or Decimal(0), cost or Decimal(0))
+        if bill is None or cost is None:
+            # What one side does not know at all is no rounding.
+            agrees = not (bill or cost)
         yield Compared(names[key[0]], key[1], bill, cost, agrees)
 
 

@@ -6,6 +6,7 @@ of its own, or in a command, and never holds up a request.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,7 +16,9 @@ from services.billing.domain.accounts import FAMILY, PAID, PAYABLE, PROMO, RECEI
 from services.billing.domain.difference import Difference, Report
 from services.billing.domain.grant import PAID as PAID_GRANT
 from services.billing.domain.ledger import PICO_PER_NANO
+from services.billing.domain.plan import PlanBook
 from services.billing.domain.purse import RAISING
+from services.billing.store.budget_check import check_counters
 from services.billing.store.budget_tables import budget_counter, budget_slice
 from services.billing.store.chain_check import check_chain
 from services.billing.store.rollup import BY_MINUTE, EVERYONE, HOUR, MINUTES_OF_HOUR, TOTAL
@@ -39,8 +42,11 @@ LISTED = 1000
 Rule = Callable[[], sa.Select[Any]]
 
 
-def check_ledger(database: Database) -> Report:
-    """Check everything and report. Reads every row of the ledger."""
+def check_ledger(database: Database, plan_book: PlanBook | None = None) -> Report:
+    """Check everything and report. Reads every row of the ledger.
+
+    `plan_book`: the plans of files, to know which counters of plans still count; without it none are checked.
+    """
     engine = database.synchronous_engine()
     try:
         with engine.connect() as connection:
@@ -57,6 +63,7 @@ def check_ledger(database: Database) -> Report:
             )
             for rule in RULES:
                 report.differences += _differences(connection, rule)
+            report.differences += itertools.islice(check_counters(connection, plan_book), LISTED)
             report.differences += check_chain(connection)
             connection.rollback()
     finally:

@@ -12,23 +12,16 @@ from omnihub.billing.v1.usage_pb2 import Charge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.billing.domain.ledger import at_of
-from services.billing.domain.limit import Limit, crossed, subjects_of, units_of, who_of
-from services.billing.store.budget_tables import budget_alert, budget_limit, budget_slice
-from services.billing.store.limits import BudgetRecords, Key, limit_of
+from services.billing.domain.limit import Limit, crossed, units_of, who_of
+from services.billing.store.budget_tables import budget_alert, budget_slice
+from services.billing.store.held_limits import HeldLimits
+from services.billing.store.limits import Key
 from services.common.ids import new_id
 from services.common.telemetry import meter
 from services.credits.windows import window_start
 
 _alerts = meter.create_counter("omnihub.budget.alerts", unit="{alert}")
 _logger = logging.getLogger(__name__)
-_LIMITS = sa.select(budget_limit).where(
-    budget_limit.c.organisation_id.in_(sa.bindparam("organisations", expanding=True)),
-    budget_limit.c.scope_id.in_(sa.bindparam("scope_ids", expanding=True)),
-)
-
-
-Who = tuple[str, ...]
-"""Whose usage a charge is, as `who_of` says."""
 
 
 @dataclass(slots=True)
@@ -63,7 +56,7 @@ class Alert:
     at: int
 
 
-class Booking(BudgetRecords):
+class Booking(HeldLimits):
     """Charges into counters, in the transaction that books them."""
 
     async def book(self, connection: AsyncConnection, charges: Sequence[Charge], now: int) -> list[Alert]:
@@ -72,7 +65,14 @@ class Booking(BudgetRecords):
         limits = await self._limits_of(connection, set(map(who_of, charges)))
         if not any(limits.values()):
             return []
-        rows = await self._lock_slices(connection, (each for charge in charges for each in charge.slice_ids))
+        holds = {charge.hold_id for charge in charges if charge.hold_id}
+        rows = await self._lock_drawn(
+            connection, (each for charge in charges for each in charge.slice_ids), holds
+        )
+        held: dict[str, list[str]] = {}
+        for row in rows.values():
+            if row.holder in holds:
+                held.setdefault(row.holder, []).append(row.id)
         slices = {
             row.id: _Slice(row.id, (row.limit_id, row.window_start), row.spent, row.granted)
             for row in rows.values()
@@ -86,7 +86,8 @@ class Booking(BudgetRecords):
             # A kept answer that is given again is a request, and uses nothing else.
             tokens = 0 if charge.cached else charge.usage.input_total + charge.usage.output_total
             uses = units_of(charge.amount_nano_credits, tokens)
-            drawn = {slices[each].key[0]: slices[each] for each in charge.slice_ids if each in slices}
+            own_slices = (*charge.slice_ids, *held.get(charge.hold_id, ())) if held else charge.slice_ids
+            drawn = {slices[each].key[0]: slices[each] for each in own_slices if each in slices}
             for limit in limits[who_of(charge)]:
                 units = uses.get(limit.measure)
                 if not units or at < limit.since:
@@ -96,27 +97,10 @@ class Booking(BudgetRecords):
                 if (one := drawn.get(limit.id)) is not None:
                     freed[one.key] = freed.get(one.key, 0) + one.spend(units)
         spent = [one for one in slices.values() if one.touched]
-        return await self._write(connection, by_key, used, freed, spent, now)
-
-    async def _limits_of(
-        self, connection: AsyncConnection, everyone: Iterable[Who]
-    ) -> dict[Who, list[Limit]]:
-        """Return the limits that apply to charges, by whose they are."""
-        subjects = {who: subjects_of(who) for who in everyone}
-        organisations = {who[0] for who in subjects}
-        scope_ids = {scope_id for each in subjects.values() for _, scope_id in each}
-        found = await self._plan_limits(connection, organisations)
-        asked = {"organisations": list(organisations), "scope_ids": list(scope_ids)}
-        for row in await connection.execute(_LIMITS, asked):
-            found[row.organisation_id].append(limit_of(row))
-        by_subject: dict[tuple[str, tuple[str, str]], list[Limit]] = {}
-        for organisation_id, limits in found.items():
-            for limit in limits:
-                by_subject.setdefault((organisation_id, limit.subject), []).append(limit)
-        return {
-            who: [limit for subject in each for limit in by_subject.get((who[0], subject), ())]
-            for who, each in subjects.items()
-        }
+        alerts = await self._write(connection, by_key, used, freed, spent, now)
+        # The first charge of a hold ends it.
+        await self.let_go(connection, held)
+        return alerts
 
     async def _write(
         self,

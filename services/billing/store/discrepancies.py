@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from services.billing.domain.difference import Difference, Report
+from services.billing.domain.plan import PlanBook
 from services.billing.store.accounts import Accounts
 from services.billing.store.checks import check_ledger
 from services.billing.store.tables import discrepancy
@@ -20,9 +21,12 @@ LONGEST_SUBJECT = 256
 class Discrepancies(Accounts):
     """Checking, and remembering what was found."""
 
+    plan_book: PlanBook | None = None
+    """The plans of files, so that their counters are checked, too; set by the wiring."""
+
     async def check(self, now: int) -> Report:
         """Check the whole ledger and keep what differs; the check itself changes nothing."""
-        report = await asyncio.to_thread(check_ledger, self.database)
+        report = await asyncio.to_thread(check_ledger, self.database, self.plan_book)
         await self.keep_differences(report.differences, now)
         return report
 

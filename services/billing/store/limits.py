@@ -41,7 +41,7 @@ _SHARE = sa.select(sa.func.pg_advisory_xact_lock_shared(_LOCK))
 _ASSIGNED = sa.select(organisation_plan).where(
     organisation_plan.c.organisation_id.in_(sa.bindparam("organisations", expanding=True))
 )
-_SCOPE_COLUMNS = {
+SCOPE_COLUMNS = {
     "organisation": usage_event.c.organisation_id,
     "workspace": usage_event.c.workspace_id,
     "project": usage_event.c.project_id,
@@ -126,7 +126,7 @@ class BudgetRecords:
     async def plans(self, connection: AsyncConnection) -> dict[str, Plan]:
         """Return all plans by name."""
         rows = await connection.execute(sa.select(plan.c.name, plan.c.content, plan.c.revision))
-        stored = {row.name: plan_from_json(row.name, row.content, row.revision) for row in rows}
+        stored = {row.name: stored_plan(row) for row in rows}
         return self.plan_book.with_stored(stored)
 
     async def assigned(
@@ -186,7 +186,7 @@ class BudgetRecords:
             return 0
         query = sa.select(sa.func.coalesce(used, 0)).where(
             usage_event.c.organisation_id == limit.organisation_id,
-            _SCOPE_COLUMNS[limit.scope] == limit.scope_id,
+            SCOPE_COLUMNS[limit.scope] == limit.scope_id,
             usage_event.c.at >= max(start, limit.since),
         )
         end = window_end(limit.window, start)
@@ -210,6 +210,26 @@ class BudgetRecords:
                 "leased": budget_counter.c.leased + sa.bindparam("more_leased"),
             }
             await connection.execute(statement.values(values), rows)
+
+    def _guard(self, limit: Limit, more: int) -> sa.ColumnElement[bool]:
+        """Return the condition under which `more` may be set aside."""
+        return budget_counter.c.spent + budget_counter.c.leased + more <= limit.amount
+
+    async def _set_aside(self, connection: AsyncConnection, limit: Limit, key: Key, more: int) -> bool:
+        """Set `more` aside of a window. Tells whether there was so much."""
+        if more == 0:
+            return True
+        statement = (
+            sa.update(budget_counter)
+            .where(
+                budget_counter.c.limit_id == key[0],
+                budget_counter.c.window_start == key[1],
+                self._guard(limit, more),
+            )
+            .values(leased=budget_counter.c.leased + more)
+            .returning(budget_counter.c.leased)
+        )
+        return (await connection.execute(statement)).scalar_one_or_none() is not None
 
     async def _lock_slices(self, connection: AsyncConnection, slice_ids: Iterable[str]) -> dict[str, Any]:
         ids = sorted(set(slice_ids))
@@ -289,6 +309,11 @@ def _in_words(limit: Limit) -> str:
     kind = "hard" if limit.hard else "soft"
     window = f" per {limit.window}" if limit.window else ""
     return f"{kind}: {limit.scope} {limit.scope_id}: {limit.describe()}{window}"
+
+
+def stored_plan(row: Any) -> Plan:
+    """Return a plan of an administrator."""
+    return plan_from_json(row.name, row.content, row.revision)
 
 
 def limit_of(row: Any) -> Limit:

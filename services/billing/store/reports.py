@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from services.billing.domain.attempts import ChargedAttempts
 from services.billing.domain.usage import Period
 from services.billing.store.prices import PriceStore
 from services.billing.store.rollup import EVERYONE, TOTAL, edges, whole
@@ -17,7 +19,12 @@ from services.billing.store.tables import difference, usage_event, usage_rollup
 from services.billing.store.usage import DAY, UsageSum, sums_of
 from services.common.db import Database
 
-RATING, RECONCILIATION = "rating", "reconciliation"
+RATING, RECONCILIATION, ATTEMPT_ONLY, CHARGE_ONLY = "rating", "reconciliation", "attempt_only", "charge_only"
+KINDS = (RATING, RECONCILIATION, ATTEMPT_ONLY, CHARGE_ONLY)
+# An attempt may be billed on another side of midnight than we charged it.
+AROUND = 3_600_000_000
+# Events that are looked at before others get a turn.
+SOME = 500
 LARGEST_REPORT = 1000
 # More days than a report covers sensibly, and than a page of it holds.
 LARGEST_DAYS = 10_000
@@ -38,13 +45,14 @@ class Difference:
     day: str = ""
     found_at: int = 0
     seq: int = 0
+    attempt_id: str = ""
 
     @property
     def id(self) -> str:
         """Return the same id for the same finding, however often it is found."""
         about = (
             self.kind, self.event_id, self.provider, self.model, self.day,
-            self.ours, self.theirs, self.reason,
+            self.ours, self.theirs, self.reason, *([self.attempt_id] if self.attempt_id else ()),
         )  # fmt: skip
         return hashlib.sha256("\n".join(about).encode()).hexdigest()[:32]
 
@@ -157,6 +165,30 @@ class Reports:
             if row.value.startswith(prefix)
         }
 
+    async def charged_attempts(self, provider: str, start: int, end: int) -> list[ChargedAttempts]:
+        """Return what charges between two moments pay for at a provider, and an hour around them."""
+        event = usage_event.c
+        # Of an answer of several parts the event names the last provider only.
+        named = event.rating.contains(
+            json.dumps({"provider": provider}, separators=(",", ":"), ensure_ascii=False)[1:-1],
+            autoescape=True,
+        )
+        columns = (event.id, event.at, event.provider, event.model, event.day, event.cost, event.rating)
+        query = sa.select(*columns).where(event.at < end + AROUND, sa.or_(event.provider == provider, named))
+        query = query.order_by(event.at, event.id).limit(SOME)
+        found: list[ChargedAttempts] = []
+        after = start - AROUND, ""
+        async with self.database.reading() as connection:
+            while True:
+                place = sa.tuple_(event.at, event.id) > sa.tuple_(*map(sa.literal, after))
+                rows = (await connection.execute(query.where(place))).all()
+                for row in rows:
+                    counts = start <= row.at < end and row.provider == provider
+                    found.append(_charged(row, provider, counts))
+                if len(rows) < SOME:
+                    return found
+                after = rows[-1].at, rows[-1].id
+
     async def keep(self, found: Sequence[Difference], now: int) -> None:
         """Keep what does not add up. What is known already stays as it is."""
         if not found:
@@ -174,6 +206,7 @@ class Reports:
                 "theirs": each.theirs,
                 "reason": each.reason,
                 "found_at": now,
+                "attempt_id": each.attempt_id,
             }
             for number, each in enumerate(found)
         }
@@ -201,8 +234,18 @@ class Reports:
                 row.id,
                 Difference(
                     row.kind, row.ours, row.theirs, row.reason, row.event_id, row.provider, row.model,
-                    row.day, row.found_at, row.seq,
+                    row.day, row.found_at, row.seq, row.attempt_id,
                 ),
             )
             for row in rows
         ]  # fmt: skip
+
+
+def _charged(row: Any, provider: str, counts: bool) -> ChargedAttempts:
+    rating = json.loads(row.rating) if row.rating else {}
+    names = [
+        each["id"].replace("\0", "")
+        for each in rating.get("attempts", ())
+        if each.get("provider") == provider and each.get("id")
+    ]
+    return ChargedAttempts(row.id, row.model.removeprefix(f"{provider}/"), row.day, row.cost, names, counts)

@@ -25,6 +25,8 @@ from services.billing.domain.errors import (
 )
 from services.billing.domain.ledger import slice_of
 from services.billing.store.accounts import AVAILABLE, OPEN, Accounts, Balance
+from services.billing.store.counting import Booking
+from services.billing.store.held_limits import Drawing
 from services.billing.store.tables import account, hold, lease
 
 # Rows that one transaction of a sweep or a renewal changes.
@@ -64,9 +66,14 @@ class Reservations(Accounts):
     ) -> BillingError:
         """Refuse a new hold or lease for ever: the same id gets the same answer, a new try needs a new id."""
         error = await self._refuse(connection, account_id, required)
+        await self._keep_error(connection, table, id, error)
+        return error
+
+    async def _keep_error(
+        self, connection: AsyncConnection, table: sa.Table, id: str, error: BillingError
+    ) -> None:
         values = {"state": REFUSED, "refusal": kept_refusal(error)}
         await connection.execute(sa.update(table).where(table.c.id == id).values(values))
-        return error
 
     def _check_open(self, what: str, known: Any) -> None:
         """Raise what a hold or lease that is not open answers."""
@@ -79,11 +86,22 @@ class Reservations(Accounts):
 class Holds(Reservations):
     """Reservations for one request."""
 
-    async def create_hold(self, hold_id: str, organisation_id: str, amount: int, ttl: int, now: int) -> int:
+    limits: Booking | None = None
+    """What holds may draw on; set by the wiring."""
+
+    async def create_hold(
+        self,
+        hold_id: str,
+        organisation_id: str,
+        amount: int,
+        ttl: int,
+        now: int,
+        drawing: Drawing | None = None,
+    ) -> int:
         """Set credits aside for a request and return when that expires; `ttl` in microseconds.
 
         Raises InsufficientCreditsError, InFlightBudgetExhaustedError, IdempotencyKeyReusedError,
-        AlreadyEndedError.
+        AlreadyEndedError, and with a `drawing` what limits refuse.
         """
         wallet = wallet_of(organisation_id)
         row = {
@@ -101,14 +119,34 @@ class Holds(Reservations):
             if not await self._insert_new(connection, hold, row):
                 return await self._known_hold(connection, hold_id, wallet, amount)
             self.crash.pass_by("after_hold_insert")
-            refused = None
-            if await self._reserve(connection, wallet, account.c.held, amount) is None:
-                refused = await self._keep_refusal(connection, hold, hold_id, wallet, amount)
+            refused = await self._draw(connection, row, drawing)
+            if refused is None and (await self._reserve(connection, wallet, account.c.held, amount) is None):
+                await self._let_go(connection, [hold_id])
+                refused = await self._refuse(connection, wallet, amount)
+            if refused is not None:
+                await self._keep_error(connection, hold, hold_id, refused)
             self.crash.pass_by("after_reserve")
         if refused is not None:
             raise refused
         self.crash.pass_by("after_hold_commit")
         return now + ttl
+
+    async def _draw(
+        self, connection: AsyncConnection, row: dict[str, Any], drawing: Drawing | None
+    ) -> BillingError | None:
+        """Draw on limits. Return the refusal, with nothing drawn, if there is one."""
+        if drawing is None or self.limits is None:
+            return None
+        try:
+            await self.limits.draw(connection, row["id"], drawing, row["amount"], row["expires_at"])
+        except BillingError as refusal:
+            return refusal
+        return None
+
+    async def _let_go(self, connection: AsyncConnection, hold_ids: Sequence[str]) -> None:
+        """End what holds have drawn of limits."""
+        if self.limits is not None:
+            await self.limits.let_go(connection, hold_ids)
 
     async def _known_hold(self, connection: AsyncConnection, hold_id: str, wallet: str, amount: int) -> int:
         known = (await connection.execute(sa.select(hold).where(hold.c.id == hold_id))).one()
@@ -129,9 +167,12 @@ class Holds(Reservations):
                 raise NotFoundError(f"there is no hold {hold_id}; create it first")
             self._check_open(f"hold {hold_id}", known)
             more = amount - known.amount
+            expires_at = max(known.expires_at, now + ttl)
+            if self.limits is not None:
+                organisation_id = known.account_id.partition(":")[2]
+                await self.limits.prolong(connection, hold_id, organisation_id, more, expires_at)
             if more > 0 and (await self._reserve(connection, known.account_id, account.c.held, more) is None):
                 raise await self._refuse(connection, known.account_id, more)
-            expires_at = max(known.expires_at, now + ttl)
             values = {"amount": max(known.amount, amount), "expires_at": expires_at}
             await connection.execute(sa.update(hold).where(hold.c.id == hold_id).values(values))
         return int(expires_at)
@@ -146,6 +187,7 @@ class Holds(Reservations):
             row = released.one_or_none()
             if row is not None:
                 self.crash.pass_by("after_release")
+                await self._let_go(connection, [hold_id])
                 await self._add(connection, {row.account_id: {"held": -row.amount}})
             elif await connection.scalar(sa.select(hold.c.id).where(hold.c.id == hold_id)) is None:
                 raise NotFoundError(f"there is no hold {hold_id}")
@@ -162,6 +204,7 @@ class Holds(Reservations):
             rows = (await connection.execute(locked)).all()
             ids = [row.id for row in rows]
             await connection.execute(sa.update(hold).where(hold.c.id.in_(ids)).values(state="expired"))
+            await self._let_go(connection, ids)
             await self._add(connection, _sums("held", [(row.account_id, row.amount) for row in rows]))
         return len(rows)
 

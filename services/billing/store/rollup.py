@@ -7,7 +7,7 @@ whose rows number minutes where others number hours: few rows, which make totals
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import add, itemgetter
 from typing import Any
 
@@ -44,6 +44,11 @@ _who = itemgetter(_AT["organisation_id"])
 _when = itemgetter(_AT["at"])
 _values = itemgetter(*(_AT[column.name] for column in DIMENSIONS.values()))
 _numbers = itemgetter(*(_AT[name] for name in SUMS))
+_NAMES = tuple(DIMENSIONS)
+_Key = tuple[str, str, int, str]
+"""Organisation, dimension, hour or minute, value."""
+_Alike = tuple[str, int, tuple[str, ...]]
+"""Organisation, minute, and the values of all dimensions."""
 
 
 def adding_up(database: Database) -> BulkInsert:
@@ -55,35 +60,49 @@ def adding_up(database: Database) -> BulkInsert:
 
 async def roll_up(connection: AsyncConnection, adding: BulkInsert, events: Iterable[Row]) -> None:
     """Add rows of events, each of them new, to the sums. The last locks of a transaction, in their order."""
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for event in events:
-        # Those of a batch are much alike: each sum is then made of few.
-        _add(alike, (_who(event), _when(event) // MINUTE, *_values(event)), (1, *_numbers(event)))
-    sums: dict[tuple[str, str, int, str], list[int]] = {}
-    for same, numbers in alike.items():
-        for key in _keys(*same):
-            _add(sums, key, numbers)
+    sums = _sums_of(events)
     if sums:
         rows = [(*key, *sums[key]) for key in sorted(sums)]
         for statement in adding.of(rows):
             await connection.exec_driver_sql(*statement)
 
 
+def _sums_of(events: Iterable[Row]) -> dict[_Key, list[int]]:
+    """Return the sums of events, by the keys of their rows."""
+    alike: dict[_Alike, list[int]] = {}
+    for event in events:
+        # Those of a batch are much alike: each sum is then made of few.
+        _add(alike, (_who(event), _when(event) // MINUTE, _values(event)), (1, *_numbers(event)))
+    sums: dict[_Key, list[int]] = {}
+    # What differs most comes first: without it, all the others are sums of fewer.
+    differing = [len({values[number] for _, _, values in alike}) for number in range(len(DIMENSIONS))]
+    for number in sorted(range(len(DIMENSIONS)), key=differing.__getitem__, reverse=True):
+        dimension = _NAMES[number]
+        for (whose, minute, values), numbers in alike.items():
+            hour, value = minute // MINUTES_OF_HOUR, values[number][:LONGEST_VALUE]
+            _add(sums, (whose, dimension, hour, value), numbers)
+            if dimension in PLATFORM_DIMENSIONS:
+                _add(sums, (EVERYONE, dimension, hour, value), numbers)
+        if differing[number] > 1:
+            alike = _without(alike, number)
+    for (whose, minute, _), numbers in alike.items():
+        for each in (whose, EVERYONE):
+            _add(sums, (each, TOTAL, minute // MINUTES_OF_HOUR, ""), numbers)
+            _add(sums, (each, BY_MINUTE, minute, ""), numbers)
+    return sums
+
+
+def _without(alike: Mapping[_Alike, list[int]], number: int) -> dict[_Alike, list[int]]:
+    """Return the sums of what is alike but for one value."""
+    fewer: dict[_Alike, list[int]] = {}
+    for (whose, minute, values), numbers in alike.items():
+        _add(fewer, (whose, minute, (*values[:number], "", *values[number + 1 :])), numbers)
+    return fewer
+
+
 def _add(sums: dict[Any, list[int]], key: Any, numbers: Sequence[int]) -> None:
     known = sums.get(key)
     sums[key] = list(numbers) if known is None else list(map(add, known, numbers))
-
-
-def _keys(organisation_id: str, minute: int, *values: str) -> Iterable[tuple[str, str, int, str]]:
-    hour = minute // MINUTES_OF_HOUR
-    for whose in (organisation_id, EVERYONE):
-        yield whose, TOTAL, hour, ""
-        yield whose, BY_MINUTE, minute, ""
-    for dimension, name in zip(DIMENSIONS, values, strict=True):
-        value = name[:LONGEST_VALUE]
-        yield organisation_id, dimension, hour, value
-        if dimension in PLATFORM_DIMENSIONS:
-            yield EVERYONE, dimension, hour, value
 
 
 def whole(start: int | None, end: int | None, unit: int = HOUR) -> tuple[int | None, int | None, bool]:

@@ -83,7 +83,7 @@ class Slices(BudgetRecords):
                 limit = limits[each.limit_id]
                 available = limit.amount - usage.spent - usage.leased
                 total = grown_total(limit, available, granted, each.minimum_total, each.need)
-                if total is None or not await self._lease(connection, limit, key, total - granted):
+                if total is None or not await self._set_aside(connection, limit, key, total - granted):
                     # What its process has spent will be booked: only what is reserved can come back.
                     spent = usage.spent + max(0, min(granted, each.spent_total) - booked)
                     raise refusal(limit, each.need, each.minimum_total - granted, spent, at)
@@ -107,25 +107,6 @@ class Slices(BudgetRecords):
             if limit_id not in limits:
                 raise NotFoundError(f"there is no limit {limit_id}; read the budgets again")
         return limits
-
-    def _guard(self, limit: Limit, more: int) -> sa.ColumnElement[bool]:
-        """Return the condition under which `more` may be set aside."""
-        return budget_counter.c.spent + budget_counter.c.leased + more <= limit.amount
-
-    async def _lease(self, connection: AsyncConnection, limit: Limit, key: Key, more: int) -> bool:
-        if more == 0:
-            return True
-        statement = (
-            sa.update(budget_counter)
-            .where(
-                budget_counter.c.limit_id == key[0],
-                budget_counter.c.window_start == key[1],
-                self._guard(limit, more),
-            )
-            .values(leased=budget_counter.c.leased + more)
-            .returning(budget_counter.c.leased)
-        )
-        return (await connection.execute(statement)).scalar_one_or_none() is not None
 
     async def _store(
         self, connection: AsyncConnection, wanted: Wanted, key: Key, holder: str, total: int, expires_at: int

@@ -209,6 +209,7 @@ difference = sa.Table(
     sa.Column("theirs", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("found_at", sa.BigInteger, nullable=False),
+    sa.Column("attempt_id", sa.String(300), nullable=False),
 )
 
 credit_grant = sa.Table(

@@ -151,6 +151,8 @@ def _rating(charge: Charge) -> dict[str, Any]:
         rating["usage"] = _plain(charge.usage)
     if charge.HasField("units"):
         rating["units"] = _plain(charge.units)
+    if charge.attempts:
+        rating["attempts"] = [_plain(attempt) for attempt in charge.attempts]
     if charge.parts:
         rating["parts"] = [_plain(part) for part in charge.parts]
     if charge.HasField("limit_nano_credits"):

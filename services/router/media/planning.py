@@ -15,6 +15,8 @@ from services.credits.media_rating import bound_media, covers_media, expected_of
 from services.credits.money import parse_nano
 from services.router.domain.catalogue import AUTO, Catalogue, Model, Provider, Target, may_use
 from services.router.domain.errors import NoCandidateError, PriceUnknownError
+from services.router.domain.limits import OrganisationRules
+from services.router.domain.shortlist import of_plan
 from services.router.settings import RouteSettings
 
 PriceOf = Callable[[Target, Model], Price | None]
@@ -30,14 +32,22 @@ class Candidate:
 
 
 def candidates(
-    request: pb.PlanMediaRequest, catalogue: Catalogue, makers: Mapping[str, MediaCapabilities]
+    request: pb.PlanMediaRequest,
+    catalogue: Catalogue,
+    makers: Mapping[str, MediaCapabilities],
+    rules: OrganisationRules | None = None,
 ) -> Sequence[Candidate]:
-    """Return what may be asked, best first. Raises ModelNotFoundError, ModelNotAllowedError."""
+    """Return what may be asked, best first. Raises ModelNotFoundError, ModelNotAllowedError.
+
+    `rules`: the organisation's plan, which may allow less than the key does.
+    """
     allowed = tuple(request.allowed_models)
     if request.model and request.model != AUTO:
         models: Iterable[Model] = [_named(request.model, catalogue, makers, allowed)]
     else:
         models = [*catalogue.usable(allowed), *_of_this_machine(makers, allowed)]
+    if rules is not None:
+        models = of_plan(list(models), request.model or AUTO, rules)
     return [Candidate(target, model) for model in models for target in model.targets]
 
 

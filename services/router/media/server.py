@@ -15,6 +15,7 @@ from omnihub.router.v1 import media_router_service_pb2 as pb
 
 from services.common.rpc import Call, RpcError
 from services.router.domain.catalogue import Catalogue, Model, Target
+from services.router.domain.limits import OrganisationRules
 from services.router.health import Health
 from services.router.media.planning import candidates, only_at, plan
 from services.router.media.speech import Speech
@@ -37,16 +38,19 @@ class MediaRouterServer:
         catalogue: Callable[[], Catalogue],
         health: Health,
         speech: Speech,
+        rules_of: Callable[[str], OrganisationRules | None] = lambda _: None,
     ) -> None:
         self._providers = providers
         self._prices = prices
         self._catalogue = catalogue
         self._health = health
         self._speech = speech
+        self._rules_of = rules_of
 
     async def plan_media(self, request: pb.PlanMediaRequest, call: Call) -> pb.PlanMediaResponse:
         makers = await self._makers()
-        given = candidates(request, self._catalogue(), makers)
+        rules = self._rules_of(request.organisation_id)
+        given = candidates(request, self._catalogue(), makers, rules)
         prices = await self._prices.of((each.target, each.model.priced_as) for each in given)
 
         def price_of(target: Target, model: Model) -> Price | None:

@@ -18,12 +18,14 @@ from omnihub.router.v1 import media_router_service_pb2 as pb
 from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
 
 from services.common.ids import new_id
-from services.common.rpc import Call, RpcError
+from services.common.rpc import Call, Identity, RpcError
 from services.common.rpc.errors import to_rpc_error
-from services.credits.media_rating import charge_media
+from services.credits.media_rating import charge_media, most_tokens
 from services.credits.money import format_nano
+from services.router.budgets import MICRO, Budgets
 from services.router.domain.catalogue import Target
 from services.router.domain.errors import NoCandidateError
+from services.router.domain.limits import Drawn
 from services.router.health import Health
 from services.router.journal import Journal
 from services.router.leases import Leases, Reservation
@@ -109,6 +111,7 @@ class _Speaking:
             latency_ms=self._latency_ms(),
             receipt=self.receipt,
             key_id=self.call.identity.key_id,
+            project_id=self.call.identity.project_id,
             streamed=True,
             estimate=format_nano(self.reservation.amount),
         )
@@ -128,6 +131,8 @@ class _Speaking:
             decision_id=self.decision_id,
             key_id=identity.key_id,
             user_id=identity.user_id,
+            project_id=identity.project_id,
+            slice_ids=() if self.reservation.drawn is None else self.reservation.drawn.slice_ids,
             provider=self.target.provider,
             model=self.model_used,
             task=KIND,
@@ -145,10 +150,16 @@ class Speech:
     """Reserves, asks one target after the other, relays the sound, and records what it cost."""
 
     def __init__(
-        self, providers: MediaProviderService, leases: Leases, journal: Journal, health: Health
+        self,
+        providers: MediaProviderService,
+        leases: Leases,
+        journal: Journal,
+        health: Health,
+        budgets: Budgets | None = None,
     ) -> None:
         self._providers = providers
         self._leases = leases
+        self._budgets = budgets
         self._journal = journal
         self._health = health
         self._endings: set[asyncio.Future[None]] = set()
@@ -156,14 +167,20 @@ class Speech:
     async def stream(
         self, given: MediaInput, planned: pb.PlanMediaResponse, call: Call
     ) -> AsyncGenerator[pb.StreamSpeechResponse, None]:
-        """Yield the sound; the last message says what it cost. Raises NoCandidateError, RpcError."""
+        """Yield the sound; the last message says what it cost.
+
+        Raises NoCandidateError, the RpcErrors of `Leases.reserve` and `Budgets.reserve` before anybody is
+        asked, and those of the providers.
+        """
         targets = [target for target in planned.targets if target.streams_speech]
         if not targets:
             message = "none of the models for this can speak while it makes; make it as a job"
             raise NoCandidateError(message, model=planned.requested_model)
-        amount = max(target.estimate_nano_credits for target in targets)
-        reservation = await self._leases.reserve(call.identity.organisation_id, amount)
+        reservation = await self._reserve(targets, call.identity)
         speaking = _Speaking(given, planned, call, reservation)
+        if reservation.drawn is not None:
+            # The moment that decided the windows of its limits is the one its charge is booked at.
+            speaking.started_at = reservation.drawn.at / MICRO
         try:
             async with self._opened(speaking, targets) as (first, rest):
                 yield _relayed(first)
@@ -184,6 +201,30 @@ class Speech:
         except Exception as error:
             self._end(speaking, "upstream_error", to_rpc_error(error).reason)
             raise
+
+    async def _reserve(self, targets: list[pb.MediaTarget], identity: Identity) -> Reservation:
+        """Reserve what any of the targets may use, of every limit and of the credits. Raises RpcError."""
+        amount = max(target.estimate_nano_credits for target in targets)
+        drawn = await self._draw(targets, amount, identity)
+        try:
+            reservation = await self._leases.reserve(identity.organisation_id, amount)
+        except BaseException:
+            if drawn is not None and self._budgets is not None:
+                self._budgets.cancel(drawn)
+            raise
+        reservation.drawn = drawn
+        return reservation
+
+    async def _draw(self, targets: list[pb.MediaTarget], amount: int, identity: Identity) -> Drawn | None:
+        """Reserve of the limits. Return None when there are none."""
+        if self._budgets is None:
+            return None
+        known = self._budgets.rules.of(identity.organisation_id)
+        rules = [] if known is None else self._budgets.rules_for(known, identity, "", "")
+        if not rules:
+            return None
+        tokens = max(most_tokens(target.expected, target.price) for target in targets)
+        return await self._budgets.reserve(identity.organisation_id, rules, amount, tokens)
 
     @asynccontextmanager
     async def _opened(
@@ -244,10 +285,18 @@ class Speech:
         self._endings.discard(written)
         # Taken, so that nobody warns of it: who waits is told as well.
         written.exception()
-        if speaking.rated is not None:
-            self._leases.spend(speaking.reservation, speaking.cost)
+        reservation, rated = speaking.reservation, speaking.rated
+        if rated is not None:
+            self._leases.spend(reservation, speaking.cost)
         else:
-            self._leases.cancel(speaking.reservation)
+            self._leases.cancel(reservation)
+        if reservation.drawn is None or self._budgets is None:
+            return
+        if rated is not None:
+            tokens = rated.usage.input_total + rated.usage.output_total
+            self._budgets.spend(reservation.drawn, speaking.cost, tokens)
+        else:
+            self._budgets.cancel(reservation.drawn)
 
     async def drain(self) -> None:
         """Wait until the record of every ended request is written."""

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from omnihub.billing.v1 import billing_service_pb2 as billing
 from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.usage_pb2 import Charge
@@ -19,7 +18,6 @@ from services.workflow.domain.states import FINAL
 from services.workflow.engine.crash import CrashPoints
 from services.workflow.store.attempts import Attempts
 from services.workflow.store.batches import Batches
-from services.workflow.store.records import SECOND
 
 LIMIT_S = 10.0
 
@@ -104,16 +102,20 @@ def _charge(job: Any, attempt_id: str, result: EffectResult) -> Charge:
         charge_id=attempt_id,
         organisation_id=job.organisation_id,
         hold_id=job.hold_id,
-        at=Timestamp(seconds=job.ended_at // SECOND),
         request_id=job.id,
         key_id=job.key_id,
         user_id=job.user_id,
         workspace_id=job.workspace_id,
+        project_id=job.project_id,
         provider=result.model_used.partition("/")[0],
         model=result.model_used,
         task=job.kind,
         modality=job.kind,
         state="complete",
     )
+    # When it was admitted: what it drew of limits counts in that window.
+    charge.at.FromMicroseconds(job.created_at)
     charge.MergeFrom(result.charge)
+    if result.provider_request_id:
+        charge.attempts.add(provider=charge.provider, id=result.provider_request_id)
     return charge

@@ -57,6 +57,9 @@ class NewJob:
     parent_id: str = ""
     item_index: int = 0
     max_concurrency: int = 0
+    project_id: str = ""
+    tokens: int = 0
+    """The most that it may use of limits of tokens; not kept."""
     hold_until: int = 0
     """When the hold expires, unless it is extended."""
     waiting: bool = False
@@ -64,7 +67,7 @@ class NewJob:
 
 
 # What a new job says of itself that is a column.
-_GIVEN = [field.name for field in fields(NewJob) if field.name not in ("routes", "waiting")]
+_GIVEN = [field.name for field in fields(NewJob) if field.name not in ("routes", "waiting", "tokens")]
 
 
 class Jobs(Records):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +12,10 @@ from omnihub.billing.v1.budget_pb2 import LimitTerms
 from omnihub.billing.v1.plan_pb2 import Plan
 
 from services.billing.allowances import MonthlyAllowances
-from services.billing.app import PLANS
 from services.billing.domain.errors import InvalidFieldError
 from services.billing.domain.plan import read_book
+from services.billing.plan_files import plan_book_of
+from services.billing.settings import BillingSettings
 from services.billing.store.tables import audit
 from services.common.rpc import Identity, RpcError
 from services.credits.money import NANO
@@ -51,8 +51,7 @@ async def refused(awaitable: Any, reason: str) -> RpcError:
 
 
 def test_what_is_shipped_can_be_read() -> None:
-    tomllib = pytest.importorskip("tomllib")
-    book = read_book(tomllib.loads(Path(PLANS).read_text()), {}, "free")
+    book = plan_book_of(BillingSettings(default_plan="free"))
     assert set(book.plans) == {"free", "pro", "enterprise"}
     assert not book.plans["enterprise"].limits
 

@@ -97,7 +97,9 @@ class Platform:
 
 
 @asynccontextmanager
-async def running(url: str, folder: Path, routers: int) -> AsyncIterator[Platform]:
+async def running(
+    url: str, folder: Path, routers: int, credits: int = 1000, *, leases: bool = True
+) -> AsyncIterator[Platform]:
     registry = Registry()
     registry.add(AuthService, Directory(ORGANISATION, bootstrap=ORGANISATION))
     platform = Platform(registry, url, folder)
@@ -109,7 +111,7 @@ async def running(url: str, folder: Path, routers: int) -> AsyncIterator[Platfor
         billing = build_billing(
             BillingSettings(),
             platform.infrastructure("billing"),
-            bootstrap_credits=Decimal(1000),
+            bootstrap_credits=Decimal(credits),
             configured_prices={"m": price, "pair": price, "free": PriceSettings(per_request=Decimal(0))},
         )
         for interface, implementation in billing.interfaces:
@@ -120,7 +122,7 @@ async def running(url: str, folder: Path, routers: int) -> AsyncIterator[Platfor
         for number in range(routers):
             (folder / f"router{number}").mkdir()
             service = build_router(
-                RouterSettings(settle_interval_s=60),
+                RouterSettings(settle_interval_s=60, leases=leases),
                 platform.infrastructure(f"router{number}"),
                 routes={
                     "m": RouteSettings(route=["a/x"], retries=0),
@@ -141,6 +143,39 @@ def client_of(router: Any) -> Any:
     return Connector(registry, {}).connect(RouterService, "router")
 
 
+async def at_once(platform: Platform, streamed: bool, count: int = 1000) -> list[Any]:
+    """Ask so many times at once, all routers alike; return the errors, None for each answer."""
+    clients = [client_of(router) for router in platform.routers]
+    platform.providers.answers["a/x"] = [an_answer(usage=a_usage()) for _ in range(count)]
+    platform.providers.streams["a/x"] = [events(start(), delta("hi"), end()) for _ in range(count)]
+
+    async def ask(number: int) -> None:
+        client = clients[number % len(clients)]
+        if streamed:
+            async for _ in client.stream_chat(stream_request(max_tokens=5), a_call(CALLER)):
+                pass
+        else:
+            await client.chat(chat_request(max_tokens=5), a_call(CALLER))
+
+    return await outcomes([ask(number) for number in range(count)])
+
+
+@pytest.mark.parametrize(("routers", "streamed"), [(1, False), (3, True)])
+async def test_a_hold_for_each_request_admits_exactly_fifty(
+    tmp_path: Path, routers: int, streamed: bool
+) -> None:
+    """Credits instead of a limit. A thousand, through the edge: tests/chaos/test_exact_admission.py."""
+    async with running("", tmp_path, routers, credits=5, leases=False) as platform:
+        done = await at_once(platform, streamed, 120)
+        assert done.count(None) == len(platform.providers.asked) == 50
+        reasons = {each.reason for each in done if each is not None}
+        assert reasons <= {"INSUFFICIENT_CREDITS", "IN_FLIGHT_BUDGET_EXHAUSTED"}
+        await platform.settled()
+        billing = platform.connector.connect(BillingService, "billing")
+        balance = await billing.get_balance(billing_service_pb2.GetBalanceRequest(), admin(ORGANISATION))
+        assert (balance.balance, balance.held) == ("0", "0")
+
+
 @pytest.mark.parametrize("routers", [1, 3])
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_thousand_requests_at_once(
@@ -149,19 +184,7 @@ async def test_a_thousand_requests_at_once(
     async with running(database_url, tmp_path, routers) as platform:
         await platform.limit("credits", "day", "5.00")
         await platform.heard()
-        clients = [client_of(router) for router in platform.routers]
-        platform.providers.answers["a/x"] = [an_answer(usage=a_usage()) for _ in range(1000)]
-        platform.providers.streams["a/x"] = [events(start(), delta("hi"), end()) for _ in range(1000)]
-
-        async def ask(number: int) -> None:
-            client = clients[number % routers]
-            if streamed:
-                async for _ in client.stream_chat(stream_request(max_tokens=5), a_call(CALLER)):
-                    pass
-            else:
-                await client.chat(chat_request(max_tokens=5), a_call(CALLER))
-
-        done = await outcomes([ask(number) for number in range(1000)])
+        done = await at_once(platform, streamed)
         assert done.count(None) == 50
         assert all(isinstance(each, RpcError) for each in done if each is not None)
         assert len(platform.providers.asked) == 50

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -43,9 +44,10 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 class CountingBilling:
-    """Takes holds and charges as the contract says, in memory."""
+    """Takes holds and charges as the contract says, in memory, and hands them to `books` if there are any."""
 
     def __init__(self) -> None:
+        self.books: Any = None
         self.holds: dict[str, int] = {}
         self.charges: dict[str, int] = {}
         self.released: list[str] = []
@@ -62,13 +64,19 @@ class CountingBilling:
     async def create_hold(self, request, call):
         if not self.room:
             raise RpcError("INSUFFICIENT_CREDITS", "no credits")
+        if self.books is not None:
+            await self.books.create_hold(request, call)
         self.room -= 1
         self.holds[request.hold_id] = request.amount_nano_credits
 
     async def release_hold(self, request, call):
         self.released.append(request.hold_id)
+        if self.books is not None:
+            await self.books.release_hold(request, call)
 
     async def settle(self, request, call):
+        if self.books is not None:
+            await self.books.settle(request, call)
         for charge in request.charges:
             known = self.charges.setdefault(charge.charge_id, charge.amount_nano_credits)
             assert known == charge.amount_nano_credits

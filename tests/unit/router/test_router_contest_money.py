@@ -99,6 +99,9 @@ def check(router: Router) -> None:
     costs = sum(round(float(attempt.cost or 0) * 1e9) for attempt in decision.attempts)
     assert paid == costs, "what is paid is what the attempts of the decision cost"
     assert paid <= round(float(decision.estimate) * 1e9), "never more than was reserved"
+    assert all(each.provider_id for each in decision.attempts if each.HasField("usage"))
+    named = [(each.target[0], each.provider_id) for each in decision.attempts if each.provider_id]
+    assert all([(each.provider, each.id) for each in charge.attempts] == named for charge in charges)
     lost = sum(round(float(each.cost or 0) * 1e9) for each in decision.attempts if each.lost)
     assert sum(charge.lost_nano_credits for charge in charges) == lost
     for charge in charges:

@@ -157,6 +157,8 @@ async def test_the_next_one_that_can_goes_on() -> None:
     assert (told.model_used, list(told.rescued_from)) == ("b/y", ["a/x"])
     [charge] = router.journal.charges
     first, second = router.journal.decisions[0].attempts
+    # The bill of either provider lists its part.
+    assert [(each.provider, each.id) for each in charge.attempts] == [("a", "resp_1"), ("b", "resp_1")]
     assert told.cost == format_nano(charge.amount_nano_credits)
     assert told.usage.output_total == first.usage.output_total + a_usage().output_total
     assert (charge.charge_id, charge.model, charge.cost_source) == (second.attempt_id, "b/y", "estimate")

@@ -55,6 +55,7 @@ async def test_typed_answer() -> None:
     assert charge.amount_nano_credits == COST
     assert charge.cost_source == "price"
     assert charge.price_version == "a/x@1000000/2000000"
+    assert [(each.provider, each.id) for each in charge.attempts] == [("a", "resp_1")]
     assert charge.charge_id == decision.attempts[0].attempt_id == router.providers.asked[0].attempt_id
     assert (decision.state, decision.decision_id) == ("complete", answer.outcome.decision_id)
     assert decision.attempts[0].state == "complete"
@@ -120,7 +121,9 @@ async def test_failover_before_the_first_token() -> None:
         ("a/x", "failed", "PROVIDER_FAILED"),
         ("b/y", "complete", ""),
     ]
-    assert [charge.model for charge in router.journal.charges] == ["b/y"]
+    [charge] = router.journal.charges
+    # Who failed has named nothing.
+    assert (charge.model, [each.provider for each in charge.attempts]) == ("b/y", ["b"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""Jobs and limits, with real books: refused before anything is begun, counted, freed at their end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from omnihub.billing.v1 import budget_service_pb2 as budget
+from omnihub.billing.v1 import report_service_pb2 as report
+from omnihub.billing.v1.billing_service_api import BillingService
+from omnihub.billing.v1.budget_pb2 import LimitTerms
+from omnihub.billing.v1.budget_service_api import BudgetService
+from omnihub.billing.v1.report_service_api import ReportService
+from omnihub.workflow.v1 import job_service_pb2 as jobs
+
+from services.billing.domain.usage import parse_moment
+from services.common.rpc import RpcError
+from tests.integration.jobs.conftest import CALLER, Engine
+from tests.integration.jobs.test_batch import batch
+from tests.integration.jobs.test_engine import wanted
+from tests.support.billing import Directory, billing_connector, call_of
+
+OF_PROJECT = replace(CALLER, identity=replace(CALLER.identity, project_id="proj_1"))
+ORGANISATION = CALLER.identity.organisation_id
+
+
+@pytest_asyncio.fixture
+async def books(engine: Engine, tmp_path: Any) -> AsyncIterator[Any]:
+    async with billing_connector("", tmp_path, Directory(ORGANISATION, bootstrap=ORGANISATION)) as connector:
+        engine.billing.books = connector.connect(BillingService, "billing")
+        yield connector
+
+
+async def limit(books: Any, measure: str, amount: str) -> None:
+    terms = LimitTerms(scope="project", scope_id="proj_1", measure=measure, window="total", amount=amount)
+    limits = books.connect(BudgetService, "billing")
+    await limits.set_limit(budget.SetLimitRequest(terms=terms), call_of(ORGANISATION))
+
+
+async def used(books: Any) -> list[tuple[str, str]]:
+    limits = books.connect(BudgetService, "billing")
+    listed = await limits.list_limits(budget.ListLimitsRequest(), call_of(ORGANISATION))
+    return [(each.spent, each.leased) for each in listed.limits]
+
+
+@pytest.mark.parametrize(
+    ("measure", "amount", "drawn", "left"),
+    [("requests", "1", ("0", "1"), ("1", "0")), ("credits", "0.015", ("0", "0.01"), ("0.007", "0"))],
+)
+async def test_a_job_beyond_a_limit_is_never_begun(
+    engine: Engine, books: Any, measure: str, amount: str, drawn: Any, left: Any
+) -> None:
+    await limit(books, measure, amount)
+    job = (await engine.server.create_job(wanted(), OF_PROJECT)).job
+    assert await used(books) == [drawn]
+    with pytest.raises(RpcError) as caught:
+        await engine.server.create_job(wanted(), OF_PROJECT)
+    assert caught.value.reason == "IN_FLIGHT_BUDGET_EXHAUSTED"
+    await engine.work_off()
+    assert (await engine.server.list_jobs(jobs.ListJobsRequest(), OF_PROJECT)).jobs[0].state == "succeeded"
+    assert await used(books) == [left]
+    with pytest.raises(RpcError) as caught:
+        await engine.server.create_job(wanted(), OF_PROJECT)
+    assert (caught.value.reason, caught.value.metadata["scope_id"]) == ("BUDGET_LIMIT", "proj_1")
+    assert engine.router.submitted.total() == 1
+    # Whoever is not of the project is not refused.
+    await engine.server.create_job(wanted(), CALLER)
+    listed = report.ListUsageEventsRequest()
+    events = books.connect(ReportService, "billing")
+    (event,) = (await events.list_usage_events(listed, call_of(ORGANISATION))).events
+    assert (event.request_id, parse_moment("at", event.at)) == (job.job_id, job.created_at.ToMicroseconds())
+
+
+async def test_a_batch_beyond_a_limit_leaves_nothing_set_aside(engine: Engine, books: Any) -> None:
+    await limit(books, "requests", "2")
+    with pytest.raises(RpcError, match=r"items\[\d\]") as caught:
+        await engine.server.create_batch(batch(3), OF_PROJECT)
+    assert caught.value.reason == "IN_FLIGHT_BUDGET_EXHAUSTED"
+    assert await used(books) == [("0", "0")]
+    job = (await engine.server.create_batch(batch(2), OF_PROJECT)).job
+    await engine.work_off()
+    found = (await engine.server.get_job(jobs.GetJobRequest(job_id=job.job_id), OF_PROJECT)).job
+    assert found.items.succeeded == 2
+    assert await used(books) == [("2", "0")]
+
+
+async def test_a_job_that_fails_gives_back_what_it_drew(engine: Engine, books: Any) -> None:
+    await limit(books, "requests", "1")
+    engine.router.failures = [RpcError("PROVIDER_REJECTED", "no")]
+    await engine.server.create_job(wanted(), OF_PROJECT)
+    await engine.work_off()
+    assert engine.billing.released
+    assert await used(books) == [("0", "0")]
