@@ -72,8 +72,9 @@ class HeldLimits(BudgetRecords):
         await self._booking(connection)
         limits = (await self._limits_of(connection, [drawing.who]))[drawing.who]
         needs: dict[Key, tuple[Limit, int]] = {}
+        uses = units_of(nano, drawing.tokens)
         for limit in limits:
-            units = units_of(limit.measure, nano, drawing.tokens)
+            units = uses.get(limit.measure, 0)
             if limit.hard and units:
                 needs[limit.id, window_start(limit.window, drawing.at)] = limit, units
         if not needs:
