@@ -30,7 +30,7 @@ run: setup ## Serve everything in one process, in the foreground (PORT=8080)
 test: setup ## Run all tests; installs what they need where it can
 	@sh tools/install_test_dependencies.sh
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
-	@$(BIN)/python -m pytest -q -m alone tests/performance
+	@$(BIN)/python -m pytest -q -m alone tests/performance tests/integration/chat
 
 matrix: setup ## Run the adapter test matrix and print it: every row for every adapter
 	@$(BIN)/python -m tests.support.matrix -n $(WORKERS) --dist loadgroup

@@ -25,8 +25,9 @@ FORMATS = ("openai", "anthropic")
 PATHS = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages"}
 TIMES = 100
 LIMIT_S = 0.1
-# A busy machine stops us for longer now and then: what closes late by itself is late every time.
-LATE = TIMES // 20
+# Beside other tests a busy machine stops us for longer now and then: what closes late by itself is late every
+# time. With nothing else running, none of them may be late.
+ALLOWED = [pytest.param(TIMES // 20, id="busy"), pytest.param(0, id="alone", marks=pytest.mark.alone)]
 NEVER_S = 5
 
 
@@ -83,10 +84,10 @@ async def until_hung_up(upstream: FaultServer, left_at: float) -> float:
     return upstream.hang_ups.pop() - left_at
 
 
-def check(stack: Stack, upstream: FaultServer, waits: list[float], paid: bool) -> None:
+def check(stack: Stack, upstream: FaultServer, waits: list[float], allowed: int, paid: bool) -> None:
     late = sorted(wait for wait in waits if wait > LIMIT_S)
     assert len(waits) == TIMES
-    assert len(late) <= LATE, late
+    assert len(late) <= allowed, late
     assert not [wait for wait in late if wait > NEVER_S]
     assert len(upstream.requests) == TIMES, "no further attempt starts"
     assert upstream.injected["stall"] == TIMES
@@ -122,21 +123,27 @@ async def leave_grpc(stack: Stack, form: str, position: int, reached: asyncio.Ev
     return left_at
 
 
+@pytest.mark.parametrize("allowed", ALLOWED)
 @pytest.mark.parametrize("position", [0, 4])
 @pytest.mark.parametrize("form", FORMATS)
-async def test_cancelled_rpcs(stack: Stack, upstream: FaultServer, form: str, position: int) -> None:
+async def test_cancelled_rpcs(
+    stack: Stack, upstream: FaultServer, form: str, position: int, allowed: int
+) -> None:
     waits = []
     for _ in range(TIMES):
         upstream.reached.clear()
         left_at = await leave_grpc(stack, form, position, upstream.reached)
         waits.append(await until_hung_up(upstream, left_at))
     await stack.router.settle()
-    check(stack, upstream, waits, paid=bool(position))
+    check(stack, upstream, waits, allowed, paid=bool(position))
 
 
+@pytest.mark.parametrize("allowed", ALLOWED)
 @pytest.mark.parametrize("position", [0, 4])
 @pytest.mark.parametrize("form", FORMATS)
-async def test_closed_connections(stack: Stack, upstream: FaultServer, form: str, position: int) -> None:
+async def test_closed_connections(
+    stack: Stack, upstream: FaultServer, form: str, position: int, allowed: int
+) -> None:
     body = {
         "model": f"{form}-{position}",
         "stream": True,
@@ -163,7 +170,7 @@ async def test_closed_connections(stack: Stack, upstream: FaultServer, form: str
     while len(stack.router.journal.records) < TIMES:
         await stack.router.settle()
         await asyncio.sleep(0)
-    check(stack, upstream, waits, paid=bool(position))
+    check(stack, upstream, waits, allowed, paid=bool(position))
 
 
 @pytest.mark.parametrize("form", FORMATS)
