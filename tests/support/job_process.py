@@ -14,7 +14,7 @@ import signal
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import cache
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class JobProcess:
 
     @property
     def returncode(self) -> int | None:
-        """Return how it has ended; None while it runs."""
+        """Return how it has ended; None while it runs. Only one thread may ask: the answer comes once."""
         return self._process.exitcode
 
     async def until_ready(self, within_s: float) -> bool:
@@ -85,7 +85,8 @@ class JobProcess:
     async def wait(self) -> int:
         """Wait for its end, and return how it was."""
         while (code := self.returncode) is None:
-            await asyncio.to_thread(self._process.join, 0.1)
+            # Only looks: two threads that ask how it has ended get the code and an invented 255.
+            await asyncio.to_thread(wait, [self._process.sentinel], 0.1)
         return code
 
     def send_signal(self, number: signal.Signals) -> None:
