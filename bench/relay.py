@@ -6,6 +6,7 @@ no parsing, no record.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -48,10 +49,26 @@ class Relay:
             name.decode(): value.decode() for name, value in scope["headers"] if name not in HOP_BY_HOP
         }
         path = scope["path"]
-        upstream = self._paced if path.startswith("/paced") else self._upstream
-        async with self._session.request(
-            scope["method"], upstream + path, data=body, headers=headers
-        ) as response:
+        if not path.startswith("/paced"):
+            await self._forward(scope["method"], self._upstream + path, body, headers, send)
+            return
+        # These never end by themselves: whoever left would be served, and counted, for ever.
+        forwarding = asyncio.create_task(
+            self._forward(scope["method"], self._paced + path, body, headers, send)
+        )
+        await receive()
+        forwarding.cancel()
+
+    async def _forward(
+        self,
+        method: str,
+        url: str,
+        body: bytes,
+        headers: dict[str, str],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        assert self._session is not None
+        async with self._session.request(method, url, data=body, headers=headers) as response:
             passed = [(name, value) for name, value in response.raw_headers if name.lower() not in HOP_BY_HOP]
             await send({"type": "http.response.start", "status": response.status, "headers": passed})
             async for data in response.content.iter_any():
