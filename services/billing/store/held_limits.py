@@ -147,14 +147,3 @@ class HeldLimits(BudgetRecords):
         if not hold_ids:
             return []
         return list(await connection.execute(_HELD, {"holders": list(hold_ids)}))
-
-    async def _end(self, connection: AsyncConnection, rows: Collection[Any]) -> None:
-        if not rows:
-            return
-        ended = sa.update(budget_slice).where(budget_slice.c.id.in_([row.id for row in rows]))
-        await connection.execute(ended.values(state="closed"))
-        freed: dict[Key, int] = {}
-        for row in rows:
-            key = row.limit_id, row.window_start
-            freed[key] = freed.get(key, 0) + max(0, row.granted - row.spent)
-        await self._add(connection, {key: (0, -amount) for key, amount in freed.items()})

@@ -7,7 +7,7 @@ are there. A limit that is set meanwhile waits until no charge is being booked t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,6 +230,18 @@ class BudgetRecords:
             .returning(budget_counter.c.leased)
         )
         return (await connection.execute(statement)).scalar_one_or_none() is not None
+
+    async def _end(self, connection: AsyncConnection, rows: Collection[Any]) -> None:
+        """Close slices, whose rows are locked, and free what is left of them."""
+        if not rows:
+            return
+        ended = sa.update(budget_slice).where(budget_slice.c.id.in_([row.id for row in rows]))
+        await connection.execute(ended.values(state="closed"))
+        freed: dict[Key, int] = {}
+        for row in rows:
+            key = row.limit_id, row.window_start
+            freed[key] = freed.get(key, 0) + max(0, row.granted - row.spent)
+        await self._add(connection, {key: (0, -amount) for key, amount in freed.items()})
 
     async def _lock_slices(self, connection: AsyncConnection, slice_ids: Iterable[str]) -> dict[str, Any]:
         ids = sorted(set(slice_ids))

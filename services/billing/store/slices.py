@@ -166,13 +166,7 @@ class Slices(BudgetRecords):
         async with self.database.transaction() as connection:
             rows = await self._lock_slices(connection, slice_ids)
             due = [row for row in rows.values() if row.state == "open" and row.expires_at <= expired_before]
-            update = sa.update(budget_slice).where(budget_slice.c.id.in_([row.id for row in due]))
-            await connection.execute(update.values(state="closed"))
-            freed: dict[Key, int] = {}
-            for row in due:
-                key = row.limit_id, row.window_start
-                freed[key] = freed.get(key, 0) + max(0, row.granted - row.spent)
-            await self._add(connection, {key: (0, -amount) for key, amount in freed.items()})
+            await self._end(connection, due)
         return [row.id for row in due]
 
     async def free_slots(self, now: int) -> None:
