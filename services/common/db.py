@@ -8,10 +8,11 @@ session state).
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import select
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,9 @@ else:
 LOCK_TIMEOUT_MS = 10_000
 # A look that would hold up the event loop for longer goes through a thread.
 LOOK_TIMEOUT_MS = 20
-# Closing waits this long for connections that are still in use.
-CLOSE_TIMEOUT_S = 5
+# Closing waits this long for connections that are still in use: longer than a statement waits for a lock.
+CLOSE_TIMEOUT_S = 15
+_logger = logging.getLogger(__name__)
 _REVISION = re.compile(r'^revision = "(.+)"$', re.MULTILINE)
 # Alembic's own table.
 _version = sqlalchemy.Table(
@@ -191,14 +193,15 @@ class Database:
                 await connection.exec_driver_sql("SELECT 1")
 
     async def close(self) -> None:
-        """Close all connections."""
         """Close all connections, after what still uses one has ended.
 
         A connection that came back later would belong to a pool that nobody closes.
         """
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._in_use.ended()
+        except TimeoutError:
+            _logger.warning("database_closed_in_use %s after %s s", self.schema, CLOSE_TIMEOUT_S)
         self._look_away()
         await self._engine.dispose()
 

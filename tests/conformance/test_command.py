@@ -18,7 +18,7 @@ from services.common.rpc import Call
 from services.common.rpc.server import GrpcServer
 from services.providers.domain.clauses import CLAUSES
 from tests.support.plugins import ROOT, GoodProvider, broken_clauses, serving, serving_suite, verdict
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 
 async def run(folder: Path, *arguments: str) -> tuple[int, str, str]:

@@ -19,7 +19,7 @@ from services.common.rpc.errors import RpcError
 from services.common.service import StartupError
 from tests.support.auth import FAST, PASSWORD, Clock, RunningAuth, build_auth, running_auth
 from tests.support.oidc import AUDIENCE, Issuer, running_issuer
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 
 @pytest.fixture

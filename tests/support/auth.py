@@ -21,7 +21,7 @@ from services.common.rpc.connect import Connector
 from services.common.rpc.local import Registry
 from services.common.rpc.server import GrpcServer
 from services.common.service import Infrastructure, Service
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 BOOTSTRAP_KEY = "omni_sk_bootstrap-key-of-the-tests-0123456789"
 # As cheap as the settings allow.

@@ -42,7 +42,7 @@ from services.common.rpc.method import methods_of
 from services.common.rpc.server import GrpcServer
 from services.common.service import Infrastructure
 from services.credits.money import NANO
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 SECOND = 1_000_000
 ORGANISATION = "org_a"

@@ -26,7 +26,7 @@ from services.listener import HttpListener
 from services.providers.settings import ProviderSettings
 from services.router.settings import RouteSettings
 from tests.support.fakes import Fake, FakeAuthenticator, FakeBilling
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 from tests.support.providers import running_providers
 from tests.support.router import INPUT_NANO, OUTPUT_NANO, Router
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import random
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,24 +33,12 @@ from services.common.rpc.server import GrpcServer
 from services.common.service import Infrastructure, Service
 from services.edge.app import build
 from services.edge.settings import EdgeSettings
+from tests.support.ports import free_port
 
 # Ports from 32768 on are given to outgoing connections.
-PORTS = range(20_000, 32_000)
 KEY = "omni_sk_test"
 SPOOFED = "spoofed"
 AREAS = ("auth", "billing", "provider", "router", "workflow", "agents", "gateway")
-
-
-def free_port() -> int:
-    """Return a loopback port nobody listens on."""
-    for port in random.sample(PORTS, 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError(f"no free port in {PORTS.start}..{PORTS.stop}")
 
 
 class FakeGate:

@@ -37,7 +37,7 @@ from services.workflow.store.notices import Notices
 from services.workflow.store.rounds import Rounds
 from services.workflow.wiring import Parts, build_parts
 from tests.support.jobs import CountingRouter
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 MIGRATIONS = Path("services/workflow/migrations").resolve()
 KEYS = {

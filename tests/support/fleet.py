@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 from tests.support.suite import Suite
 from tests.support.upstream import Upstream
 

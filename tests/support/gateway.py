@@ -25,7 +25,7 @@ from services.gateway import app
 from services.gateway.settings import GatewaySettings
 from services.listener import HttpListener
 from tests.support.fakes import Events, Fake, FakeAuthenticator
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 KEY = "omni_sk_test"
 BODY_LIMIT = 4096

@@ -25,7 +25,7 @@ from services.common.rpc.server import GrpcServer
 from services.common.service import Service
 from tests.support.job_process import JobProcess, built
 from tests.support.jobs import CountingRouter
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 OWNER = Identity(organisation_id="org_1", key_id="key_1", scopes=frozenset({"chat"}), token="t")
 STRANGER = Identity(organisation_id="org_1", key_id="key_2", scopes=frozenset({"chat"}), token="t")

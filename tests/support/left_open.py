@@ -30,7 +30,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _OURS = tuple(str(_ROOT / name) for name in ("services", "tests"))
 # What must be closed, and how to tell whether it is open.
 _KINDS: dict[type[Any], Callable[[Any], bool]] = {
-    sqlite.Connection: lambda it: it._connection is not None,
+    # One that was told to stop closes in its own thread.
+    sqlite.Connection: lambda it: it._running and it._connection is not None,
     psycopg.AsyncConnection: lambda it: not it.closed,
     aiohttp.ClientSession: lambda it: not it.closed,
     grpc_channel.Channel: lambda it: not it._channel.closed(),

@@ -35,7 +35,7 @@ from services.workflow import app as workflow
 from services.workflow.settings import WorkflowSettings
 from tests.support.fakes import Fake, FakeAuthenticator
 from tests.support.jobs import CountingRouter
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 KEY, OTHER_KEY = "omni_sk_test", "omni_sk_other"
 BODY_LIMIT, FILE_LIMIT = 400_000, 100_000

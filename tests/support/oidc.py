@@ -11,7 +11,7 @@ import jwt
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 AUDIENCE = "omnihub-tests"
 

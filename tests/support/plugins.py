@@ -30,7 +30,7 @@ from services.providers.conformance.kit import Result
 from services.providers.http import Upstream
 from services.providers.server import ProviderServer
 from services.providers.settings import ProviderSettings
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "gen" / "omnihub.binpb"

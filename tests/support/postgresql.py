@@ -10,11 +10,9 @@ worker that dies takes its server with it.
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -25,11 +23,12 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg import sql
 
+from tests.support.ports import free_port
+
 URL_VARIABLE = "OMNIHUB_TEST_POSTGRESQL_URL"
 FSYNC_VARIABLE = "OMNIHUB_TEST_POSTGRESQL_FSYNC"
 USER_WHEN_ROOT = "postgres"
 # Ports from 32768 on are given to outgoing connections.
-PORTS = range(20_000, 32_000)
 START_ATTEMPTS = 5
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 30
@@ -60,18 +59,6 @@ def find_binaries() -> Path:
         if (folder / "initdb").exists() and (folder / "postgres").exists():
             return folder
     raise PostgresqlError(HOW_TO_GET_IT)
-
-
-def free_port() -> int:
-    """Return a loopback port nobody listens on."""
-    for port in random.sample(PORTS, 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise PostgresqlError(f"no free port in {PORTS.start}..{PORTS.stop}")
 
 
 def _owner() -> str | None:

@@ -26,7 +26,7 @@ from services.providers import app as providers
 from services.providers.settings import ProviderSettings
 from services.router.settings import RouteSettings
 from tests.support.fakes import Fake, FakeAuthenticator, FakeBilling
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 from tests.support.router import Router
 
 KEY = "omni_sk_test"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "omni_sk_test_0123456789abcdefghijklmnopqrstuvwxyz"

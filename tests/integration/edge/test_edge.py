@@ -27,12 +27,12 @@ from tests.support.edge import (
     AREAS,
     KEY,
     Backend,
-    free_port,
     make_certificate,
     make_edge,
     running_backend,
     running_edge,
 )
+from tests.support.ports import free_port
 
 HEADERS = {"x-api-key": KEY}
 STREAM = {"stream": True}

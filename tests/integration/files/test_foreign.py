@@ -13,7 +13,7 @@ from aiohttp import web
 from services.common.foreign import ForeignClient, Limits
 from services.common.rpc import RpcError
 from tests.support.dns import NameServer
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 
 class Host:

@@ -34,7 +34,7 @@ from services.workflow.domain.errors import JobError
 from services.workflow.files.provenance import Provenance, development_certificate
 from services.workflow.files.store import open_contents
 from tests.support.files import CALLER, STRANGER, close_bench, open_bench, picture, sound
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 
 def cloning(consent_id: str, **fields) -> MediaInput:

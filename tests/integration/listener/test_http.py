@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from services.listener import HttpListener, connection, server
 from services.listener.request import BODY_BUFFER, ON_DISCONNECT
 from services.listener.request import Request as HttpRequest
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 FOUND = b"HTTP/1.1 200 OK\r\n"
 PAGE = 1024 * 1024

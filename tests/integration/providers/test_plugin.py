@@ -27,7 +27,7 @@ from services.providers.adapters import plugin_stream
 from services.providers.settings import ProviderSettings
 from tests.support.model_server import MODEL, running_model_server
 from tests.support.plugins import GoodProvider, serving, serving_suite
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 from tests.support.providers import chat, running_providers, settings, stream_chat, text_of
 
 

@@ -22,7 +22,7 @@ from services.common.service import Infrastructure
 from services.providers.app import build
 from services.providers.settings import ProviderSettings
 from tests.support.plugins import GoodProvider, serving
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 
 class Replica:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.npm import install
-from tests.support.postgresql import free_port
+from tests.support.ports import free_port
 
 _PROGRAM = Path("node_modules") / "@copilotkit" / "aimock" / "dist" / "cli.js"
 _START_S = 20
