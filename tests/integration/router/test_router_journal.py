@@ -42,10 +42,10 @@ def a_record(
 
 
 class WatchedJournal(Journal):
-    """Tells of each commit, and can be held or made to fail there."""
+    """Tells of each commit of its thread, and can be held or made to fail there."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, inline=False, **options)
         self.commits: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
