@@ -20,6 +20,8 @@ FIELD_LIMIT = 8190
 FIELDS_LIMIT = 128
 # Of a head, and of what is between the chunks of a body and behind it.
 OVERHEAD_LIMIT = 64 * 2**10
+# How gzip's data begins.
+GZIP = 0x1F
 # A body that is not read is not taken from the network beyond this.
 READ_BUFFER = 2**18
 # What is inflated at once.
@@ -110,7 +112,7 @@ class Body:
     async def readany(self) -> bytes:
         """Return what has come, waiting for it; empty at the end. Raises aiohttp.ClientError."""
         while True:
-            if self._pieces:
+            if self._pieces or (self._inflater is not None and self._inflater.pending):
                 data = self.read_nowait() if self._inflater is None else self._inflate(self._inflater)
                 if data:
                     return data
@@ -125,7 +127,7 @@ class Body:
                 await self._waiter
 
     def _inflate(self, inflater: _Inflater) -> bytes:
-        piece = self._pieces.popleft()
+        piece = self._pieces.popleft() if self._pieces else b""
         self._size -= len(piece)
         data, rest = inflater.inflate(piece)
         if rest:
@@ -142,6 +144,8 @@ class _Inflater:
     def __init__(self, encoding: str) -> None:
         self._deflate = encoding == "deflate"
         self._stream: Any = None
+        self.pending = False
+        """It may hold data that needs nothing more to be read."""
 
     @property
     def ended(self) -> bool:
@@ -150,15 +154,25 @@ class _Inflater:
 
     def inflate(self, piece: bytes) -> tuple[bytes, bytes]:
         """Return some data, and what of the piece is still to be inflated. Raises ClientPayloadError."""
-        if self._stream is None:
-            # Servers differ in what they call deflate: with the header of zlib, or without.
-            bare = self._deflate and piece[0] & 0xF != 8
-            self._stream = zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
+        if self.ended:
+            self._stream = self._begin(piece)
         try:
             data = self._stream.decompress(piece, INFLATED)
         except zlib.error as error:
             raise aiohttp.ClientPayloadError(f"the answer cannot be inflated: {error}") from None
+        if self._stream.eof:
+            self.pending = False
+            return data, self._stream.unused_data
+        self.pending = len(data) == INFLATED
         return data, self._stream.unconsumed_tail
+
+    def _begin(self, piece: bytes) -> Any:
+        """Begin with the data, or with what follows it: gzip's may come in several parts, each whole."""
+        if self._stream is not None and (self._deflate or piece[0] != GZIP):
+            raise aiohttp.ClientPayloadError("something follows the compressed answer")
+        # Servers differ in what they call deflate: with the header of zlib, or without.
+        bare = self._deflate and piece[0] & 0xF != 8
+        return zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
 
 
 class Wire(asyncio.Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -162,6 +162,33 @@ def test_a_small_body_that_is_huge_is_inflated_as_it_is_read() -> None:
 
     _, size = asyncio.run(first())
     assert 0 < size <= wire.INFLATED
+
+
+def encoded(data: bytes, encoding: str) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+@given(st.lists(st.integers(0, 200), max_size=6))
+def test_a_gzip_answer_of_several_parts_is_read_whole(places: list[int]) -> None:
+    parts = gzip.compress(b"first, ") + gzip.compress(b"") + gzip.compress(b"second")
+    found = asyncio.run(read(cut(encoded(parts, "gzip"), places), end=False))
+    assert (found.data, found.failure) == (b"first, second", None)
+    cut_short = asyncio.run(read(cut(encoded(parts[:-3], "gzip"), places), end=False))
+    assert isinstance(cut_short.failure, aiohttp.ClientPayloadError)
+
+
+@pytest.mark.parametrize(("encoding", "made"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_what_follows_a_compressed_answer_breaks_it(encoding: str, made: Callable[[bytes], bytes]) -> None:
+    found = asyncio.run(read([encoded(made(BODY) + b"{" * 2**20, encoding)], end=False))
+    assert isinstance(found.failure, aiohttp.ClientPayloadError)
+    assert "follows" in str(found.failure)
+
+
+@pytest.mark.parametrize("size", [wire.INFLATED, 20 * wire.INFLATED + 7])
+def test_a_huge_answer_without_zlibs_header_is_read_whole(size: int) -> None:
+    found = asyncio.run(read([answer(bytes(size), framing="length", encoding="deflate, bare")], end=False))
+    assert (len(found.data), found.failure) == (size, None)
 
 
 def test_reading_stops_ahead_of_a_slow_reader_and_goes_on() -> None:
