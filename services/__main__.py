@@ -10,13 +10,21 @@ import importlib.metadata
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import uvloop
 
-from services.common import log, telemetry
-from services.common.service import StartupError
-from services.launcher import GROUPS, TARGETS, Process, check_workers, edge_configuration, resolve_targets
+from services.common.late import late
 from services.settings import MOST_WORKERS, Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from services import launcher
+    from services.common import log, service, telemetry
+else:
+    # Commands that ask what runs need none of what it takes to run: that is most of a second.
+    launcher, log, service, telemetry = (
+        late(f"services.{name}") for name in ("launcher", "common.log", "common.service", "common.telemetry")
+    )
 
 # Those who serve wait for no other command: modules of the others are imported only when one is named.
 SERVING = ("serve", "config", "edge")
@@ -43,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="omnihub", description="Self-hosted AI platform.")
     commands = parser.add_subparsers(required=True, metavar="command")
+    named = given[0] if given else ""
     serve = commands.add_parser("serve", help="run services until told to stop")
-    known = ", ".join([*GROUPS, *TARGETS])
+    known = ", ".join([*launcher.GROUPS, *launcher.TARGETS]) if named == "serve" else ""
     serve.add_argument("--target", default="all", help=f"comma-separated list of: {known}")
     serve.add_argument(
         "--workers",
@@ -59,8 +68,8 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     edge = commands.add_parser("edge", help="print the edge's configuration, for any Envoy fleet")
     edge.add_argument("action", choices=["config"])
     edge.set_defaults(run=_edge)
-    if not given or given[0] not in SERVING:
-        importlib.import_module(OTHERS).add_commands(commands)
+    if named not in SERVING:
+        importlib.import_module(OTHERS).add_commands(commands, named)
     for name, (_, summary) in APART.items():
         commands.add_parser(name, help=summary)
     return parser
@@ -77,8 +86,8 @@ def _config(settings: Settings, options: argparse.Namespace) -> int:
         sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
         return 0
     try:
-        asyncio.run(Process(settings, resolve_targets(["all"])).verify())
-    except (OSError, StartupError) as error:
+        asyncio.run(launcher.Process(settings, launcher.resolve_targets(["all"])).verify())
+    except (OSError, service.StartupError) as error:
         sys.stderr.write(f"the settings cannot be used:\n{error}\n")
         return 2
     sys.stdout.write("the settings are valid\n")
@@ -87,11 +96,11 @@ def _config(settings: Settings, options: argparse.Namespace) -> int:
 
 def _serve(settings: Settings, options: argparse.Namespace) -> int:
     try:
-        targets = resolve_targets(options.target.split(","))
+        targets = launcher.resolve_targets(options.target.split(","))
         if options.workers is not None:
             settings = settings.model_copy(update={"workers": options.workers})
-        check_workers(settings, targets)
-    except (ValueError, StartupError) as error:
+        launcher.check_workers(settings, targets)
+    except (ValueError, service.StartupError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     auto_json = settings.log.format == "auto" and not sys.stdout.isatty()
@@ -111,7 +120,7 @@ async def _run(settings: Settings, targets: Sequence[str]) -> int:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stopping.set)
     try:
-        process = Process(settings, targets)
+        process = launcher.Process(settings, targets)
     except OSError as error:
         sys.stderr.write(f"cannot start: internal_tls: {error}\n")
         return 1
@@ -124,7 +133,7 @@ async def _run(settings: Settings, targets: Sequence[str]) -> int:
         return 0
     try:
         await starting
-    except (OSError, LookupError, StartupError) as error:
+    except (OSError, LookupError, service.StartupError) as error:
         sys.stderr.write(f"cannot start: {error}\n")
         stopped.cancel()
         return 1
@@ -161,7 +170,7 @@ def _version() -> str:
 
 
 def _edge(settings: Settings, options: argparse.Namespace) -> int:
-    sys.stdout.write(edge_configuration(settings) + "\n")
+    sys.stdout.write(launcher.edge_configuration(settings) + "\n")
     return 0
 
 

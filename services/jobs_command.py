@@ -9,11 +9,15 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import aiohttp
-
+from services.common.late import late
 from services.settings import Settings
+
+if TYPE_CHECKING:
+    import aiohttp
+else:
+    aiohttp = late("aiohttp")
 
 BOOTSTRAP_FILE = "bootstrap-key"
 ENDED = ("succeeded", "failed", "cancelled", "expired")

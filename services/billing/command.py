@@ -12,8 +12,6 @@ from services.billing.domain.plan import PlanBook
 from services.billing.store.checks import check_ledger
 from services.common.db import Database, sqlite_url
 
-HELP = "derive every balance and counter anew, walk the hash chain, print what differs"
-
 
 def check(data_dir: Path, database_url: str, plan_book: PlanBook) -> int:
     """Check the ledger of the configured database: 0 when it adds up, 1 when not, 2 when there is none.

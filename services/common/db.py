@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from services.common import sqlite
 from services.common.late import late
@@ -62,23 +62,20 @@ class Database:
         # For `look`, from its first use on. SQLite only.
         self._looking: sqlalchemy.Connection | None = None
         self._in_use = _InUse()
-        options: dict[str, Any] = {}
-        if self.sqlite:
-            timeout_s = LOCK_TIMEOUT_MS / 1000
-            options = {"connect_args": {"timeout": timeout_s, "async_creator_fn": sqlite.connect}}
-        else:
-            # Connections beyond the pool's size would be opened and closed again for every transaction.
-            options = {
-                "pool_size": pool_size,
-                "max_overflow": 0,
-                "pool_pre_ping": True,
-                **_postgresql_options(schema),
-            }
-        self._engine = create_async_engine(self._asynchronous_url(), **options)
+        # Connections beyond the pool's size would be opened and closed again for every transaction.
+        bounded = {"pool_size": pool_size, "max_overflow": 0, "pool_pre_ping": True}
+        self._engine = self._asynchronous_engine(**{} if self.sqlite else bounded)
         if not self.sqlite:
             _ask_only_when_in_doubt(self._engine.sync_engine.dialect)
-        if self.sqlite:
-            event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
+
+    def _asynchronous_engine(self, **pool: Any) -> AsyncEngine:
+        if not self.sqlite:
+            options = _postgresql_options(self.schema)
+            return create_async_engine(self._asynchronous_url(), **pool, **options)
+        connecting = {"timeout": LOCK_TIMEOUT_MS / 1000, "async_creator_fn": sqlite.connect}
+        engine = create_async_engine(self._asynchronous_url(), **pool, connect_args=connecting)
+        event.listen(engine.sync_engine, "connect", _configure_sqlite)
+        return engine
 
     def _asynchronous_url(self) -> str:
         if self.sqlite:
@@ -195,7 +192,8 @@ class Database:
     async def close(self) -> None:
         """Close all connections, after what still uses one has ended.
 
-        A connection that came back later would belong to a pool that nobody closes.
+        A connection that came back later would belong to a pool that nobody closes: who comes too late has
+        one for himself, which is closed when he leaves.
         """
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
@@ -203,7 +201,8 @@ class Database:
         except TimeoutError:
             _logger.warning("database_closed_in_use %s after %s s", self.schema, CLOSE_TIMEOUT_S)
         self._look_away()
-        await self._engine.dispose()
+        engine, self._engine = self._engine, self._asynchronous_engine(poolclass=sqlalchemy.NullPool)
+        await engine.dispose()
 
 
 class _InUse:
@@ -224,8 +223,9 @@ class _InUse:
             self._none.set()
 
     async def ended(self) -> None:
-        """Wait until nobody has one."""
-        await self._none.wait()
+        """Wait until nobody has one, and nobody has taken one since the last was given back."""
+        while self._count:
+            await self._none.wait()
 
 
 def newest_revision(scripts: Path) -> str:
