@@ -339,11 +339,11 @@ class Leases:
         """Renew leases in use, return idle and replaced ones. Call it every RENEW_EVERY_S seconds."""
         await self._renew_holds()
         await self._renew()
-        now = time.monotonic()
-        for lease in list(self._open.values()):
-            replaced = self._current.get(lease.organisation_id) is not lease
-            if lease.reserved == 0 and (replaced or now - lease.used_at > IDLE_S):
-                await self._close(lease)
+        await self._close_unused(self._is_idle)
+
+    def _is_idle(self, lease: Lease) -> bool:
+        replaced = self._current.get(lease.organisation_id) is not lease
+        return replaced or time.monotonic() - lease.used_at > IDLE_S
 
     async def _renew_holds(self) -> None:
         """Keep holds alive while their requests run, however many candidates they ask."""
@@ -370,21 +370,23 @@ class Leases:
 
     async def _return_idle(self, organisation_id: str) -> bool:
         """Return the leases of an organisation that no request uses. Tells whether there were any."""
-        idle = [
-            lease
-            for lease in self._open.values()
-            if lease.organisation_id == organisation_id and lease.reserved == 0
-        ]
-        for lease in idle:
-            await self._close(lease)
-        return bool(idle)
+        return await self._close_unused(lambda lease: lease.organisation_id == organisation_id) > 0
 
     async def close(self) -> None:
         """Return every lease that no request uses."""
         while self._background:
             await asyncio.wait(self._background)
-        for lease in [lease for lease in self._open.values() if lease.reserved == 0]:
-            await self._close(lease)
+        await self._close_unused(lambda lease: True)
+
+    async def _close_unused(self, is_due: Callable[[Lease], bool]) -> int:
+        """Close leases that no request uses, return how many."""
+        closed = 0
+        for lease in list(self._open.values()):
+            # Asked when its turn comes: a request may have drawn from it while another one was closed.
+            if lease.reserved == 0 and is_due(lease):
+                await self._close(lease)
+                closed += 1
+        return closed
 
     async def _close(self, lease: Lease) -> None:
         # Nobody may draw from it while its charges are being settled.

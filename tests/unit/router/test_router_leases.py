@@ -9,7 +9,7 @@ import pytest
 from omnihub.billing.v1 import billing_service_pb2 as billing
 
 from services.common.rpc import RpcError
-from services.router.leases import Leases
+from services.router.leases import Leases, Reservation
 from tests.support.fakes import FakeBilling
 from tests.support.router import bounded
 
@@ -114,6 +114,25 @@ async def test_what_an_idle_lease_keeps_is_returned_first() -> None:
     reservation = await world.leases.reserve(ORG, 900)
     assert reservation.hold_id
     assert len(world.settled) == len(world.billing.closed) == 1
+
+
+async def test_a_lease_drawn_from_while_another_is_closed_stays_open() -> None:
+    world = World(available=1000)
+    for reservation in [await world.leases.reserve(ORG, 100) for _ in range(5)]:
+        world.leases.cancel(reservation)
+    replaced, current = world.billing.leases
+    drawn: list[Reservation] = []
+
+    async def draw() -> None:
+        if not drawn:
+            drawn.append(await world.leases.reserve(ORG, 100))
+
+    world.billing.before["close_lease"] = draw
+    with pytest.raises(RpcError, match="IN_FLIGHT_BUDGET_EXHAUSTED"):
+        await world.leases.reserve(ORG, 1000)
+    assert [reservation.lease_id for reservation in drawn] == [current]
+    assert list(world.billing.closed) == [replaced]
+    assert world.billing.leases == {current: 400}
 
 
 async def test_refusals_that_are_not_about_money_are_passed_on() -> None:
