@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from omnihub.billing.v1 import budget_service_pb2 as pb
 from omnihub.billing.v1.budget_service_api import BudgetService
+from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.router.v1.router_service_pb2 import RateLimit
 
 from services.common.ids import new_id
@@ -64,14 +65,17 @@ class _Refusal:
 
 
 class Budgets:
-    """The slices of this process. `settle_all` books what journals hold before the slices of the dead end."""
+    """The slices of this process.
+
+    `settle_all` books what journals hold before the slices of the dead end, and returns what it could not.
+    """
 
     def __init__(
         self,
         service: BudgetService,
         rules: Callable[[Callable[[str], None]], BudgetRules],
         holder: str,
-        settle_all: Callable[[], Awaitable[None]],
+        settle_all: Callable[[], Awaitable[Sequence[Charge]]],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -381,8 +385,11 @@ class Budgets:
             pb.ListExpiredSlicesRequest(), Call.internal(TIMEOUT_S)
         )
         due = [slice_id for slice_id in answer.slice_ids if slice_id not in self._open]
-        if due:
-            await self._settle_all()
+        if not due:
+            return
+        # What billing fails at keeps its own slices, and no others.
+        awaited = {slice_id for charge in await self._settle_all() for slice_id in charge.slice_ids}
+        if due := [slice_id for slice_id in due if slice_id not in awaited]:
             request = pb.CloseSlicesRequest(slice_ids=due)
             await self._service.close_slices(request, Call.internal(TIMEOUT_S))
 

@@ -339,7 +339,9 @@ class Leases:
         """Renew leases in use, return idle and replaced ones. Call it every RENEW_EVERY_S seconds."""
         await self._renew_holds()
         await self._renew()
-        await self._close_unused(self._is_idle)
+        _, failure = await self._close_unused(self._is_idle)
+        if failure is not None:
+            raise failure
 
     def _is_idle(self, lease: Lease) -> bool:
         replaced = self._current.get(lease.organisation_id) is not lease
@@ -370,23 +372,36 @@ class Leases:
 
     async def _return_idle(self, organisation_id: str) -> bool:
         """Return the leases of an organisation that no request uses. Tells whether there were any."""
-        return await self._close_unused(lambda lease: lease.organisation_id == organisation_id) > 0
+        closed, failure = await self._close_unused(lambda lease: lease.organisation_id == organisation_id)
+        if failure is not None:
+            _logger.warning("leases_not_returned %s %s", organisation_id, failure)
+        return closed > 0
 
     async def close(self) -> None:
         """Return every lease that no request uses."""
         while self._background:
             await asyncio.wait(self._background)
-        await self._close_unused(lambda lease: True)
+        _, failure = await self._close_unused(lambda lease: True)
+        if failure is not None:
+            raise failure
 
-    async def _close_unused(self, is_due: Callable[[Lease], bool]) -> int:
-        """Close leases that no request uses, return how many."""
-        closed = 0
+    async def _close_unused(self, is_due: Callable[[Lease], bool]) -> tuple[int, RpcError | None]:
+        """Close leases that no request uses. Returns how many, and the last failure.
+
+        A charge that billing fails at keeps its own lease open, and no other.
+        """
+        closed, failure = 0, None
         for lease in list(self._open.values()):
             # Asked when its turn comes: a request may have drawn from it while another one was closed.
             if lease.reserved == 0 and is_due(lease):
-                await self._close(lease)
-                closed += 1
-        return closed
+                try:
+                    await self._close(lease)
+                    closed += 1
+                except RpcError as error:
+                    failure = error
+                    if error.reason != "INTERNAL":
+                        break
+        return closed, failure
 
     async def _close(self, lease: Lease) -> None:
         # Nobody may draw from it while its charges are being settled.

@@ -182,16 +182,29 @@ class Settlement:
                 raise
 
     async def reap(self, leases: Leases) -> None:
-        """Close leases past their expiry, whoever held them, but none that `leases` still spends from."""
+        """Close leases past their expiry, whoever held them, but none that `leases` still spends from.
+
+        A charge that billing fails at keeps its own lease open, and no other. Raises RpcError then.
+        """
+        failure: RpcError | None = None
         request = pb.ListExpiredLeasesRequest()
         answer = await self._billing.list_expired_leases(request, Call.internal(SETTLE_TIMEOUT_S))
         for lease in answer.leases:
             if leases.is_open(lease.lease_id):
                 continue
-            await self.settle_lease(lease.lease_id)
-            await self._billing.close_lease(
-                pb.CloseLeaseRequest(lease_id=lease.lease_id), Call.internal(SETTLE_TIMEOUT_S)
-            )
+            try:
+                await self._end_lease(lease.lease_id)
+            except RpcError as error:
+                failure = error
+                if error.reason != "INTERNAL":
+                    break
+        if failure is not None:
+            raise failure
+
+    async def _end_lease(self, lease_id: str) -> None:
+        await self.settle_lease(lease_id)
+        request = pb.CloseLeaseRequest(lease_id=lease_id)
+        await self._billing.close_lease(request, Call.internal(SETTLE_TIMEOUT_S))
 
     def start(self, leases: Leases, retention_days: int) -> None:
         """Start the loops."""

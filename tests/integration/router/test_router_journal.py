@@ -465,6 +465,19 @@ async def test_a_lease_whose_charges_cannot_be_booked_stays_open(
     assert world.billing.closed == {}
 
 
+async def test_a_lease_that_cannot_be_settled_keeps_no_other_from_going_back(
+    database: Database, writer: WatchedJournal
+) -> None:
+    world = World(database, writer, "proc_2")
+    world.billing.leases = {"lease_1": 100, "lease_2": 100, "lease_3": 100}
+    world.billing.expired = ["lease_1", "lease_2", "lease_3"]
+    world.billing.breaking.add("att_1")
+    await writer.append(a_record(1))
+    with pytest.raises(RpcError, match="INTERNAL"):
+        await world.settlement.reap(world.leases)
+    assert world.billing.closed == {"lease_2": 100, "lease_3": 100}
+
+
 async def test_the_reaper_leaves_alone_what_this_process_spends_from(
     database: Database, writer: WatchedJournal
 ) -> None:

@@ -235,6 +235,26 @@ async def test_a_lease_that_cannot_be_closed_does_not_stop_the_renewal_of_others
     assert list(world.billing.closed) == [idle.lease_id]
 
 
+@pytest.mark.parametrize("how", ["maintain", "return idle", "close"])
+async def test_a_lease_that_billing_fails_at_keeps_no_other_from_going_back(how: str) -> None:
+    world = World(available=1200)
+    reservations = [await world.leases.reserve(ORG, 100) for _ in range(5)]
+    for reservation in reservations:
+        world.leases.cancel(reservation)
+        assert reservation.lease is not None
+        reservation.lease.used_at -= 60
+    first, second = world.billing.leases
+    world.billing.refusals["close_lease"] = [RpcError("INTERNAL", "a charge that billing fails at")]
+    if how == "return idle":
+        assert (await world.leases.reserve(ORG, 800)).hold_id
+    else:
+        with pytest.raises(RpcError, match="INTERNAL"):
+            await getattr(world.leases, how)()
+    assert list(world.billing.closed) == [second]
+    await world.leases.maintain()
+    assert list(world.billing.closed) == [second, first]
+
+
 async def test_at_the_end_everything_unused_is_returned() -> None:
     world = World()
     world.leases.spend(await world.leases.reserve(ORG, 10), 5)
