@@ -200,7 +200,7 @@ class RouterApp:
         await _until_reachable(self._load_providers)
         self._settlement.start(self._leases, self._settings.decision_retention_days)
         self._budgets.start()
-        self._refresh = asyncio.create_task(self._keep_providers())
+        self._refresh = asyncio.create_task(repeat(self._load_providers, REFRESH_S))
         self._sharing.start()
         if self._answers is not None:
             self._answers.start()
@@ -273,14 +273,6 @@ class RouterApp:
             )
             for each in answer.providers
         )
-
-    async def _keep_providers(self) -> None:
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            try:
-                await self._load_providers()
-            except RpcError as error:
-                _logger.warning("providers_not_refreshed %s", error)
 
 
 async def _until_reachable(work: Callable[[], Awaitable[None]]) -> None:
