@@ -141,6 +141,9 @@ class Follower:
                 await self._read()
             except RpcError as error:
                 _logger.warning("change_feed_interrupted %s", error)
+            except Exception:
+                # The changes it failed at are asked for again: nothing is missed.
+                _logger.exception("change_feed_interrupted")
             await asyncio.sleep(POLL_S)
 
     async def _read(self) -> None:

@@ -21,7 +21,7 @@ from services.router.app import MIGRATIONS
 from services.router.journal import BATCH, Journal, JournalError, _Statements
 from services.router.leases import Leases
 from services.router.settlement import BATCH as BOOKED_AT_ONCE
-from services.router.settlement import Settlement
+from services.router.settlement import FAILURES, Settlement
 from services.router.store import JournalStore, Record, journal
 from tests.support.fakes import FakeBilling
 from tests.support.router import bounded
@@ -278,6 +278,52 @@ async def test_when_billing_fails_at_everything_it_is_not_asked_for_each(
     assert set(world.billing.charges) == names
 
 
+@pytest.mark.parametrize("which", ["own", "orphans", "all", "of a lease"])
+async def test_charges_that_billing_fails_at_hold_up_no_later_ones(
+    database: Database, writer: WatchedJournal, which: str
+) -> None:
+    world = World(database, writer)
+    settle = {
+        "own": world.settlement.settle_own,
+        "orphans": world.settlement.settle_orphans,
+        "all": world.settlement.replay,
+        "of a lease": lambda: world.settlement.settle_lease("lease_1"),
+    }[which]
+    failing = {f"att_{number}" for number in range(FAILURES + 2)}
+    count = len(failing) + 3
+    old = NOW_MS - 60_000
+    await asyncio.gather(*(writer.append(a_record(number, at_ms=old + number)) for number in range(count)))
+    writer.unbooked.forget()
+    world.billing.breaking |= failing
+    # Billing fails at five in a row, and no more is asked of it. The next turn passes them by.
+    for _ in range(2):
+        await asyncio.gather(settle(), return_exceptions=True)
+    assert len(world.billing.charges) == 3
+    # Nor do they hold up what comes later, and they are tried again themselves.
+    await writer.append(a_record(50, at_ms=old + 50))
+    writer.unbooked.forget()
+    world.billing.calls.clear()
+    await asyncio.gather(settle(), return_exceptions=True)
+    assert "att_50" in world.billing.charges
+    assert len(world.billing.calls) == 1 + FAILURES
+    world.billing.breaking.clear()
+    await settle()
+    assert len(world.billing.charges) == count + 1
+    assert await world.store.unsettled(10) == []
+
+
+async def test_a_lease_stays_open_for_a_charge_that_billing_has_failed_at_before(
+    database: Database, writer: WatchedJournal
+) -> None:
+    world = World(database, writer)
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(2)))
+    world.billing.breaking.add("att_0")
+    for _ in range(3):
+        with pytest.raises(RpcError, match="INTERNAL"):
+            await world.settlement.settle_lease("lease_1")
+    await world.settlement.settle_lease("lease_2")
+
+
 async def test_a_crash_between_booking_and_marking_books_nothing_twice(
     database: Database, writer: WatchedJournal
 ) -> None:
@@ -417,6 +463,19 @@ async def test_a_lease_whose_charges_cannot_be_booked_stays_open(
     with pytest.raises(RpcError):
         await world.settlement.reap(world.leases)
     assert world.billing.closed == {}
+
+
+async def test_a_lease_that_cannot_be_settled_keeps_no_other_from_going_back(
+    database: Database, writer: WatchedJournal
+) -> None:
+    world = World(database, writer, "proc_2")
+    world.billing.leases = {"lease_1": 100, "lease_2": 100, "lease_3": 100}
+    world.billing.expired = ["lease_1", "lease_2", "lease_3"]
+    world.billing.breaking.add("att_1")
+    await writer.append(a_record(1))
+    with pytest.raises(RpcError, match="INTERNAL"):
+        await world.settlement.reap(world.leases)
+    assert world.billing.closed == {"lease_2": 100, "lease_3": 100}
 
 
 async def test_the_reaper_leaves_alone_what_this_process_spends_from(
