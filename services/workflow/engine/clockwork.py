@@ -83,7 +83,7 @@ class Clockwork:
         return round(self._clock().timestamp() * SECOND)
 
     async def poll(self) -> None:
-        """Begin to ask every provider whose time has come. No round waits for the answers of the one before."""
+        """Begin to ask every provider whose time has come. No round waits for the answers of another."""
         full = [provider for provider, count in self._asked.items() if count >= MOST_POLLS]
         for attempt, job in await self._rounds.due_polls(self._now(), POLL_HIDDEN_S, full):
             # Who is still being asked is now hidden from others for longer.
@@ -128,6 +128,9 @@ class Clockwork:
                 await self._billing.extend_hold(request, Call.internal(LIMIT_S))
             except RpcError as error:
                 _logger.warning("hold_not_extended %s %s", job.id, error.reason)
+                if error.reason in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+                    # Billing is away. To wait so long for each would hold up the sweep: there is time enough.
+                    return
                 if error.reason not in ("NOT_FOUND", "PRECONDITION_FAILED"):
                     continue
                 # It has ended: what the job makes is booked all the same.
