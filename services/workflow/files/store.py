@@ -33,6 +33,8 @@ FileRow: Any = row_type("file", file.c)
 HASHED_AT_ONCE = 2**16
 # Larger contents go to an object store in several parts.
 PART = 8 * 2**20
+# So much of a content is in memory for each who reads it.
+READ_AT_ONCE = 2**20
 
 
 def open_contents(url: str, folder: Path) -> ObjectStore:
@@ -177,6 +179,17 @@ class FileStore:
             raise RpcError("INTERNAL", f"the content of {row.id} is not what was kept")
         return data
 
+    async def stream(self, row: Any) -> AsyncIterator[bytes]:
+        """Return a file's whole content in pieces, of which only few are in memory.
+
+        Raises RpcError NOT_FOUND before the first piece, INTERNAL after the last: it is not what was kept.
+        """
+        try:
+            answer = await obstore.get_async(self._contents, row.path)
+        except FileNotFoundError:
+            raise RpcError("NOT_FOUND", f"the content of {row.id} is gone") from None
+        return _checked(answer.stream(READ_AT_ONCE), row)
+
     async def open(self, row: Any, start: int, end: int) -> AsyncIterator[bytes]:
         """Return a file's bytes from `start` up to, not including, `end`, in pieces.
 
@@ -188,7 +201,7 @@ class FileStore:
             answer = await obstore.get_async(self._contents, row.path, options={"range": (start, end)})
         except FileNotFoundError:
             raise RpcError("NOT_FOUND", f"the content of {row.id} is gone") from None
-        return _pieces(answer.stream())
+        return _pieces(answer.stream(READ_AT_ONCE))
 
     async def remove(self, file_ids: Sequence[str], now: int) -> None:
         """Remove files: the facts at once, so that nobody finds them any more, then the contents."""
@@ -231,6 +244,15 @@ async def _pieces(stream: Any) -> AsyncIterator[bytes]:
     if stream:
         async for piece in stream:
             yield bytes(piece)
+
+
+async def _checked(stream: Any, row: Any) -> AsyncIterator[bytes]:
+    digest = hashlib.sha256()
+    async for piece in _pieces(stream):
+        digest.update(piece)
+        yield piece
+    if digest.hexdigest() != row.sha256:
+        raise RpcError("INTERNAL", f"the content of {row.id} is not what was kept")
 
 
 def _facts(
