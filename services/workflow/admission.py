@@ -19,6 +19,7 @@ from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.workflow.v1 import job_service_pb2 as pb
 from sqlalchemy.exc import DBAPIError
 
+from services.common.finishing import finished
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.credits.media_rating import most_tokens
@@ -90,12 +91,7 @@ class Admission:
 
         A caller who leaves meanwhile stops neither: the hold would stay, without a job, until it expires.
         """
-        beginning = asyncio.create_task(self._begin_held(jobs, hold, create))
-        try:
-            return await asyncio.shield(beginning)
-        except asyncio.CancelledError:
-            await asyncio.wait([beginning])
-            raise
+        return await finished(self._begin_held(jobs, hold, create))
 
     async def _begin_held(self, jobs: Sequence[NewJob], hold: Hold, create: Create) -> Any:
         await hold()
