@@ -265,6 +265,41 @@ async def test_a_content_without_facts_is_swept(bench, tmp_path):
     assert not orphan.exists()
 
 
+async def test_a_content_that_cannot_be_removed_holds_up_no_other(bench, tmp_path, caplog):
+    """It is tried again with the next sweep, after all others."""
+    await bench.parts.sweeper.stop()
+    folder = tmp_path / "files" / "org_1"
+    # No file is ever removed by that name: a folder has it.
+    (folder / "file_a" / "inside").mkdir(parents=True)
+    for name in ("file_a", "file_b", "file_c"):
+        await bench.parts.files._announce(f"org_1/{name}", bench.micros())
+    for name in ("file_b", "file_c"):
+        (folder / name).write_bytes(b"x")
+    bench.later = timedelta(days=1, minutes=1)
+    await bench.parts.sweeper.sweep()
+    assert sorted(path.name for path in folder.iterdir()) == ["file_a"]
+    assert caplog.text.count("content_not_removed") == 1
+    # Those that were removed are not tried again.
+    assert await bench.parts.files.sweep_contents(bench.micros()) == 0
+    (folder / "file_a" / "inside").rmdir()
+    (folder / "file_a").rmdir()
+    (folder / "file_a").write_bytes(b"x")
+    bench.later = timedelta(days=2)
+    await bench.parts.sweeper.sweep()
+    assert not list(folder.iterdir())
+
+
+async def test_a_store_that_is_away_is_asked_a_few_times_not_for_everything(light, tmp_path, caplog):
+    await light.parts.sweeper.stop()
+    for number in range(9):
+        (tmp_path / "files" / "org_1" / f"file_{number}" / "inside").mkdir(parents=True)
+        await light.parts.files._announce(f"org_1/file_{number}", light.micros())
+    light.later = timedelta(days=1, minutes=1)
+    for failed in (3, 6, 9, 9):
+        assert await light.parts.files.sweep_contents(light.micros()) == 0
+        assert caplog.text.count("content_not_removed") == failed
+
+
 async def test_links_of_one_replica_open_at_the_other(database_url, tmp_path):
     for key in ("", "a master key"):
         one = await open_bench(tmp_path, database_url, master_key=key, provenance=False)
