@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.common.db import Database
 
 BATCH = 200
-# A relay that has taken rows and died leaves them to others after this.
+# A relay that has taken rows and died leaves them to others after this; one that takes longer keeps them.
 TAKEN_S = 10
 SECOND = 1_000_000
 
@@ -101,6 +101,10 @@ class Outbox:
             statement = sa.update(self._table).where(self._table.c.id.in_(ids)).values(due_at=due_at)
             async with self._database.transaction() as connection:
                 await connection.execute(statement)
+
+    async def keep(self, ids: Sequence[int], now: int) -> None:
+        """Take messages for longer: they are still being passed on."""
+        await self.give_back(ids, now + TAKEN_S * SECOND)
 
     async def oldest(self) -> int | None:
         """Return when the oldest message was written; None when there is none."""

@@ -35,6 +35,7 @@ class CountingRouter:
         self.polls = polls
         self.capabilities = capabilities
         self.targets = 1
+        self.names: list[str] = []
         self.price = PRICE
         self.submitted: Counter[str] = Counter()
         self.cancelled: list[str] = []
@@ -48,7 +49,7 @@ class CountingRouter:
     async def plan_media(self, request: router.PlanMediaRequest, call: Call) -> router.PlanMediaResponse:
         targets = [
             router.MediaTarget(
-                provider=f"fake{index}",
+                provider=self.names[index] if self.names else f"fake{index}",
                 model="m",
                 estimate_nano_credits=10_000_000,
                 price=self.price,

@@ -15,6 +15,7 @@ from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.workflow.v1.effect_pb2 import EffectResult
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.common.finishing import finished
 from services.common.gathering import Gathering
 from services.common.rpc import Call, RpcError
 from services.credits.media_rating import charge_media
@@ -33,6 +34,7 @@ LEASE_S = 6.0
 RENEWALS = 4
 ASK_LIMIT_S = 600.0
 PUT_BACK_S = 5.0
+GIVE_BACK_LIMIT_S = 2.0
 POLL_LIMIT_S = 60.0
 # Within this a provider that works within the call learns that nobody wants it any more.
 LOOK_S = 0.5
@@ -104,9 +106,20 @@ class Worker:
         try:
             await self._attempt(claim)
         except RpcError as error:
-            await self._fail(claim, error)
+            await finished(self._fail(claim, error), GIVE_BACK_LIMIT_S)
+        except asyncio.CancelledError:
+            await self._give_back(claim)
+            raise
         finally:
             keeping.cancel()
+
+    async def _give_back(self, claim: Claim) -> None:
+        """Leave an attempt to others because this worker is to stop: a lease that ends counts as a death."""
+        try:
+            async with asyncio.timeout(GIVE_BACK_LIMIT_S):
+                await self._store.put_back(claim, "WORKER_STOPPED", self._now(), True, self._now())
+        except (SQLAlchemyError, OSError) as error:
+            _logger.warning("claim_not_given_back %s %s", claim.attempt.id, type(error).__name__)
 
     async def _claim(self, attempt_id: str) -> Claim | None:
         """Take an attempt: with others where that is simple, otherwise alone."""
@@ -114,7 +127,11 @@ class Worker:
         return claim or await self._store.claim(attempt_id, self._name, self._lease_s, self._now())
 
     async def _complete(self, report: Report) -> None:
-        """Report what was made: with others where that is simple, otherwise alone."""
+        """Report what was made, also when this worker is to stop meanwhile: it is paid for."""
+        await finished(self._report(report), GIVE_BACK_LIMIT_S)
+
+    async def _report(self, report: Report) -> None:
+        """Report it with others where that is simple, otherwise alone."""
         if not await self._completing(report):
             await self._store.complete(report.attempt, report.fence, report.result, self._now())
 
@@ -156,7 +173,11 @@ class Worker:
             row = claim.attempt._replace(
                 state=ACCEPTED, provider_job_id=response.provider_job_id, lease_until=0
             )
-            await self.take_in(row, claim.job, response.progress, response.receipt)
+            try:
+                await self.take_in(row, claim.job, response.progress, response.receipt)
+            except RpcError as error:
+                # Its provider has it: it is asked how far it is, never to make it again.
+                await self._poll_failed(row, claim.job, error)
             return
         try:
             await self._end(claim.attempt, claim.job, claim.fence, response.progress, response.receipt)

@@ -120,10 +120,13 @@ class Attempts(Records):
         return False
 
     async def put_back(self, claim: Claim, reason: str, due_at: int, asked: bool, now: int) -> bool:
-        """Give a claim back, to be taken up again from `due_at`. Tells whether it counted."""
+        """Give a claim back, to be taken up again from `due_at`. Tells whether it counted.
+
+        What its provider has accepted is not given back: it would be made again.
+        """
         async with self.database.transaction() as connection:
             both = await self._current(connection, claim.attempt.id, claim.fence)
-            if both is None:
+            if both is None or both[0].state != CLAIMED:
                 return False
             row, owner = both
             values = {"state": DISPATCHED, "asked": asked, "lease_until": due_at + UNCLAIMED_S * SECOND}

@@ -180,7 +180,7 @@ async def engine(database_url: str, request: pytest.FixtureRequest) -> AsyncIter
         worker,
         Clockwork(jobs, rounds, worker, billing, clock, lambda: None),
         server,
-        Settler(jobs, attempts, billing),
+        Settler(jobs, attempts, billing, clock),
         Advancer(jobs, clock),
         clock,
     )

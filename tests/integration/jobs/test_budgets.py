@@ -15,9 +15,10 @@ from omnihub.billing.v1.budget_pb2 import LimitTerms
 from omnihub.billing.v1.budget_service_api import BudgetService
 from omnihub.billing.v1.report_service_api import ReportService
 from omnihub.workflow.v1 import job_service_pb2 as jobs
+from omnihub.workflow.v1.job_pb2 import Job
 
 from services.billing.domain.usage import parse_moment
-from services.common.rpc import RpcError
+from services.common.rpc import Call, RpcError
 from tests.integration.jobs.conftest import CALLER, Engine
 from tests.integration.jobs.test_batch import batch
 from tests.integration.jobs.test_engine import wanted
@@ -94,3 +95,43 @@ async def test_a_job_that_fails_gives_back_what_it_drew(engine: Engine, books: A
     await engine.work_off()
     assert engine.billing.released
     assert await used(books) == [("0", "0")]
+
+
+async def test_a_race_keeps_its_hold_until_its_last_loser_has_ended(engine: Engine, books: Any) -> None:
+    """What others could take of it would be missing when the losers are paid."""
+    await limit(books, "credits", "0.03")
+    engine.router.immediate, engine.router.targets = False, 3
+    job = (await engine.server.create_job(wanted(parallel=True), OF_PROJECT)).job
+    await engine.work_off()
+    winner, *losers = await engine.rounds.due_polls(engine.now() + 60_000_000, 60)
+    await engine.worker.poll(*winner)
+    await engine.work_off()
+    assert (await seen_by(OF_PROJECT, engine, job.job_id)).state == "succeeded"
+    assert await used(books) == [("0", "0.03")]
+    with pytest.raises(RpcError) as caught:
+        await engine.server.create_job(wanted(), OF_PROJECT)
+    assert caught.value.reason == "IN_FLIGHT_BUDGET_EXHAUSTED"
+    for loser in losers:
+        await engine.worker.poll(*loser)
+    await engine.work_off()
+    assert await used(books) == [("0.021", "0")]
+    assert (await seen_by(OF_PROJECT, engine, job.job_id)).cost == "0.021"
+
+
+async def test_a_race_whose_loser_never_ends_is_paid_before_its_hold_expires(
+    engine: Engine, books: Any
+) -> None:
+    engine.router.immediate, engine.router.targets = False, 2
+    await engine.server.create_job(wanted(parallel=True), OF_PROJECT)
+    await engine.work_off()
+    (winner, _) = await engine.rounds.due_polls(engine.now() + 60_000_000, 60)
+    await engine.worker.poll(*winner)
+    await engine.work_off()
+    assert not engine.billing.charges
+    engine.shift_s = 2 * 3600.0 - 30.0
+    await engine.work_off()
+    assert list(engine.billing.charges.values()) == [7_000_000]
+
+
+async def seen_by(call: Call, engine: Engine, job_id: str) -> Job:
+    return (await engine.server.get_job(jobs.GetJobRequest(job_id=job_id), call)).job

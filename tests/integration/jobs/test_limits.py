@@ -148,6 +148,24 @@ async def test_a_hold_that_has_ended_is_not_asked_for_again(engine, caplog):
     assert caplog.text.count("hold_not_extended") == 1
 
 
+@pytest.mark.parametrize(("reason", "asked"), [("DEADLINE_EXCEEDED", 1), ("INSUFFICIENT_CREDITS", 3)])
+async def test_billing_that_does_not_answer_holds_up_no_sweep(engine, reason, asked):
+    engine.router.immediate, engine.router.polls = False, 100
+    for _ in range(3):
+        await engine.server.create_job(wanted(deadline_s=72 * 3600), CALLER)
+    late = await begin(engine, deadline_s=1)
+    extended = []
+
+    async def extend_hold(request, call):
+        extended.append(request.hold_id)
+        raise RpcError(reason, "no")
+
+    engine.billing.extend_hold = extend_hold
+    engine.shift_s = 20 * 3600.0
+    await engine.clockwork.sweep()
+    assert (len(extended), (await seen(engine, late.job_id)).state) == (asked, "expired")
+
+
 async def test_what_waits_in_a_queue_that_moves_is_not_lost(engine):
     for _ in range(3):
         await begin(engine)
