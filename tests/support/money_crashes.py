@@ -173,7 +173,7 @@ class Victims:
         """Count open holds, open leases, and charges that are not booked."""
         holds = "SELECT COUNT(*) FROM billing.hold WHERE state = 'open'"
         leases = "SELECT COUNT(*) FROM billing.lease WHERE state = 'open'"
-        unsettled = "SELECT COUNT(*) FROM router.journal WHERE NOT settled"
+        unsettled = "SELECT COUNT(*) FROM router.unsettled"
         holds_open, leases_open, waiting = (int(self._rows(q)[0][0]) for q in (holds, leases, unsettled))
         return holds_open, leases_open, waiting
 
