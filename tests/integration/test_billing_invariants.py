@@ -298,6 +298,12 @@ class Ledger(RatingRules):
             )
             for number, (amount, lease, hold, cost, pico) in unique.items()
         ]
+        if any(self.model.bodies.get(number, row) != row for number, row in unique.items()):
+            assert (
+                self.attempt(lambda: self.store.settle(charges, self.now), twice) == "IDEMPOTENCY_KEY_REUSED"
+            )
+            return  # I7
+        self.model.bodies |= unique
         expected = self.model.settle([(number, *row) for number, row in unique.items()], self.now)
         assert self.run(self.store.settle(charges, self.now)) == expected  # I8
         if twice:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import Usage
 
 from services.billing.domain.correction import Request
@@ -52,6 +53,8 @@ class Storm:
     slices: list[str] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
     charges: list[str] = field(default_factory=list)
+    made: dict[str, Charge] = field(default_factory=dict)
+    """Charges by their ids, as they were first sent."""
 
     @property
     def store(self) -> Store:
@@ -178,7 +181,11 @@ class Worker:
                 fields["lease_id"] = self.one_of(self.storm.leases)
             if self.storm.slices:
                 fields["slice_ids"] = [self.one_of(self.storm.slices)]
-            key = self.one_of(self.storm.charges) if self.dice.random() < 0.1 else self.new("charge")
+            again = self.storm.charges and self.dice.random() < 0.1
+            key = self.one_of(self.storm.charges) if again else self.new("charge")
+            if again and self.dice.random() < 0.8:
+                batch.append(self.storm.made[key])
+                continue
             self.storm.charges.append(key)
             made = charge(
                 key,
@@ -192,6 +199,7 @@ class Worker:
             )
             made.at.FromMicroseconds(self.storm.now // 1000 * 1000)
             batch.append(made)
+            self.storm.made.setdefault(key, made)
         now = self.storm.now
         return lambda: self.storm.store.settle(batch, now)
 

@@ -50,6 +50,19 @@ async def test_the_same_message_again_changes_nothing(engine):
     assert len(engine.billing.charges) == 1
 
 
+@pytest.mark.parametrize("reason", ["INVALID_ARGUMENT", "IDEMPOTENCY_KEY_REUSED"])
+async def test_a_charge_that_billing_refuses_holds_up_no_other_job(engine, reason, caplog):
+    jobs = [await begin(engine) for _ in range(3)]
+    engine.billing.refused = {f"hold_{jobs[1].job_id}": reason}
+    await engine.work_off()
+    states = [await seen(engine, job.job_id) for job in jobs]
+    assert [job.cost for job in states] == ["0.007", "", "0.007"]
+    assert len(engine.billing.charges) == 2
+    assert f"charge_refused_by_billing {jobs[1].job_id}" in caplog.text
+    # Nobody is asked again: a person has to look at it.
+    assert await engine.work_off() == 0
+
+
 async def test_a_slow_job_is_submitted_and_polled(engine):
     engine.router.immediate, engine.router.polls = False, 2
     job = await begin(engine)
