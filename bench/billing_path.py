@@ -157,7 +157,9 @@ def charge(charge_id: str, lease_id: str) -> Charge:
         latency_ms=420,
         usage=Usage(input_total=900, output_total=300),
     )
-    made.at.GetCurrentTime()
+    # In whole milliseconds, as the router writes it.
+    made.at.seconds, milliseconds = divmod(int(time.time() * 1000), 1000)
+    made.at.nanos = milliseconds * 1_000_000
     return made
 
 

@@ -63,7 +63,7 @@ _OURS, _WHEN = {"transaction_id", "late"}, {"at", "day"}
 # Columns that events of format 0 had no content for.
 _LATER = {"cost", "rounding_pico"}
 _AT = {column.name: number for number, column in enumerate(usage_event.c)}
-_organisation_of = itemgetter(_AT["organisation_id"])
+_organisation_of, _transaction_of = itemgetter(_AT["organisation_id"]), itemgetter(_AT["transaction_id"])
 _CONTENT = {form: itemgetter(*(_AT[name] for name in names)) for form, names in EVENT_CONTENT.items()}
 
 
@@ -77,7 +77,8 @@ class Settlements(Postings):
         super().__init__(database, in_flight_retry_after_s)
         self._new_events = BulkInsert(database, usage_event, returning="id")
         self._one_of = OneOf(database)
-        self._stored_events = f"SELECT id FROM {name_of(database, usage_event)} WHERE id {self._one_of.text}"
+        events = f"SELECT id FROM {name_of(database, usage_event)}"
+        self._events_of = f"{events} WHERE transaction_id {self._one_of.text} ORDER BY id"
         self._add_to_sums = adding_up(database)
 
     async def settle(self, charges: Sequence[Charge], now: int) -> int:
@@ -136,17 +137,17 @@ class Settlements(Postings):
 
     async def _store_new(self, connection: AsyncConnection, rows: Mapping[str, Row]) -> Sequence[str]:
         """Store the events that are not stored yet, and return their ids."""
+        statements = self._new_events.of(list(rows.values()))
         if self.database.sqlite:
-            # Nobody else writes meanwhile.
-            ids = self._one_of.argument(list(rows))
-            known = await connection.exec_driver_sql(self._stored_events, (ids,))
-            stored = set(known.scalars())
-            new = [each for each in rows if each not in stored]
-            if new:
-                for statement in self._new_events.of([rows[each] for each in new]):
-                    await connection.exec_driver_sql(*statement)
-            return new
-        ((text, arrays),) = self._new_events.of(list(rows.values()))
+            count = 0
+            for statement in statements:
+                count += (await connection.exec_driver_sql(*statement)).rowcount
+            if count == len(rows):
+                return list(rows)
+            # Some were known: the new ones name the transactions that are being written.
+            ids = self._one_of.argument(list({_transaction_of(row) for row in rows.values()}))
+            return (await connection.exec_driver_sql(self._events_of, (ids,))).scalars().all()
+        ((text, arrays),) = statements
         inserted = await connection.exec_driver_sql(text, arrays)
         return inserted.scalars().all()
 
