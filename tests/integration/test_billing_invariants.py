@@ -7,7 +7,7 @@ what settlements took; I9 what is charged is what its price says, also when it i
 rounding is booked (tests/support/rating_rules.py); I10 burn order and breakage; I11 a refund restores;
 I14 the chain is unbroken and the checker agrees. I13 savings are a memo. I12 is in
 tests/integration/budgets/test_interleavings.py and, with I4, I6 and I14, under 32 workers in
-test_billing_storm.py; I15 is in tests/e2e/test_money_crashes.py.
+test_billing_storm.py; I15 is in router/test_charged_once.py and tests/e2e/test_money_crashes.py.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ from tests.support.billing import assert_books_balance, charge
 from tests.support.budgets import World
 
 WORKERS = 32
+# How many kinds of operations a storm has to consist of, and what a busy machine may take longer for that.
+KINDS, PATIENCE_S = 12, 60
 ORGANISATIONS = 4
 SECOND = 1_000_000
 # Refusals are answers; anything else, a deadlock above all, ends the run.
@@ -65,7 +67,10 @@ class Storm:
         return self.world.budgets
 
     async def run(self) -> None:
-        """Do anything for `seconds`, in WORKERS tasks. Raises what no caller should ever see."""
+        """Do anything for `seconds`, in WORKERS tasks. Raises what no caller should ever see.
+
+        Where that is too short for KINDS kinds of operations it goes on, up to PATIENCE_S.
+        """
         self.organisations = [await self.world.organisation() for _ in range(ORGANISATIONS)]
         for organisation_id in self.organisations:
             await self.store.grant(Grant(f"{organisation_id}:start", organisation_id, 50_000), self.now)
@@ -104,7 +109,7 @@ class Worker:
 
     async def work(self, ends: float) -> None:
         choices, weights = zip(*self.actions, strict=True)
-        while time.monotonic() < ends:
+        while time.monotonic() < (ends if len(self.storm.done) >= KINDS else ends + PATIENCE_S):
             (action,) = self.dice.choices(choices, weights)
             again = self.dice.random() < 0.2
             try:
