@@ -27,7 +27,7 @@ from services.common.crash import CrashPoints
 from services.common.db import Database
 from services.router.inline_commits import InlineCommits
 from services.router.response_store import stored_response
-from services.router.store import Record, journal
+from services.router.store import Record, journal, unsettled
 
 _logger = logging.getLogger(__name__)
 # Bounds the memory of one commit, not the throughput.
@@ -97,7 +97,7 @@ class Unbooked:
 
 
 class Journal:
-    """Appends records to the `journal` table of the router's database."""
+    """Appends records to the router's tables: `journal`, and `unsettled` for what is to be paid."""
 
     def __init__(
         self,
@@ -128,9 +128,8 @@ class Journal:
         # Skips what is there: a try that failed may have been committed all the same.
         self._insert = BulkInsert(database, journal)
         self._ids = OneOf(database)
-        self._mark = (
-            f"UPDATE {name_of(database, journal)} SET settled = TRUE WHERE attempt_id {self._ids.text}"
-        )
+        self._insert_unsettled = BulkInsert(database, unsettled)
+        self._settle = f"DELETE FROM {name_of(database, unsettled)} WHERE attempt_id {self._ids.text}"
         self._insert_responses = BulkInsert(database, stored_response)
         self.unbooked = Unbooked()
 
@@ -222,12 +221,14 @@ class Journal:
         statements: list[tuple[str, Any]] = []
         if records:
             statements += self._insert.of([self._row(record) for record in records])
+        if owed := [(record.attempt_id,) for record in records if record.charge]:
+            statements += self._insert_unsettled.of(owed)
         if responses := [record.response for record in records if record.response]:
             names = [column.name for column in stored_response.c]
             rows = [tuple(response[name] for name in names) for response in responses]
             statements += self._insert_responses.of(rows)
         if settled := [key for what in batch if not isinstance(what, Record) for key in what]:
-            statements.append((self._mark, (self._ids.argument(settled),)))
+            statements.append((self._settle, (self._ids.argument(settled),)))
         return _Statements(statements, len(records))
 
     def _row(self, record: Record) -> Row:
@@ -241,7 +242,6 @@ class Journal:
             record.at_ms,
             record.decision,
             record.charge,
-            not record.charge,
         )
 
     def _write(self, engine: sa.Engine, batch: Sequence[Record | list[str]]) -> bool:

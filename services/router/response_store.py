@@ -12,10 +12,11 @@ from typing import Any
 import sqlalchemy as sa
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.router.v1.decision_pb2 import Decision
+from sqlalchemy.dialects import postgresql, sqlite
 
 from services.common.db import Database
 from services.credits.money import format_nano
-from services.router.store import journal, metadata
+from services.router.store import journal, metadata, unsettled
 
 stored_response = sa.Table(
     "stored_response",
@@ -88,6 +89,7 @@ class ResponseStore:
         self, database: Database, instance_id: str, on_charge: Callable[[], None] = lambda: None
     ) -> None:
         self._database = database
+        self._insert: Any = sqlite.insert if database.sqlite else postgresql.insert
         self._instance_id = instance_id
         self._on_charge = on_charge
         """Told when a charge was put into the journal's table that its writer knows nothing of."""
@@ -159,9 +161,10 @@ class ResponseStore:
                     "charge": charge.SerializeToString(),
                     # This process carries it to billing, whoever began the answer.
                     "instance_id": self._instance_id,
-                    "settled": False,
                 }
                 await connection.execute(sa.update(journal).where(record).values(values))
+                owed = self._insert(unsettled).values(attempt_id=stored.attempt_id)
+                await connection.execute(owed.on_conflict_do_nothing())
         self._on_charge()
         return True
 

@@ -24,6 +24,8 @@ from services.workflow.store.records import SECOND
 LIMIT_S = 10.0
 # A race whose losers outlast its hold is paid so long before that ends.
 BEFORE_EXPIRY_S = 60
+# What billing says about a charge that it will never book.
+REFUSALS = ("INVALID_ARGUMENT", "IDEMPOTENCY_KEY_REUSED")
 
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +55,10 @@ class Settler:
         try:
             await self._settle(job_ids)
         except RpcError as error:
+            if len(job_ids) == 1 and error.reason in REFUSALS:
+                # Asking again changes nothing. The job stays unsettled, for a person to look at.
+                _logger.error("charge_refused_by_billing %s %s", job_ids[0], error.message)
+                return job_ids
             if len(job_ids) == 1 or error.reason == "UNAVAILABLE":
                 _logger.warning("settling_failed %s %s", error.reason, error.message)
                 return ()

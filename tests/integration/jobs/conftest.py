@@ -54,6 +54,8 @@ class CountingBilling:
         self.extended: list[int] = []
         self.extend_fails: RpcError | None = None
         self.room = 1_000_000
+        self.refused: dict[str, str] = {}
+        """Why charges of a hold are refused."""
 
     async def extend_hold(self, request, call):
         if self.extend_fails is not None:
@@ -75,6 +77,9 @@ class CountingBilling:
             await self.books.release_hold(request, call)
 
     async def settle(self, request, call):
+        for charge in request.charges:
+            if charge.hold_id in self.refused:
+                raise RpcError(self.refused[charge.hold_id], "the charge cannot be booked")
         if self.books is not None:
             await self.books.settle(request, call)
         for charge in request.charges:

@@ -22,7 +22,7 @@ from services.router.journal import BATCH, Journal, JournalError, _Statements
 from services.router.leases import Leases
 from services.router.settlement import BATCH as BOOKED_AT_ONCE
 from services.router.settlement import FAILURES, Settlement
-from services.router.store import JournalStore, Record, journal
+from services.router.store import JournalStore, Record, journal, unsettled
 from tests.support.fakes import FakeBilling
 from tests.support.router import bounded
 
@@ -235,15 +235,25 @@ async def test_charges_are_booked_once(database: Database, writer: WatchedJourna
     assert await world.store.unsettled(10) == []
 
 
+@pytest.mark.parametrize("reason", ["INVALID_ARGUMENT", "IDEMPOTENCY_KEY_REUSED"])
 async def test_a_charge_that_cannot_be_booked_holds_up_no_other(
-    database: Database, writer: WatchedJournal
+    database: Database, writer: WatchedJournal, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(database, writer)
+    world.billing.unbookable_reason = reason
     await asyncio.gather(*(writer.append(a_record(number)) for number in range(5)))
     world.billing.unbookable.add("att_2")
     await world.settlement.settle_own()
     assert sorted(world.billing.charges) == ["att_0", "att_1", "att_3", "att_4"]
     assert [charge.charge_id for charge in await world.store.unsettled(10)] == ["att_2"]
+    assert "charge_refused_by_billing att_2" in caplog.text
+    asked = len(world.billing.calls)
+    await writer.append(a_record(6))
+    await world.settlement.settle_own()
+    await world.settlement.replay()
+    assert "att_6" in world.billing.charges
+    # It was not asked about again.
+    assert len(world.billing.calls) == asked + 1
 
 
 async def test_a_charge_that_billing_fails_at_holds_up_no_other_and_is_tried_again(
@@ -511,14 +521,18 @@ async def test_old_records_go_but_never_unpaid_ones(database: Database, writer: 
     assert await rows(database) == ["att_2"]
 
 
-async def test_what_is_unsettled_is_found_through_its_index(database: Database) -> None:
-    query = sa.select(journal.c.charge).where(~journal.c.settled).order_by(journal.c.at).limit(500)
+async def test_what_is_unsettled_is_found_without_reading_what_is_settled(database: Database) -> None:
+    # As `JournalStore.unsettled` asks.
+    records = sa.join(unsettled, journal, unsettled.c.attempt_id == journal.c.attempt_id)
+    query = sa.select(journal.c.charge).select_from(records).order_by(unsettled.c.attempt_id).limit(500)
     text = str(query.compile(database._engine.sync_engine, compile_kwargs={"literal_binds": True}))
     async with database.reading() as connection:
         if database.sqlite:
             plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")
         else:
-            text = text.replace("FROM journal", "FROM router.journal AS journal")
+            text = text.replace("FROM unsettled", "FROM router.unsettled AS unsettled")
+            text = text.replace("JOIN journal", "JOIN router.journal AS journal")
             await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
             plan = await connection.exec_driver_sql(f"EXPLAIN {text}")
-        assert "journal_unsettled" in str(plan.all())
+        by_id = "SEARCH journal USING INDEX sqlite_autoindex_journal_1" if database.sqlite else "journal_pkey"
+        assert by_id in str(plan.all())
