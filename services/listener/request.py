@@ -19,6 +19,8 @@ BODY_BUFFER = 256 * 1024
 COPIED = 64 * 1024
 # Under this name a handler finds `Request.on_disconnect` in its scope. Not part of ASGI.
 ON_DISCONNECT = "omnihub.on_disconnect"
+# And under this one `Request.write_now`.
+WRITE_NOW = "omnihub.write_now"
 _FAULT = b"Internal Server Error"
 
 
@@ -99,6 +101,7 @@ class Request:
         self._silent = False
         self._length: int | None = None
         scope[ON_DISCONNECT] = self.on_disconnect
+        scope[WRITE_NOW] = self.write_now
 
     def feed(self, data: bytes) -> None:
         """Take in a piece of the body. What nobody will read any more is dropped."""
@@ -145,6 +148,7 @@ class Request:
         self.task = None
         self._on_disconnect = None
         self.scope.pop(ON_DISCONNECT, None)
+        self.scope.pop(WRITE_NOW, None)
 
     async def run(self, app: ASGIApp) -> None:
         """Let an application answer."""
@@ -196,6 +200,15 @@ class Request:
             self._send_head(message)
         if self._connection.paused:
             await self._connection.drain()
+
+    def write_now(self, data: bytes) -> bool:
+        """Send a piece of a stream, not the last, if the caller takes it at once. Tells whether it did."""
+        connection = self._connection
+        if self._left or not self._chunked or self.finished or self._silent or connection.paused:
+            return False
+        if data:
+            connection.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
     def _send_head(self, message: Message) -> None:
         if self.started:
