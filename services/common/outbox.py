@@ -50,6 +50,8 @@ class Outbox:
     def __init__(self, database: Database, table: sa.Table) -> None:
         self._database = database
         self._table = table
+        self._looks: dict[tuple[str, ...], sa.Select[Any]] = {}
+        """Whether anything is due, by queues: asked each second, so each is made once."""
 
     async def append(
         self, connection: AsyncConnection, queue: str, subject_id: str, now: int, due_at: int = 0
@@ -69,11 +71,17 @@ class Outbox:
 
     async def has_due(self, now: int, queues: Sequence[str] = ()) -> bool:
         """Tell whether a message is due in any of these queues. It locks nothing."""
-        return bool(await self._database.look(self._due(now, queues).limit(1)))
+        key = tuple(queues)
+        asked = self._looks.get(key)
+        if asked is None:
+            due_by = sa.bindparam("due_by", type_=self._table.c.due_at.type)
+            asked = self._looks[key] = self._due(due_by, queues).limit(1)
+        return bool(await self._database.look(asked, due_by=now))
 
-    def _due(self, now: int, queues: Sequence[str]) -> sa.Select[Any]:
+    def _due(self, now: int | sa.BindParameter[int], queues: Sequence[str]) -> sa.Select[Any]:
         due = sa.select(self._table.c.id).where(self._table.c.due_at <= now)
-        return due.where(self._table.c.queue.in_(queues)) if queues else due
+        # Not `in`: SQLAlchemy writes such a statement anew each time it is run.
+        return due.where(sa.or_(*(self._table.c.queue == queue for queue in queues))) if queues else due
 
     async def take(self, now: int, queues: Sequence[str] = (), limit: int = BATCH) -> list[Message]:
         """Take messages that are due, the oldest first. Any number of relays may do this at once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -44,9 +45,21 @@ class Head(NamedTuple):
 class Body:
     """The body of one answer, as it comes. The methods are those of aiohttp's `StreamReader`."""
 
-    __slots__ = ("_complete", "_failure", "_inflater", "_loop", "_pieces", "_size", "_waiter", "_wire")
+    __slots__ = (
+        "_complete",
+        "_failure",
+        "_inflater",
+        "_loop",
+        "_pieces",
+        "_size",
+        "_waiter",
+        "_wire",
+        "accept",
+    )
 
     def __init__(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
+        self.accept: Callable[[bytes], bool] | None = None
+        """See `offer_to`."""
         self._wire = wire
         self._loop = loop
         self._pieces: deque[bytes] = deque()
@@ -56,12 +69,26 @@ class Body:
         self._waiter: asyncio.Future[None] | None = None
         self._inflater: _Inflater | None = None
 
+    def offer_to(self, accept: Callable[[bytes], bool] | None) -> None:
+        """Let `accept` have what comes while somebody waits to read it, who then waits on."""
+        if self._inflater is None:
+            self.accept = accept
+
     def encoded(self, encoding: str) -> None:
         """Take note of how the body is compressed. It is inflated as it is read, never before."""
         self._inflater = _Inflater(encoding)
 
     def feed(self, data: bytes) -> int:
         """Take in a piece, and return how much is left to read."""
+        accept, waiter = self.accept, self._waiter
+        # What is offered must be all there is, and nobody on the way to read it.
+        if accept is not None and waiter is not None and not waiter.done() and not self._pieces:
+            try:
+                if accept(data):
+                    return 0
+            except Exception as failure:  # noqa: BLE001 - a parser's callback is no place to tell it
+                self.set_exception(failure)
+                return 0
         self._pieces.append(data)
         self._size += len(data)
         self._wake()
@@ -190,6 +217,8 @@ class Wire(asyncio.Protocol):
         self._head: asyncio.Future[Head] | None = None
         self._body: Body | None = None
         """Of the answer that is expected, or has come."""
+        self._come: list[bytes] = []
+        """Pieces of the body that came in one read: who reads is not woken for each."""
         self._complete = True
         self._reusable = True
         self._until_close = False
@@ -291,10 +320,23 @@ class Wire(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._refuse("it changed the protocol")
         else:
+            if self._come:
+                self._hand_on()
             if self._overhead > OVERHEAD_LIMIT and not self._complete:
                 self._refuse("what is around its data is too much")
 
+    def _hand_on(self) -> None:
+        """Let the body have what has come."""
+        come, self._come = self._come, []
+        body = self._body
+        left = body.feed(come[0] if len(come) == 1 else b"".join(come)) if body is not None else 0
+        if left > READ_BUFFER and not self._paused and self.transport is not None:
+            self._paused = True
+            self.transport.pause_reading()
+
     def _refuse(self, message: str) -> None:
+        if self._come:
+            self._hand_on()
         self.fail(aiohttp.ClientPayloadError(message))
         self._spoil()
 
@@ -350,14 +392,14 @@ class Wire(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         """Take in a piece of the body."""
         self._overhead = 0
-        if self._body is not None and self._body.feed(data) > READ_BUFFER and not self._paused:
-            self._paused = True
-            self.transport.pause_reading()
+        self._come.append(data)
 
     def on_message_complete(self) -> None:
         """Take note that the answer is whole."""
         if self._interim:
             return
+        if self._come:
+            self._hand_on()
         self._complete = True
         self._reusable = self._reusable and not self._until_close and self._parser.should_keep_alive()
         if self._body is not None:

@@ -235,3 +235,83 @@ def test_a_connection_that_is_gone_fails_the_request() -> None:
 
     with pytest.raises(aiohttp.ServerDisconnectedError):
         asyncio.run(run())
+
+
+class Taking:
+    """Takes pieces until told otherwise."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.willing = True
+
+    def accept(self, data: bytes) -> bool:
+        if data == b"broken":
+            raise KeyError("accept is broken")
+        if self.willing:
+            self.taken.append(data)
+        return self.willing
+
+
+async def offered(taking: Taking, encoding: str = "") -> tuple[Wire, wire.Body, asyncio.Task[bytes]]:
+    """Return a connection whose answer has begun, and somebody who waits for what is not taken."""
+    connection = Wire(asyncio.get_running_loop())
+    connection.connection_made(Transport())  # type: ignore[arg-type]
+    asked = connection.ask(b"POST / HTTP/1.1\r\n\r\n")
+    encoded = f"Content-Encoding: {encoding}\r\n" if encoding else ""
+    connection.data_received(f"HTTP/1.1 200 OK\r\n{encoded}Transfer-Encoding: chunked\r\n\r\n".encode())
+    body = (await asked).body
+    body.offer_to(taking.accept)
+    reading = asyncio.create_task(body.readany())
+    await asyncio.sleep(0)
+    return connection, body, reading
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def test_what_is_taken_is_not_read() -> None:
+    taking = Taking()
+    connection, body, reading = await offered(taking)
+    connection.data_received(chunk(b"one"))
+    # What comes in one read is offered at once.
+    connection.data_received(chunk(b"two") + chunk(b" and ") + chunk(b"three"))
+    assert taking.taken == [b"one", b"two and three"]
+    taking.willing = False
+    connection.data_received(chunk(b"four"))
+    taking.willing = True
+    connection.data_received(chunk(b"five"))
+    assert await reading == b"fourfive", "nothing overtakes what was refused"
+    connection.data_received(chunk(b"six"))
+    assert await body.readany() == b"six", "nothing is taken while nobody waits"
+    reading = asyncio.create_task(body.readany())
+    await asyncio.sleep(0)
+    connection.data_received(chunk(b"seven") + b"0\r\n\r\n")
+    assert await reading == b""
+    assert taking.taken[2:] == [b"seven"]
+    assert body.at_eof()
+
+
+async def test_a_fault_of_the_taker_is_the_readers() -> None:
+    taking = Taking()
+    connection, _, reading = await offered(taking)
+    connection.data_received(chunk(b"broken"))
+    with pytest.raises(KeyError, match="accept is broken"):
+        await reading
+
+
+async def test_what_is_compressed_is_not_offered() -> None:
+    taking = Taking()
+    connection, _, reading = await offered(taking, "gzip")
+    connection.data_received(chunk(gzip.compress(b"one")))
+    assert await reading == b"one"
+    assert not taking.taken
+
+
+async def test_a_cut_behind_what_is_taken_is_told() -> None:
+    taking = Taking()
+    connection, _, reading = await offered(taking)
+    connection.data_received(chunk(b"one") + b"nonsense\r\n")
+    assert taking.taken == [b"one"]
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await reading
