@@ -34,6 +34,8 @@ RENEWALS = 4
 ASK_LIMIT_S = 600.0
 PUT_BACK_S = 5.0
 POLL_LIMIT_S = 60.0
+# What many attempts want of the database at the same time waits so long for company.
+LINGER_S = 0.02
 # Within this a provider that works within the call learns that nobody wants it any more.
 LOOK_S = 0.5
 # How far a provider's clock may be from ours, when its jobs are looked through.
@@ -82,13 +84,13 @@ class Worker:
         self._webhook_base = webhook_base
         # What the many attempts of this worker want of the database at the same time is one transaction.
         self._claiming: Gathering[str, Claim | None] = Gathering(
-            lambda ids: store.claim_all(ids, name, lease_s, self._now())
+            lambda ids: store.claim_all(ids, name, lease_s, self._now()), linger_s=LINGER_S
         )
         self._renew: Gathering[Claim, bool] = Gathering(
             lambda claims: store.renew_all(claims, lease_s, self._now())
         )
         self._completing: Gathering[Report, bool] = Gathering(
-            lambda reports: store.complete_all(reports, self._now())
+            lambda reports: store.complete_all(reports, self._now()), linger_s=LINGER_S
         )
 
     def _now(self) -> int:
