@@ -36,6 +36,7 @@ class CountingRouter:
         self.capabilities = capabilities
         self.targets = 1
         self.price = PRICE
+        self.estimate = 10_000_000
         self.submitted: Counter[str] = Counter()
         self.cancelled: list[str] = []
         self.failures: list[RpcError] = []
@@ -50,7 +51,7 @@ class CountingRouter:
             router.MediaTarget(
                 provider=f"fake{index}",
                 model="m",
-                estimate_nano_credits=10_000_000,
+                estimate_nano_credits=self.estimate,
                 price=self.price,
                 immediate=self.immediate,
                 **self.capabilities,
