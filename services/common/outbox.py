@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.common.bulk import BulkInsert
 from services.common.db import Database
 
 BATCH = 200
@@ -52,6 +53,7 @@ class Outbox:
         self._table = table
         self._looks: dict[tuple[str, ...], sa.Select[Any]] = {}
         """Whether anything is due, by queues: asked each second, so each is made once."""
+        self._new = BulkInsert(database, table, "", columns=[each for each in table.c if each.name != "id"])
 
     async def append(
         self, connection: AsyncConnection, queue: str, subject_id: str, now: int, due_at: int = 0
@@ -63,11 +65,17 @@ class Outbox:
         self, connection: AsyncConnection, messages: Sequence[tuple[str, str, int]], now: int
     ) -> None:
         """Add messages: queue, subject and from when each is passed on."""
-        await connection.execute(sa.insert(self._table), _rows(messages, now))
+        for statement in self.statements(messages, now):
+            await connection.exec_driver_sql(*statement)
+
+    def statements(self, messages: Sequence[tuple[str, str, int]], now: int) -> Sequence[tuple[str, Any]]:
+        """Return the driver's statements that add messages; see services/common/bulk.py."""
+        return self._new.of([(*message, now) for message in messages]) if messages else ()
 
     def appending(self, message: tuple[str, str, int], now: int) -> sa.Insert:
         """Return the statement that adds a message, to be sent along with another one."""
-        return sa.insert(self._table).values(_rows([message], now)[0])
+        names = ("queue", "subject_id", "due_at", "created_at")
+        return sa.insert(self._table).values(dict(zip(names, (*message, now), strict=True)))
 
     async def has_due(self, now: int, queues: Sequence[str] = ()) -> bool:
         """Tell whether a message is due in any of these queues. It locks nothing."""
@@ -119,13 +127,6 @@ class Outbox:
         async with self._database.reading() as connection:
             oldest: int | None = await connection.scalar(sa.select(sa.func.min(self._table.c.created_at)))
         return oldest
-
-
-def _rows(messages: Sequence[tuple[str, str, int]], now: int) -> list[dict[str, Any]]:
-    return [
-        {"queue": queue, "subject_id": subject_id, "due_at": due_at, "created_at": now}
-        for queue, subject_id, due_at in messages
-    ]
 
 
 def _message(row: Any) -> Message:

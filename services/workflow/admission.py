@@ -154,7 +154,8 @@ class Admission:
             strict=request.strict,
             parallel=request.parallel and len(racing) > 1,
             webhook_endpoint_id=request.webhook_endpoint_id,
-            hold_id=f"hold_{job_id}" if estimate else "",
+            # Also of what is free: it counts in limits of requests and tokens.
+            hold_id=f"hold_{job_id}",
             estimate=estimate,
             tokens=tokens,
             deadline_at=deadline_at,

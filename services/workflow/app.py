@@ -211,6 +211,7 @@ def build_worker(
         base.crash,
         webhook_base=public_url,
         lease_s=settings.lease_s,
+        late_result_s=settings.late_result_s,
     )
     parts = [
         *_bulk(base),

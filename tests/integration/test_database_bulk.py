@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.common.bulk import BulkInsert, OneOf, name_of
+from services.common.bulk import BulkInsert, BulkUpdate, OneOf, at_once, name_of
 from services.common.db import Database
 from services.router.app import MIGRATIONS
 
@@ -128,3 +128,36 @@ async def test_a_statement_that_fails_says_why_and_the_next_one_runs(tmp_path: P
     async with database.reading() as connection:
         assert await connection.scalar(sa.text("SELECT 1")) == 1
     await database.close()
+
+
+async def test_each_row_gets_its_own_values_at_once_with_others(database: Database) -> None:
+    insert, update = (
+        BulkInsert(database, things, ""),
+        BulkUpdate(database, things.c.id, [things.c.at, things.c.data]),
+    )
+    async with database.transaction() as connection:
+        await run(connection, insert, [row(n, text="kept") for n in range(3)])
+    changes = update.of([("id_0", 5, b"\0a"), ("id_2", 2**62, b""), ("id_9", 1, b"nobody's")])
+    statements = at_once(database, [changes, *insert.of([row(3)])])
+    assert database.sqlite or len(statements) == 1
+    async with database.transaction() as connection:
+        for statement in statements:
+            await connection.exec_driver_sql(*statement)
+    found = await stored(database)
+    assert [(each[2], each[3], each[5]) for each in found] == [
+        ("kept", 5, b"\0a"),
+        ("kept", 0, b""),
+        ("kept", 2**62, b""),
+        ("", 0, b""),
+    ]
+
+
+async def test_what_must_be_new_is_refused_when_it_is_not(database: Database) -> None:
+    insert = BulkInsert(database, things, "", columns=[*things.c])
+    async with database.transaction() as connection:
+        await run(connection, insert, [row(1)])
+    async with database.transaction() as connection:
+        with pytest.raises(sa.exc.IntegrityError):
+            await run(connection, insert, [row(2), row(1)])
+        await connection.rollback()
+    assert await stored(database) == [row(1)]

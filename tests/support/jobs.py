@@ -37,6 +37,7 @@ class CountingRouter:
         self.targets = 1
         self.names: list[str] = []
         self.price = PRICE
+        self.estimate = 10_000_000
         self.submitted: Counter[str] = Counter()
         self.cancelled: list[str] = []
         self.failures: list[RpcError] = []
@@ -51,7 +52,7 @@ class CountingRouter:
             router.MediaTarget(
                 provider=self.names[index] if self.names else f"fake{index}",
                 model="m",
-                estimate_nano_credits=10_000_000,
+                estimate_nano_credits=self.estimate,
                 price=self.price,
                 immediate=self.immediate,
                 **self.capabilities,

@@ -17,6 +17,7 @@ from obstore.exceptions import BaseError
 from obstore.store import ObjectStore
 from sqlalchemy.dialects import postgresql, sqlite
 
+from services.common.bulk import BulkInsert, OneOf, at_once, name_of
 from services.common.db import Database
 from services.common.gathering import Gathering
 from services.common.ids import new_id
@@ -32,6 +33,8 @@ ABANDONED_S = 24 * 3600
 FileRow: Any = row_type("file", file.c)
 # Hashing more than this would hold up others.
 HASHED_AT_ONCE = 2**16
+# What many outputs want of the database at the same time waits so long for company.
+LINGER_S = 0.02
 # Larger contents go to an object store in several parts.
 PART = 8 * 2**20
 # A content that cannot be removed is tried again after this; after so many of them a sweep ends.
@@ -68,9 +71,13 @@ class FileStore:
     def __init__(self, database: Database, contents: ObjectStore) -> None:
         self._database = database
         self._contents = contents
+        self._new_files = BulkInsert(database, file)
+        self._new_garbage = BulkInsert(database, file_garbage)
+        self._one_of = OneOf(database)
+        self._announced = f"DELETE FROM {name_of(database, file_garbage)} WHERE path {self._one_of.text}"
         # Many outputs come at the same time.
-        self._announcing: Gathering[tuple[str, int], None] = Gathering(self._announce_all)
-        self._recording: Gathering[dict[str, Any], Any] = Gathering(self._record_all)
+        self._announcing: Gathering[tuple[str, int], None] = Gathering(self._announce_all, linger_s=LINGER_S)
+        self._recording: Gathering[dict[str, Any], Any] = Gathering(self._record_all, linger_s=LINGER_S)
 
     async def put(
         self,
@@ -132,19 +139,22 @@ class FileStore:
         await self._announcing((path, now))
 
     async def _announce_all(self, contents: Sequence[tuple[str, int]]) -> Sequence[None]:
-        entries = [{"path": path, "due_at": now + ABANDONED_S * SECOND} for path, now in contents]
-        insert = (sqlite.insert if self._database.sqlite else postgresql.insert)(file_garbage)
+        entries = [(path, now + ABANDONED_S * SECOND) for path, now in contents]
         async with self._database.transaction() as connection:
-            await connection.execute(insert.on_conflict_do_nothing(), entries)
+            for statement in self._new_garbage.of(entries):
+                await connection.exec_driver_sql(*statement)
         return [None] * len(contents)
 
     async def _record_all(self, rows: Sequence[dict[str, Any]]) -> Sequence[Any]:
         """Write down facts, and take back what announced them. Those that are known already stay."""
-        insert = (sqlite.insert if self._database.sqlite else postgresql.insert)(file)
-        announced = sa.delete(file_garbage).where(file_garbage.c.path.in_([row["path"] for row in rows]))
+        names = file.c.keys()
+        statements = [
+            (self._announced, (self._one_of.argument([row["path"] for row in rows]),)),
+            *self._new_files.of([tuple(row[name] for name in names) for row in rows]),
+        ]
         async with self._database.transaction() as connection:
-            await connection.execute(announced)
-            await connection.execute(insert.on_conflict_do_nothing(), rows)
+            for statement in at_once(self._database, statements):
+                await connection.exec_driver_sql(*statement)
         return [FileRow(**row) for row in rows]
 
     async def find(self, file_id: str) -> Any:

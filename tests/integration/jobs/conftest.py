@@ -88,13 +88,14 @@ class CountingBilling:
 
 
 class Clock:
-    """The wall clock, or ahead of it."""
+    """The wall clock, or ahead of it; or it stands still at a time."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
+        self.stopped_at: datetime | None = None
 
     def __call__(self) -> datetime:
-        return now() + timedelta(seconds=self.ahead_s)
+        return (self.stopped_at or now()) + timedelta(seconds=self.ahead_s)
 
 
 @dataclass
