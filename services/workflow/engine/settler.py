@@ -81,12 +81,15 @@ class Settler:
         charges: dict[str, list[Charge]] = defaultdict(list)
         for job_id, attempt_id, result in await self._attempts.results_of(list(jobs)):
             charges[job_id].append(_charge(jobs[job_id], attempt_id, result))
-        for job_id in await self._wait_for_losers([jobs[job_id] for job_id in charges if job_id in running]):
+        now = round(self._clock().timestamp() * SECOND)
+        waiting = _waiting([jobs[job_id] for job_id in charges if job_id in running], now)
+        for job_id in waiting:
             del charges[job_id]
         if charges:
             everything = [charge for each in charges.values() for charge in each]
             await self._billing.settle(billing.SettleRequest(charges=everything), Call.internal(LIMIT_S))
         self._crash.pass_by("after_settle")
+        await self._jobs.settle_later(waiting, now)
         costs = await self._batch_costs([job for job in jobs.values() if job.kind == BATCH_KIND])
         for job in jobs.values():
             if job.kind == BATCH_KIND or job.id in running:
@@ -95,18 +98,6 @@ class Settler:
                 await self._release(job.hold_id)
             costs[job.id] = sum(charge.amount_nano_credits for charge in charges[job.id])
         await self._jobs.settled(costs, max(job.ended_at for job in jobs.values()))
-
-    async def _wait_for_losers(self, racing: Sequence[Any]) -> Collection[str]:
-        """Return the races that are paid later: a hold ends with what is first paid from it.
-
-        What it sets free then would be missing when losers are paid. They come back with the last of these,
-        at the latest before their holds expire.
-        """
-        now = round(self._clock().timestamp() * SECOND)
-        due = {job.id: job.hold_until - BEFORE_EXPIRY_S * SECOND for job in racing}
-        later = {job_id: due_at for job_id, due_at in due.items() if due_at > now}
-        await self._jobs.settle_later(later, now)
-        return later
 
     async def _batch_costs(self, batches: Sequence[Any]) -> dict[str, int]:
         """Return what batches cost whose items are all settled; the others come back after their last one."""
@@ -124,6 +115,16 @@ class Settler:
         except RpcError as error:
             if error.reason != "NOT_FOUND":
                 raise
+
+
+def _waiting(racing: Sequence[Any], now: int) -> dict[str, int]:
+    """Return the races that are paid later, and when at the latest: before their holds expire.
+
+    A hold ends with what is first paid from it. What it then sets free would be missing when the losers are
+    paid, the last of which brings its race back.
+    """
+    latest = {job.id: job.hold_until - BEFORE_EXPIRY_S * SECOND for job in racing}
+    return {job_id: at for job_id, at in latest.items() if at > now}
 
 
 def _charge(job: Any, attempt_id: str, result: EffectResult) -> Charge:

@@ -138,6 +138,33 @@ async def test_a_race_whose_loser_never_ends_is_paid_before_its_hold_expires(
     assert list(engine.billing.charges.values()) == [7_000_000]
 
 
+async def test_a_race_that_waits_is_noted_once_while_billing_is_away(engine: Engine) -> None:
+    engine.router.immediate, engine.router.targets = False, 2
+    race = (await engine.server.create_job(wanted(parallel=True), CALLER)).job
+    await engine.work_off()
+    winner, _ = await engine.rounds.due_polls(engine.now() + 60_000_000, 60)
+    await engine.worker.poll(*winner)
+    engine.router.immediate = True
+    other = (await engine.server.create_job(wanted(), CALLER)).job
+    for message in await engine.outbox.take(engine.now(), ["job.late.interactive"]):
+        await engine.handle(message.queue, message.subject_id)
+    settle = engine.billing.settle
+
+    async def away(request: Any, call: Any) -> None:
+        raise RpcError("UNAVAILABLE", "billing is away")
+
+    engine.billing.settle = away
+    both = [race.job_id, other.job_id]
+    for _ in range(3):
+        assert await engine.settler.settle_many(both) == ()
+    engine.billing.settle = settle
+    assert await engine.settler.settle_many(both) == both
+    later = await engine.outbox.take(engine.now() + 7200_000_000, ["job.settle"])
+    # When it had ended, and before its hold expires.
+    assert [each.subject_id for each in later].count(race.job_id) == 2
+    assert len(engine.billing.charges) == 1
+
+
 async def seen_by(call: Call, engine: Engine, job_id: str) -> Job:
     return (await engine.server.get_job(jobs.GetJobRequest(job_id=job_id), call)).job
 
