@@ -119,12 +119,20 @@ class Database:
                 await connection.commit()
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """Open a connection that only reads, from one snapshot."""
+    async def reading(self, *, snapshot: bool = False) -> AsyncIterator[AsyncConnection]:
+        """Open a connection that only reads.
+
+        `snapshot`: all statements see the same moment. Without it each has its own on PostgreSQL, and one
+        way to the server is saved.
+        """
         with self._in_use:
             async with self._engine.connect() as connection:
                 if self.sqlite:
                     await connection.exec_driver_sql("BEGIN")
+                elif snapshot:
+                    await connection.exec_driver_sql(
+                        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+                    )
                 yield connection
 
     async def look(self, query: sqlalchemy.Select[Any], **values: Any) -> Sequence[Any]:

@@ -53,12 +53,18 @@ class _Statements:
 
 
 class JournalError(Exception):
-    """A record could not be made durable, so its request did not happen."""
+    """A record could not be made durable for certain, so its answer is withheld.
+
+    When only the confirmation of a commit was lost, each time, its charge is there and will be booked.
+    """
 
     reason = "UNAVAILABLE"
 
     def __init__(self) -> None:
-        self.message = "the answer could not be recorded, so it was neither delivered nor charged; retry"
+        self.message = (
+            "the answer could not be recorded for certain and was not delivered; it may be charged all the "
+            "same, look at the usage before you retry"
+        )
         super().__init__(self.message)
 
 

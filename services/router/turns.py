@@ -12,16 +12,21 @@ from services.common.rpc import RpcError
 
 # Not about whoever asked, and slow to come: those who wait would wait as long again, each after the other.
 _SILENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+# One call that was not answered may have been bad luck: a crowd does not fail for it.
+TOLERATED = 1
 _Answer = TypeVar("_Answer")
 
 
 class Turns:
-    """Turns of each key, `at_once` at a time. Who waits while the peer does not answer is told so, too."""
+    """Turns of each key, `at_once` at a time.
+
+    Who has waited while the peer did not answer, and not when asked again either, is told so, too.
+    """
 
     def __init__(self, at_once: int = 1) -> None:
         self._at_once = at_once
         self._turns: dict[str, asyncio.Semaphore] = {}
-        self._silent: dict[str, tuple[float, RpcError]] = {}
+        self._silences: dict[str, list[float]] = {}
 
     @asynccontextmanager
     async def of(self, key: str) -> AsyncIterator[None]:
@@ -30,18 +35,26 @@ class Turns:
         if (turns := self._turns.get(key)) is None:
             turns = self._turns[key] = asyncio.Semaphore(self._at_once)
         async with turns:
-            if (silent := self._silent.get(key)) is not None and came < silent[0]:
-                error = silent[1]
-                raise RpcError(error.reason, error.message, retry_after_s=error.retry_after_s)
+            silences = self._silences.get(key, ())
+            if len(silences) > TOLERATED and came < silences[-1 - TOLERATED]:
+                raise RpcError("UNAVAILABLE", "billing does not answer; retry", retry_after_s=1)
             yield
 
     async def ask(self, key: str, asked: Awaitable[_Answer]) -> _Answer:
         """Return what the peer answers, and note whether it does."""
+        asked_at = time.monotonic()
         try:
             answer = await asked
         except RpcError as error:
             if error.reason in _SILENT:
-                self._silent[key] = time.monotonic(), error
+                self._note_silence(key, asked_at)
             raise
-        self._silent.pop(key, None)
+        self._silences.pop(key, None)
         return answer
+
+    def _note_silence(self, key: str, asked_at: float) -> None:
+        """Note when a silence ended; calls that were under way side by side are one."""
+        silences = self._silences.setdefault(key, [])
+        if not silences or asked_at >= silences[-1]:
+            silences.append(time.monotonic())
+            del silences[: -1 - TOLERATED]

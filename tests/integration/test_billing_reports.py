@@ -26,6 +26,10 @@ from omnihub.common.v1.chat_pb2 import Usage
 
 from services.billing.domain.usage import Period, microseconds
 from services.billing.settings import BillingSettings, MarginSettings, PriceSettings
+from services.billing.store import reports as reports_module
+from services.billing.store import usage as usage_module
+from services.billing.store.prices import PriceStore
+from services.billing.store.reports import TOTAL, Reports
 from services.billing.store.rollup import EVERYONE, MINUTE
 from services.billing.store.tables import usage_event, usage_rollup
 from services.common.rpc import Call, Identity, RpcError
@@ -602,3 +606,31 @@ async def test_savings_never_move_money(database_url: str) -> None:
         assert (one.posted, one.held, one.leased) == (other.posted, other.held, other.leased)
         platform = (await store.usage(EVERYONE, Period(None, None), "", None, 1))[1]
         assert (platform.amount, platform.savings_cache) == (90, 45)
+
+
+@pytest.mark.parametrize("report", ["of an organisation", "of the platform"])
+async def test_all_sums_of_a_report_are_of_one_moment(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, report: str
+) -> None:
+    async with open_store(database_url) as store:
+        await store.settle([charge("a", 100, provider="wall", model="wall/x")], 1)
+        module, sums, booked = (usage_module if report == "of an organisation" else reports_module), [], []
+
+        async def sums_of(*arguments: Any, **options: Any) -> Any:
+            found = await usage_module_sums(*arguments, **options)
+            if not booked:
+                # Between two questions of the report.
+                booked.append(await store.settle([charge("b", 10, provider="wall", model="wall/x")], 2))
+            return found
+
+        usage_module_sums = usage_module.sums_of
+        monkeypatch.setattr(module, "sums_of", sums_of)
+        period = Period(None, None)
+        if report == "of an organisation":
+            groups, total = await store.usage(ORGANISATION, period, "model", None, 10)
+            sums = [groups, [total]]
+        else:
+            reports = Reports(store.database, PriceStore(store.database))
+            sums = await reports.usage(EVERYONE, period, "model", TOTAL)
+        assert booked
+        assert [[each.amount for each in some] for some in sums] == [[100], [100]]

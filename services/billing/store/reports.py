@@ -102,7 +102,7 @@ class Reports:
     async def usage(self, organisation_id: str, period: Period, *group_by: str) -> list[list[UsageSum]]:
         """Return sums by each of several dimensions, from one snapshot; TOTAL gives a list of one."""
         answers = []
-        async with self.database.reading() as connection:
+        async with self.database.reading(snapshot=True) as connection:
             for group in group_by:
                 answers.append(
                     await sums_of(

@@ -186,7 +186,7 @@ class UsageEvents(Accounts):
         self, organisation_id: str, period: Period, group_by: str, after: str | None, limit: int
     ) -> tuple[list[UsageSum], UsageSum]:
         """Return up to `limit` groups that come after the group `after`, and the total over all groups."""
-        async with self.database.reading() as connection:
+        async with self.database.reading(snapshot=True) as connection:
             groups = (
                 await sums_of(connection, organisation_id, period, group_by, after=after, limit=limit)
                 if group_by

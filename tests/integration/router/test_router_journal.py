@@ -51,6 +51,8 @@ class WatchedJournal(Journal):
         self.gate.set()
         self.entered = threading.Event()
         self.failures: list[Exception] = []
+        self.lost: list[Exception] = []
+        """Raised after the commit, whose confirmation is lost."""
 
     def _commit(self, engine: sa.Engine, statements: _Statements) -> None:
         self.entered.set()
@@ -59,6 +61,8 @@ class WatchedJournal(Journal):
             raise self.failures.pop(0)
         super()._commit(engine, statements)
         self.commits.append(statements.records)
+        if self.lost:
+            raise self.lost.pop(0)
 
 
 @pytest.fixture
@@ -126,10 +130,21 @@ async def test_a_lasting_failure_fails_the_request_and_not_the_next_one(
 ) -> None:
     writer.failures = [sa.exc.OperationalError("INSERT", {}, Exception("gone")) for _ in range(3)]
     async with bounded():
-        with pytest.raises(JournalError, match="neither delivered nor charged"):
+        with pytest.raises(JournalError, match="not delivered"):
             await writer.append(a_record(1))
         await writer.append(a_record(2))
     assert await rows(database) == ["att_2"]
+
+
+async def test_what_may_be_charged_is_not_said_to_be_free(database: Database, writer: WatchedJournal) -> None:
+    world = World(database, writer)
+    writer.lost = [sa.exc.OperationalError("COMMIT", {}, Exception("gone")) for _ in range(3)]
+    async with bounded():
+        with pytest.raises(JournalError, match="may be charged all the same"):
+            await writer.append(a_record(1))
+        await world.settlement.settle_own()
+    assert not writer.lost
+    assert list(world.billing.charges) == ["att_1"]
 
 
 async def test_a_fault_does_not_end_the_writer(writer: WatchedJournal) -> None:
