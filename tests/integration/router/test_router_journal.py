@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from omnihub.billing.v1 import billing_service_pb2 as billing_pb
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.router.v1.decision_pb2 import Decision
@@ -228,6 +231,29 @@ async def test_a_connection_that_dies_is_replaced(database: Database, writer: Wa
     async with bounded():
         await writer.append(a_record(2))
     assert await rows(database) == ["att_1", "att_2"]
+
+
+async def test_what_was_unsettled_before_it_had_a_table_is_unsettled(
+    database: Database, writer: WatchedJournal
+) -> None:
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(3)))
+    await writer.mark_settled(["att_1"])
+    migration = importlib.import_module("services.router.migrations.0007_unsettled")
+
+    def back_and_forth(connection: sa.Connection) -> None:
+        if not database.sqlite:
+            connection.exec_driver_sql('SET LOCAL search_path TO "router"')
+        with Operations.context(MigrationContext.configure(connection)):
+            migration.downgrade()
+            settled = connection.exec_driver_sql("SELECT attempt_id FROM journal WHERE settled")
+            assert settled.scalars().all() == ["att_1"]
+            migration.upgrade()
+
+    async with database.transaction() as connection:
+        await connection.run_sync(back_and_forth)
+    waiting = await JournalStore(database).unsettled(10)
+    assert [charge.charge_id for charge in waiting] == ["att_0", "att_2"]
+    assert await rows(database) == ["att_0", "att_1", "att_2"]
 
 
 class World:
