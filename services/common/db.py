@@ -75,6 +75,8 @@ class Database:
                 **_postgresql_options(schema),
             }
         self._engine = create_async_engine(self._asynchronous_url(), **options)
+        # The same connections, for single statements.
+        self._alone = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         if not self.sqlite:
             _ask_only_when_in_doubt(self._engine.sync_engine.dialect)
         if self.sqlite:
@@ -141,9 +143,12 @@ class Database:
                 return self._look(query)
             except sqlalchemy.exc.OperationalError:
                 self._look_away()
-        async with self.reading() as connection:
-            rows: Sequence[Any] = (await connection.execute(query)).all()
-        return rows
+            async with self.reading() as connection:
+                return list(await connection.execute(query))
+        # One question is a snapshot of its own: no BEGIN before it, no ROLLBACK after it.
+        with self._in_use:
+            async with self._alone.connect() as connection:
+                return list(await connection.execute(query))
 
     def _look(self, query: sqlalchemy.Select[Any]) -> Sequence[Any]:
         if self._looking is None:
