@@ -65,6 +65,8 @@ class Database:
         # Connections beyond the pool's size would be opened and closed again for every transaction.
         bounded = {"pool_size": pool_size, "max_overflow": 0, "pool_pre_ping": True}
         self._engine = self._asynchronous_engine(**{} if self.sqlite else bounded)
+        # The same connections, for single statements.
+        self._alone = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         if not self.sqlite:
             _ask_only_when_in_doubt(self._engine.sync_engine.dialect)
 
@@ -149,9 +151,12 @@ class Database:
                 return self._look(query, values)
             except sqlalchemy.exc.OperationalError:
                 self._look_away()
-        async with self.reading() as connection:
-            rows: Sequence[Any] = (await connection.execute(query, values)).all()
-        return rows
+            async with self.reading() as connection:
+                return list(await connection.execute(query, values))
+        # One question is a snapshot of its own: no BEGIN before it, no ROLLBACK after it.
+        with self._in_use:
+            async with self._alone.connect() as connection:
+                return list(await connection.execute(query, values))
 
     def _look(self, query: sqlalchemy.Select[Any], values: Mapping[str, Any]) -> Sequence[Any]:
         if self._looking is None:

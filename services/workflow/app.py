@@ -29,7 +29,13 @@ from services.workflow.domain.kinds import LATE, PRIORITIES, SUBMIT
 from services.workflow.engine.batches import Advancer
 from services.workflow.engine.clockwork import Clockwork
 from services.workflow.engine.crash import CrashPoints
-from services.workflow.engine.dispatcher import BulkDispatcher, BulkHandler, Dispatcher
+from services.workflow.engine.dispatcher import (
+    GATHER_S,
+    SETTLE_GATHER_S,
+    BulkDispatcher,
+    BulkHandler,
+    Dispatcher,
+)
 from services.workflow.engine.settler import Settler
 from services.workflow.engine.worker import Worker
 from services.workflow.http import FileRoutes
@@ -267,7 +273,11 @@ def _bulk(base: Base) -> Sequence[BulkDispatcher]:
 
     # Items that have ended let others begin.
     handlers[ADVANCE_QUEUE] = ringing(handlers[ADVANCE_QUEUE])
-    return [BulkDispatcher(base.outbox, queue, handler, base.clock) for queue, handler in handlers.items()]
+    pauses = {SETTLE_QUEUE: SETTLE_GATHER_S, ADVANCE_QUEUE: GATHER_S}
+    return [
+        BulkDispatcher(base.outbox, queue, handler, base.clock, pauses[queue])
+        for queue, handler in handlers.items()
+    ]
 
 
 def _consumers(

@@ -14,6 +14,7 @@ from omnihub.router.v1 import media_router_service_pb2 as router
 from PIL import Image
 
 from services.common.rpc import Call, RpcError
+from services.workflow.store.together import Kept
 
 
 def _picture() -> bytes:
@@ -129,6 +130,6 @@ class MemoryOutputs:
 
     async def keep(
         self, organisation_id: str, job_id: str, provider_name: str, output: provider.ProviderOutput
-    ) -> MediaOutput:
+    ) -> Kept:
         self.kept.append(output.data)
-        return MediaOutput(file_id=f"file_{len(self.kept)}", mime=output.facts.mime)
+        return Kept(MediaOutput(file_id=f"file_{len(self.kept)}", mime=output.facts.mime))

@@ -17,6 +17,8 @@ KEEP_S = TAKEN_S / 4
 BULK = 100
 RETRY_S = 5
 GATHER_S = 0.1
+# So often at most jobs are settled: a round costs nearly the same for one as for many.
+SETTLE_GATHER_S = 0.25
 
 Handler = Callable[[str], Awaitable[None]]
 BulkHandler = Callable[[Sequence[str]], Awaitable[Collection[str]]]
@@ -136,10 +138,12 @@ class BulkDispatcher:
         queue: str,
         handler: BulkHandler,
         clock: Callable[[], datetime],
+        gather_s: float = GATHER_S,
     ) -> None:
         self._outbox = outbox
         self._queue = queue
         self._handler = handler
+        self._gather_s = gather_s
         self._clock = clock
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -174,7 +178,7 @@ class BulkDispatcher:
                     continue
             if found < BULK:
                 # Others may come in a moment: together they cost less.
-                await asyncio.sleep(GATHER_S)
+                await asyncio.sleep(self._gather_s)
 
     async def drain_once(self) -> int:
         """Work off what is due. Returns how many messages there were."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Protocol
 
-from omnihub.common.v1.media_pb2 import MediaInput, MediaOutput
+from omnihub.common.v1.media_pb2 import MediaInput
 from omnihub.provider.v1 import media_provider_service_pb2 as provider
 from omnihub.router.v1 import media_router_service_pb2 as router
 from omnihub.router.v1.media_router_service_api import MediaRouterService
@@ -27,7 +27,7 @@ from services.workflow.store.attempts import Claim
 from services.workflow.store.notices import Notices
 from services.workflow.store.records import SECOND
 from services.workflow.store.rounds import Rounds
-from services.workflow.store.together import Report, Together
+from services.workflow.store.together import Kept, Report, Together
 
 LEASE_S = 6.0
 # A lease is renewed this often while it lasts.
@@ -37,7 +37,7 @@ PUT_BACK_S = 5.0
 GIVE_BACK_LIMIT_S = 2.0
 POLL_LIMIT_S = 60.0
 # What many attempts want of the database at the same time waits so long for company.
-LINGER_S = 0.02
+LINGER_S = 0.03
 # Within this a provider that works within the call learns that nobody wants it any more.
 LOOK_S = 0.5
 # How far a provider's clock may be from ours, when its jobs are looked through.
@@ -57,7 +57,7 @@ class OutputStore(Protocol):
 
     async def keep(
         self, organisation_id: str, job_id: str, provider_name: str, output: provider.ProviderOutput
-    ) -> MediaOutput:
+    ) -> Kept:
         """Return the output as it is kept: with id, size, type and hash. Raises RpcError."""
         ...
 
@@ -139,7 +139,7 @@ class Worker:
     async def _report(self, report: Report) -> None:
         """Report it with others where that is simple, otherwise alone."""
         if not await self._completing(report):
-            await self._store.complete(report.attempt, report.fence, report.result, self._now())
+            await self._store.complete(report.attempt, report.fence, report.result, self._now(), report.files)
 
     async def _keep(self, claim: Claim) -> None:
         """Keep the claim while the provider is being asked."""
@@ -360,15 +360,18 @@ class Worker:
         result = EffectResult(
             usage=progress.usage, receipt=receipt, model_used=f"{target.provider}/{target.model}"
         )
+        files = []
         for output in progress.outputs:
             kept = await self._outputs.keep(job.organisation_id, job.id, target.provider, output)
-            kept.synthetic = target.synthetic
-            result.outputs.append(kept)
+            kept.output.synthetic = target.synthetic
+            result.outputs.append(kept.output)
+            if kept.facts is not None:
+                files.append(kept.facts)
         margin = target.margin if target.HasField("margin") else None
         # By the price that was planned: the same for ever.
         result.charge.CopyFrom(charge_media(progress.usage, target.expected, target.price, margin))
         self._crash.pass_by("after_outputs")
-        await self._complete(Report(attempt, fence, result))
+        await self._complete(Report(attempt, fence, result, files))
         self._crash.pass_by("after_report")
 
     async def _fail(self, claim: Claim, error: RpcError) -> None:

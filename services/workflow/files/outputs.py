@@ -18,6 +18,7 @@ from services.workflow.files.provenance import Provenance
 from services.workflow.files.sniffing import type_of
 from services.workflow.files.store import FileStore
 from services.workflow.files.uploads import DAY_S
+from services.workflow.store.together import Kept
 
 FETCH_LIMIT_S = 300.0
 LARGEST_OUTPUT = 512 * 2**20
@@ -62,17 +63,20 @@ class Outputs:
 
     async def keep(
         self, organisation_id: str, job_id: str, provider_name: str, output: provider.ProviderOutput
-    ) -> MediaOutput:
-        """Return the output as it is kept: with id, size, type and hash. Raises RpcError."""
+    ) -> Kept:
+        """Return the output as it is kept: with id, size, type and hash. Raises RpcError.
+
+        Its file counts once its facts are written down, with the end of its job.
+        """
         kept = MediaOutput()
         kept.CopyFrom(output.facts)
         match output.WhichOneof("content"):
             case "text":
                 kept.text = output.text
-                return kept
+                return Kept(kept)
             case "resource":
                 kept.resource_id = await self._voices(job_id, provider_name, output.resource, self._now())
-                return kept
+                return Kept(kept)
             case "data":
                 data = output.data
             case "url":
@@ -85,18 +89,17 @@ class Outputs:
         # Which model made it is known to the job; here it is the provider's.
         data = await self._provenance.sign(data, mime, provider_name, output.facts.synthetic)
         now = self._now()
-        row = await self._files.put(
+        facts = await self._files.lay_down(
             organisation_id,
-            "",
             data,
-            purpose="output",
-            now=now,
             mime=mime,
             job_id=job_id,
+            now=now,
             expires_at=now + self._days * DAY_S * SECOND if self._days else 0,
         )
-        kept.file_id, kept.mime, kept.size, kept.sha256 = row.id, row.mime, row.size, row.sha256
-        return kept
+        kept.file_id, kept.mime = facts["id"], facts["mime"]
+        kept.size, kept.sha256 = facts["size"], facts["sha256"]
+        return Kept(kept, facts)
 
     def _now(self) -> int:
         return round(self._clock().timestamp() * SECOND)

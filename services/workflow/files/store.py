@@ -17,7 +17,7 @@ from obstore.exceptions import BaseError
 from obstore.store import ObjectStore
 from sqlalchemy.dialects import postgresql, sqlite
 
-from services.common.bulk import BulkInsert, OneOf, at_once, name_of
+from services.common.bulk import BulkInsert, at_once
 from services.common.db import Database
 from services.common.gathering import Gathering
 from services.common.ids import new_id
@@ -25,6 +25,7 @@ from services.common.outbox import SECOND
 from services.common.rpc import RpcError
 from services.workflow.files.sniffing import type_of
 from services.workflow.material_tables import file_garbage
+from services.workflow.store.file_facts import Facts, FileFacts
 from services.workflow.store.records import row_type
 from services.workflow.tables import file
 
@@ -34,7 +35,7 @@ FileRow: Any = row_type("file", file.c)
 # Hashing more than this would hold up others.
 HASHED_AT_ONCE = 2**16
 # What many outputs want of the database at the same time waits so long for company.
-LINGER_S = 0.02
+LINGER_S = 0.03
 # Larger contents go to an object store in several parts.
 PART = 8 * 2**20
 # A content that cannot be removed is tried again after this; after so many of them a sweep ends.
@@ -71,13 +72,11 @@ class FileStore:
     def __init__(self, database: Database, contents: ObjectStore) -> None:
         self._database = database
         self._contents = contents
-        self._new_files = BulkInsert(database, file)
+        self._facts = FileFacts(database)
         self._new_garbage = BulkInsert(database, file_garbage)
-        self._one_of = OneOf(database)
-        self._announced = f"DELETE FROM {name_of(database, file_garbage)} WHERE path {self._one_of.text}"
         # Many outputs come at the same time.
         self._announcing: Gathering[tuple[str, int], None] = Gathering(self._announce_all, linger_s=LINGER_S)
-        self._recording: Gathering[dict[str, Any], Any] = Gathering(self._record_all, linger_s=LINGER_S)
+        self._recording: Gathering[Facts, Any] = Gathering(self._record_all, linger_s=LINGER_S)
 
     async def put(
         self,
@@ -94,15 +93,27 @@ class FileStore:
     ) -> Any:
         """Keep a file and return its row. The content is written before the facts."""
         file_id = new_id("file")
-        row = {
-            **_facts(organisation_id, owner, file_id, purpose, name, job_id, now, expires_at),
-            "mime": mime or type_of(data),
-            "size": len(data),
-            "sha256": await _sha256(data),
-        }
-        await self._announce(row["path"], now)
+        row = _facts(organisation_id, owner, file_id, purpose, name, job_id, now, expires_at)
+        return await self.record(await self._written(row | {"mime": mime or type_of(data)}, data))
+
+    async def lay_down(
+        self, organisation_id: str, data: bytes, *, mime: str, job_id: str, now: int, expires_at: int
+    ) -> Facts:
+        """Write the content of an output; return its facts, for `record` or for the end of its job.
+
+        Unless these are written down, the content is removed after a day.
+        """
+        row = _facts(organisation_id, "", new_id("file"), "output", "", job_id, now, expires_at)
+        return await self._written(row | {"mime": mime}, data)
+
+    async def record(self, facts: Facts) -> Any:
+        """Write down the facts of a content, and return its row."""
+        return await self._recording(facts)
+
+    async def _written(self, row: dict[str, Any], data: bytes) -> dict[str, Any]:
+        await self._announce(row["path"], row["created_at"])
         await obstore.put_async(self._contents, row["path"], data, chunk_size=PART)
-        return await self._recording(row)
+        return row | {"size": len(data), "sha256": await _sha256(data)}
 
     async def put_stream(
         self,
@@ -132,7 +143,7 @@ class FileStore:
 
         await self._announce(row["path"], now)
         await obstore.put_async(self._contents, row["path"], counted(), chunk_size=PART)
-        return await self._recording(row | {"size": size, "sha256": digest.hexdigest()})
+        return await self.record(row | {"size": size, "sha256": digest.hexdigest()})
 
     async def _announce(self, path: str, now: int) -> None:
         """Note a content before it is written: should its facts never be, the sweep removes it."""
@@ -145,15 +156,10 @@ class FileStore:
                 await connection.exec_driver_sql(*statement)
         return [None] * len(contents)
 
-    async def _record_all(self, rows: Sequence[dict[str, Any]]) -> Sequence[Any]:
+    async def _record_all(self, rows: Sequence[Facts]) -> Sequence[Any]:
         """Write down facts, and take back what announced them. Those that are known already stay."""
-        names = file.c.keys()
-        statements = [
-            (self._announced, (self._one_of.argument([row["path"] for row in rows]),)),
-            *self._new_files.of([tuple(row[name] for name in names) for row in rows]),
-        ]
         async with self._database.transaction() as connection:
-            for statement in at_once(self._database, statements):
+            for statement in at_once(self._database, self._facts.statements(rows)):
                 await connection.exec_driver_sql(*statement)
         return [FileRow(**row) for row in rows]
 

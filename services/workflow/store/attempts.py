@@ -10,7 +10,10 @@ import sqlalchemy as sa
 from omnihub.workflow.v1.effect_pb2 import EffectResult
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.common.bulk import at_once
+from services.common.db import Database
 from services.common.ids import new_id
+from services.common.outbox import Outbox
 from services.workflow.domain.retry import Failure, Retry, decide
 from services.workflow.domain.routes import Route
 from services.workflow.domain.states import (
@@ -28,6 +31,7 @@ from services.workflow.domain.states import (
     RUNNING,
     SUCCEEDED,
 )
+from services.workflow.store.file_facts import Facts, FileFacts
 from services.workflow.store.records import (
     SECOND,
     SETTLE_QUEUE,
@@ -64,6 +68,10 @@ class Claim:
 
 class Attempts(Records):
     """The workers' side."""
+
+    def __init__(self, database: Database, outbox: Outbox) -> None:
+        super().__init__(database, outbox)
+        self.file_facts = FileFacts(database)
 
     async def claim(self, attempt_id: str, worker: str, lease_s: float, now: int) -> Claim | None:
         """Take an attempt; None when it is taken, has ended, is not wanted, or its provider has no room."""
@@ -178,11 +186,13 @@ class Attempts(Records):
         stored = await connection.scalar(query)
         return EffectResult.FromString(stored) if stored is not None else None
 
-    async def complete(self, row: Any, fence: int, result: EffectResult, now: int) -> bool:
+    async def complete(
+        self, row: Any, fence: int, result: EffectResult, now: int, files: Sequence[Facts] = ()
+    ) -> bool:
         """Keep what was made under its effect key, and end the attempt and its job with it.
 
-        What is kept first counts, and is kept also for who has lost its claim. Tells whether it was this call
-        that ended the job.
+        `files` are those of the result. What is kept first counts, also from who has lost its claim.
+        Tells whether it was this call that ended the job.
         """
         kept = {"effect_key": row.effect_key, "result": result.SerializeToString(), "created_at": now}
         statement = self.insert(effect_result).values(kept).on_conflict_do_nothing()
@@ -192,6 +202,9 @@ class Attempts(Records):
             new = await connection.scalar(statement.returning(effect_result.c.effect_key))
             if new is None:
                 result = await self._result(connection, row.effect_key) or result
+            else:
+                for each in at_once(self.database, self.file_facts.statements(files)):
+                    await connection.exec_driver_sql(*each)
             if both is None:
                 return False
             row, owner = both

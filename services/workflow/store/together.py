@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from omnihub.common.v1.media_pb2 import MediaOutput
 from omnihub.workflow.v1.effect_pb2 import EffectResult
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,6 +28,7 @@ from services.workflow.domain.states import (
     SUCCEEDED,
 )
 from services.workflow.store.attempts import Attempts, Claim, success
+from services.workflow.store.file_facts import Facts
 from services.workflow.store.records import ENDED_ATTEMPT, ENDED_JOB, SECOND
 from services.workflow.tables import attempt, effect_result, job
 
@@ -38,6 +40,16 @@ class Report:
     attempt: Any
     fence: int
     result: EffectResult
+    files: Sequence[Facts] = ()
+    """Those of the result, which begin to count with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One output as it is kept, and what is to be written down of its file, if it has one."""
+
+    output: MediaOutput
+    facts: Facts | None = None
 
 
 class Together(Attempts):
@@ -124,9 +136,9 @@ class Together(Attempts):
         if ids:
             over = [{"id": attempt_id, "state": SUCCEEDED, "ended_at": now} for attempt_id in ids]
             changes = [(found[each.attempt.id][1], success(each.result)) for each in ended]
-            await self.change_all(
-                connection, changes, now, "job.succeeded", also=[self.updating(attempt, over)]
-            )
+            files = self.file_facts.statements([facts for each in ended for facts in each.files])
+            also = [self.updating(attempt, over), *files]
+            await self.change_all(connection, changes, now, "job.succeeded", also=also)
         return set(ids)
 
     async def _kept(self, connection: AsyncConnection, results: Sequence[Row]) -> set[str]:

@@ -319,7 +319,10 @@ async def test_evidence_stays_as_long_as_its_consent_holds(bench):
 
 async def kept(bench, data: bytes, mime: str, synthetic: bool = False):
     output = provider.ProviderOutput(data=data, facts=MediaOutput(mime=mime, synthetic=synthetic))
-    return await bench.parts.outputs.keep("org_1", "job_1", "fake0", output)
+    made = await bench.parts.outputs.keep("org_1", "job_1", "fake0", output)
+    if made.facts is not None:
+        await bench.parts.files.record(made.facts)
+    return made.output
 
 
 async def verified(bench, file_id: str):

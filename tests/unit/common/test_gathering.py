@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import types
 
 import pytest
 
@@ -67,20 +68,33 @@ async def test_who_leaves_stops_nothing():
         await leaving
 
 
-async def test_after_company_it_waits_for_more():
-    work = Work()
-    gathering = Gathering(work, linger_s=0.01)
+@types.coroutine
+def turn():
+    """Let others have their turn of the loop, without asyncio.sleep."""
+    yield
+
+
+async def test_after_company_it_waits_for_more(monkeypatch):
+    work, lingered, waits = Work(), asyncio.Event(), []
+
+    async def linger(seconds):
+        waits.append(seconds)
+        await lingered.wait()
+
+    monkeypatch.setattr(asyncio, "sleep", linger)
+    gathering = Gathering(work, linger_s=7.0)
     work.gate.clear()
     first = [asyncio.create_task(gathering(number)) for number in (1, 2)]
     await work.begun.wait()
     work.gate.set()
     await asyncio.gather(*first)
-    # It lingers: these come one after the other and are done together.
+    # These come one after the other meanwhile, and are done together.
     late = []
     for number in (3, 4):
         late.append(asyncio.create_task(gathering(number)))
-        await asyncio.sleep(0)
-    assert work.batches == [[1, 2]]
+        await turn()
+    assert (work.batches, waits) == ([[1, 2]], [7.0])
+    lingered.set()
     assert await asyncio.gather(*late) == [6, 8]
     assert work.batches == [[1, 2], [3, 4]]
 
