@@ -80,7 +80,8 @@ class Outbox:
 
     def _due(self, now: int | sa.BindParameter[int], queues: Sequence[str]) -> sa.Select[Any]:
         due = sa.select(self._table.c.id).where(self._table.c.due_at <= now)
-        return due.where(self._table.c.queue.in_(queues)) if queues else due
+        # Not `in`: SQLAlchemy writes such a statement anew each time it is run.
+        return due.where(sa.or_(*(self._table.c.queue == queue for queue in queues))) if queues else due
 
     async def take(self, now: int, queues: Sequence[str] = (), limit: int = BATCH) -> list[Message]:
         """Take messages that are due, the oldest first. Any number of relays may do this at once."""

@@ -117,6 +117,7 @@ class ChatEndpoint:
         history = self._surface.history() if self._surface.history is not None else None
         start = pb.StreamStart()
         stream: Any = self._router.stream_chat(request, call)
+        del request
         offer(stream, _passing(exchange, history))
         async with aclosing(stream):
             async for message in stream:

@@ -20,6 +20,8 @@ Read = tuple[bytes, str, FormatError | None]
 class Passing:
     """Reads the frames of one answer for whoever yields them, and gives what it can to the outlet."""
 
+    __slots__ = ("_counted", "_exchange", "_kept", "_kept_events", "_outlet", "_parser", "_reader")
+
     def __init__(self, exchange: Exchange, parser: FrameParser, reader: RawReader, outlet: Outlet) -> None:
         self._exchange = exchange
         self._parser = parser

@@ -54,6 +54,8 @@ class Streaming:
         One generator for all of it: each event pays for every further one it passes through.
         """
         admitted = await admit()
+        # It holds the request, with a body that is kept elsewhere.
+        del admit
         transcript = Transcript()
         meter = _Meter(admitted, self._admission, transcript)
         try:

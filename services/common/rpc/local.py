@@ -290,6 +290,8 @@ async def _produce(
     ended: RpcError | bool = True
     try:
         stream = handler(request, call)
+        # Requests may be large, and streams long: what the handler still needs it holds itself.
+        del request
         outlet = getattr(stream, "outlet", None)
         if outlet is not None:
             outlet.accept = pipe.give
@@ -324,7 +326,7 @@ class LocalStream:
         self._started = False
         self._handler = handler
         self._method = method
-        self._request = copied(request, method.request, "the request")
+        self._request: Message | None = copied(request, method.request, "the request")
         self._call = call
         self._pipe = _Pipe(asyncio.get_running_loop(), method.response)
 
@@ -372,7 +374,9 @@ class LocalStream:
             self._pipe.finish(deadline_exceeded(self._method.path))
             return
         pipe = self._pipe
-        pipe.producer = _spawn(_produce(pipe, self._handler, self._method, self._request, self._call))
+        request, self._request = self._request, None
+        assert request is not None
+        pipe.producer = _spawn(_produce(pipe, self._handler, self._method, request, self._call))
         if self._call.deadline is not None:
             self._alarms = alarms_of(asyncio.get_running_loop())
             self._alarms.set(pipe, self._call.deadline, self._method.path)
