@@ -206,7 +206,9 @@ class Request:
         connection = self._connection
         if self._left or not self._chunked or self.finished or self._silent or connection.paused:
             return False
-        if data:
+        if self._head:
+            self._send_piece(data, more=True)
+        elif data:
             connection.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
@@ -217,11 +219,15 @@ class Request:
         self.started = True
         self._chunked, self._length, self._silent = head.chunked, head.length, head.silent
         self.keep_alive = head.keep_alive
+        self._head = head.data
         if head.length is None:
-            # Who waits for a stream is told that it has begun.
-            self._connection.write(head.data)
-        else:
-            self._head = head.data
+            # Who waits for a stream is told that it has begun, in one write with what comes in the same turn.
+            asyncio.get_running_loop().call_soon(self._send_bare_head)
+
+    def _send_bare_head(self) -> None:
+        head, self._head = self._head, b""
+        if head and not self._left:
+            self._connection.write(head)
 
     def _send_piece(self, data: bytes, more: bool) -> None:
         if not self.started or self.finished:

@@ -78,6 +78,9 @@ class Streaming:
                             await meter.reserve()
                         continue
                     if event.HasField("end"):
+                        # What has been yielded goes out first: the journal's thread takes the interpreter
+                        # for a while, and the first token of a short stream would wait for the record.
+                        await asyncio.sleep(0)
                         admitted.complete(event.end.usage, event.end.finish, transcript.attempt_bytes)
                         await self._keeping.conclude(admitted)
                         if recording is not None:
