@@ -178,10 +178,9 @@ def _passing(exchange: Exchange, history: Any) -> Accept:
     write_now = exchange.write_now
 
     def accept(message: pb.StreamChatResponse) -> bool:
-        if not message.HasField("raw_frame"):
-            return False
         data = message.raw_frame.data
-        if not write_now(data):
+        # A message of another kind has none.
+        if not data or not write_now(data):
             return False
         if history is not None:
             history.keep(data)

@@ -1,4 +1,4 @@
-"""Commits on the event loop, for transactions that wait for nobody (ADR 0027).
+"""Commits on the event loop, for transactions that wait for nobody (ADR 0028).
 
 SQLite without power-loss safety hands a commit to the kernel: 0.1 ms, where waking a thread and being woken
 by it takes most of a millisecond on an idle machine. Whatever would take longer is left to a thread: somebody

@@ -5,7 +5,7 @@ Durable means that it survives `kill -9` of any process; on PostgreSQL, or with
 
 One thread writes. It commits what has queued up while the last commit ran: a single record when
 idle, a batch when busy. Where a commit waits for nobody, the event loop writes itself what one turn of
-it has brought (ADR 0027); what it cannot write at once is the thread's.
+it has brought (ADR 0028); what it cannot write at once is the thread's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The transport inside one process. It does what the wire does, without the wire:
 
-messages are copied both ways, the handler runs in a task and context of its own, the deadline
-and cancellation reach it, streams are bounded, and the caller sees only RpcError. Identity,
-validation and logging happen where a request enters the process, not here.
+messages are copied both ways or handed over (outlet.py), the handler runs in a task and context of its
+own, the deadline and cancellation reach it, streams are bounded, and the caller sees only RpcError.
+Identity, validation and logging happen where a request enters the process, not here.
 """
 
 from __future__ import annotations
