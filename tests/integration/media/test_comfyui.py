@@ -149,7 +149,7 @@ async def test_refusals_of_a_proxy_in_front_are_classed(comfy, on_comfy, status,
 async def test_a_prompt_without_an_answer_is_found_again(comfy, on_comfy, fault):
     comfy.faults["prompt"].append(fault)
     with pytest.raises(RpcError) as caught:
-        await on_comfy.submit(total_ms=300)
+        await on_comfy.submit(total_ms=1000)
     assert sum(comfy.injected.values()) == 1
     assert caught.value.metadata["accepted"] == "unknown"
     job = comfy.pending[0][1]
