@@ -36,6 +36,6 @@ def test_a_batch_is_made_and_dead_letters_are_shown(suite: Suite) -> None:
         assert "items[1]" in refused.json()["error"]["message"]
     shown = suite.run("jobs", "dead-letters")
     assert (shown.returncode, shown.stdout) == (0, "no dead letters\n"), shown.stderr
-    unknown = suite.run("jobs", "redrive", "dead_unknown")
+    unknown = suite.ask("jobs", "redrive", "dead_unknown")
     assert unknown.returncode == 2
     assert "NOT_FOUND" in unknown.stderr

@@ -63,5 +63,5 @@ def ask(suite: Suite) -> None:
 
 
 def balance(suite: Suite) -> Decimal:
-    answer = httpx.get(f"{suite.url}/api/balance", headers={"x-api-key": suite.key}, timeout=5)
+    answer = httpx.get(f"{suite.url}/api/balance", headers={"x-api-key": suite.key}, timeout=20)
     return Decimal(answer.raise_for_status().json()["balance"])
