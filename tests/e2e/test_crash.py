@@ -140,7 +140,7 @@ def test_killing_everything_loses_no_money(tmp_path: Path, upstream: Upstream) -
 
 def test_a_router_that_dies_is_missed_and_found_again(tmp_path: Path, upstream: Upstream) -> None:
     marker = uuid4().hex
-    with running_suite(tmp_path, upstream, "many") as suite:
+    with running_suite(tmp_path, upstream, "router apart") as suite:
 
         def running(clients: list[Client]) -> bool:
             return sum(bool(client.delivered) for client in clients) >= 20
