@@ -175,7 +175,7 @@ async def _no_problems() -> dict[str, str]:
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     made = Site(tmp_path)
     await made.listener.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         yield made
     made.released.set()
     await made.listener.stop()
