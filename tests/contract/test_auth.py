@@ -429,7 +429,7 @@ async def test_changes_are_streamed(auth: RunningAuth) -> None:
     created = await auth.create_key(platform)
     seen: set[tuple[str, str]] = set()
     stream = auth.client.watch_changes(pb.WatchChangesRequest(), Call.internal())
-    async with asyncio.timeout(5), aclosing(stream) as answers:  # type: ignore[type-var]
+    async with asyncio.timeout(60), aclosing(stream) as answers:  # type: ignore[type-var]
         async for answer in answers:
             seen.update((change.topic, change.key) for change in answer.changes)
             if ("key", created.key.key_id) in seen:

@@ -376,9 +376,9 @@ async def test_a_deadline_ends_a_unary_call(connect: Connect) -> None:
     client = await connect(say=witness.say)
     started = time.monotonic()
     with pytest.raises(RpcError) as raised:
-        await client.say(SayRequest(), CALL.within(0.2))
+        await client.say(SayRequest(), CALL.within(0.8))
     assert facts(raised.value) == LATE_SAY
-    assert 0.15 < time.monotonic() - started < 10
+    assert 0.75 < time.monotonic() - started < 30
     await soon(witness.cancelled)
     await soon(witness.cleaned)
 
@@ -402,7 +402,7 @@ async def test_a_deadline_frees_the_caller_while_the_callee_still_cleans_up(conn
     witness.release.clear()
     client = await connect(say=witness.say)
     with pytest.raises(RpcError) as raised:
-        await client.say(SayRequest(), CALL.within(0.2))
+        await client.say(SayRequest(), CALL.within(0.8))
     assert facts(raised.value) == LATE_SAY
     await soon(witness.cancelled)
     assert not witness.cleaned.is_set()
@@ -431,7 +431,7 @@ async def test_the_deadline_of_a_call_runs_while_nobody_reads(connect: Connect) 
 
 async def test_what_was_not_read_before_the_deadline_is_lost(connect: Connect) -> None:
     client = await connect()
-    call = CALL.within(0.2)
+    call = CALL.within(1)
     stream = client.count(CountRequest(until=5), call)
     await anext(stream)
     await asyncio.sleep((call.remaining_s() or 0) + 0.1)
@@ -546,6 +546,8 @@ async def test_a_stream_that_is_dropped(connect: Connect) -> None:
     client = await connect(count=witness.count)
     async for message in client.count(CountRequest(until=2), CALL):
         assert message.number == 0
+        # Who is stopped before has nothing to clean up.
+        await soon(witness.started)
         break
     gc.collect()
     await soon(witness.cleaned)
@@ -556,6 +558,7 @@ async def test_a_timeout_around_a_read_ends_the_stream(connect: Connect) -> None
     client = await connect(count=witness.count)
     stream = client.count(CountRequest(until=1), CALL)
     await anext(stream)
+    await soon(witness.started)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await anext(stream)
@@ -608,9 +611,11 @@ async def test_cancellation_goes_through_a_chain(connect: Connect) -> None:
     await soon(witness.started)
     await cancelled(task)
     await soon(witness.cleaned)
+    witness.started.clear()
     witness.cleaned.clear()
     async with aclosing(outer.count(CountRequest(until=1), CALL)) as stream:
         await anext(stream)
+        await soon(witness.started)
     await soon(witness.cleaned)
 
 

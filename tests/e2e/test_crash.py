@@ -76,10 +76,10 @@ async def load(
     # Every fourth finishes early; the rest would take many seconds.
     models = [f"{provider}/paced-{'90-100' if number % 4 else '5-20'}" for number in range(STREAMS)]
     clients = [Client(suite, model, marker, progress) for model in models]
-    timeout = aiohttp.ClientTimeout(total=25)
+    timeout = aiohttp.ClientTimeout(total=100)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         tasks = [asyncio.create_task(client.run(session)) for client in clients]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(80):
             while not now(clients):
                 progress.clear()
                 await progress.wait()
@@ -115,7 +115,7 @@ def test_killing_everything_loses_no_money(tmp_path: Path, upstream: Upstream) -
         headers = {"authorization": f"Bearer {suite.key}"}
 
         def balance() -> dict[str, str]:
-            answer: dict[str, str] = httpx.get(f"{suite.url}/api/balance", headers=headers, timeout=5).json()
+            answer: dict[str, str] = httpx.get(f"{suite.url}/api/balance", headers=headers, timeout=20).json()
             return answer
 
         seen = eventually(balance, lambda seen: seen["leased"] == seen["held"] == "0", 60)
@@ -140,7 +140,7 @@ def test_killing_everything_loses_no_money(tmp_path: Path, upstream: Upstream) -
 
 def test_a_router_that_dies_is_missed_and_found_again(tmp_path: Path, upstream: Upstream) -> None:
     marker = uuid4().hex
-    with running_suite(tmp_path, upstream, "many") as suite:
+    with running_suite(tmp_path, upstream, "router apart") as suite:
 
         def running(clients: list[Client]) -> bool:
             return sum(bool(client.delivered) for client in clients) >= 20
@@ -150,23 +150,23 @@ def test_a_router_that_dies_is_missed_and_found_again(tmp_path: Path, upstream: 
         assert sum(client.broken for client in clients) >= 100
         # The others live on, and say what is missing.
         headers = {"authorization": f"Bearer {suite.key}"}
-        missing = httpx.get(f"{suite.url}/ready", timeout=5)
+        missing = httpx.get(f"{suite.url}/ready", timeout=20)
         assert missing.status_code == 503
         assert "router" in missing.text
-        refused = httpx.get(f"{suite.url}/v1/models", headers=headers, timeout=5)
+        refused = httpx.get(f"{suite.url}/v1/models", headers=headers, timeout=20)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "service_unavailable")
-        assert httpx.get(f"{suite.url}/api/balance", headers=headers, timeout=5).status_code == 200
+        assert httpx.get(f"{suite.url}/api/balance", headers=headers, timeout=20).status_code == 200
         assert upstream.wait_for(lambda: not [s for s in upstream.seen(marker) if s.state == "open"])
 
         suite.start_process("router")
         suite.wait_until_ready()
         body = {"model": "support-chat", "messages": [{"role": "user", "content": "again"}]}
-        again = httpx.post(f"{suite.openai_url}/chat/completions", json=body, headers=headers, timeout=10)
+        again = httpx.post(f"{suite.openai_url}/chat/completions", json=body, headers=headers, timeout=20)
         assert again.status_code == 200
         delivered.add(again.headers["x-omnihub-decision-id"])
 
         def charged() -> float:
-            usage = httpx.get(f"{suite.url}/v1/usage", headers=headers, timeout=5).json()
+            usage = httpx.get(f"{suite.url}/v1/usage", headers=headers, timeout=20).json()
             return float(usage["total"]["requests"])
 
         eventually(charged, lambda seen: seen >= len(delivered))

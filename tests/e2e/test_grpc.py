@@ -133,7 +133,7 @@ def test_a_deadline_reaches_the_provider(router: Any, tenant: Tenant, upstream: 
             router.StreamChat(
                 question(pb.StreamChatRequest, "wall/endless", marker),
                 metadata=[("x-api-key", tenant.key)],
-                timeout=2,
+                timeout=3,
             )
         )
     # Said by the server as a status: a stream that is cut at its deadline looks like a fault of the server.

@@ -174,14 +174,14 @@ def test_the_command_line(suite: Suite, rest: httpx.Client) -> None:
     assert "succeeded, 0 credits" in made.stdout
     assert "/files/file_" in made.stdout
     job_id = made.stdout.split()[0]
-    listed = suite.run("jobs", "list", "--kind", "image", "--limit", "5")
+    listed = suite.ask("jobs", "list", "--kind", "image", "--limit", "5")
     assert job_id in listed.stdout
-    assert json.loads(suite.run("jobs", "get", job_id).stdout)["state"] == "succeeded"
-    assert suite.run("jobs", "watch", job_id).stdout.startswith(f"{job_id} succeeded")
-    assert "succeeded" in suite.run("jobs", "cancel", job_id).stdout
-    missing = suite.run("jobs", "get", "job_none")
+    assert json.loads(suite.ask("jobs", "get", job_id).stdout)["state"] == "succeeded"
+    assert suite.ask("jobs", "watch", job_id).stdout.startswith(f"{job_id} succeeded")
+    assert "succeeded" in suite.ask("jobs", "cancel", job_id).stdout
+    missing = suite.ask("jobs", "get", "job_none")
     assert (missing.returncode, "NOT_FOUND" in missing.stderr) == (2, True)
-    refused = suite.run("generate", "image", "x", "--size", "wide")
+    refused = suite.ask("generate", "image", "x", "--size", "wide")
     assert (refused.returncode, "WIDTHxHEIGHT" in refused.stderr) == (2, True)
-    away = suite.run("jobs", "list", environment={"OMNIHUB_URL": "http://127.0.0.1:9"})
+    away = suite.ask("jobs", "list", environment={"OMNIHUB_URL": "http://127.0.0.1:9"})
     assert (away.returncode, "omnihub serve" in away.stderr) == (2, True)

@@ -1,21 +1,11 @@
-"""Jobs through the public port: one process with everything, and a batch to its end."""
+"""Jobs through the public port: a batch to its end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import httpx
-import pytest
 
-from tests.support.suite import Suite, select_pause
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
-    running = Suite(tmp_path_factory.mktemp("suite"))
-    running.start()
-    yield running
-    running.stop()
+from tests.support.eventually import eventually
+from tests.support.suite import Suite
 
 
 def test_a_batch_is_made_and_dead_letters_are_shown(suite: Suite) -> None:
@@ -25,17 +15,17 @@ def test_a_batch_is_made_and_dead_letters_are_shown(suite: Suite) -> None:
         made = client.post("/api/generate/batch", json={"items": [item] * 3, "maxConcurrency": 2})
         assert made.status_code == 200, made.text
         job_id = made.json()["job"]["jobId"]
-        for _ in range(300):
-            job = client.get(f"/api/generations/{job_id}").json()["job"]
-            if job["state"] not in ("queued", "running"):
-                break
-            select_pause(0.1)
+        job = eventually(
+            lambda: client.get(f"/api/generations/{job_id}").json()["job"],
+            lambda seen: seen["state"] not in ("queued", "running"),
+            120,
+        )
         assert (job["state"], job["items"]["succeeded"]) == ("succeeded", 3), job
         refused = client.post("/api/generate/batch", json={"items": [item, {"input": {}}]})
         assert refused.status_code == 400
         assert "items[1]" in refused.json()["error"]["message"]
     shown = suite.run("jobs", "dead-letters")
     assert (shown.returncode, shown.stdout) == (0, "no dead letters\n"), shown.stderr
-    unknown = suite.run("jobs", "redrive", "dead_unknown")
+    unknown = suite.ask("jobs", "redrive", "dead_unknown")
     assert unknown.returncode == 2
     assert "NOT_FOUND" in unknown.stderr

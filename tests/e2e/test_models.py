@@ -137,7 +137,7 @@ def test_an_import_beside_what_runs(suite: Suite, client: openai.OpenAI, tmp_pat
     )
     answer = client.chat.completions.create(model="brought", messages=MESSAGES)
     assert answer.choices[0].message.content == ANSWER
-    assert json.loads(suite.command("models", "show", "brought"))["name"] == "imported"
+    assert json.loads(suite.ask("models", "show", "brought").stdout)["name"] == "imported"
 
 
 def test_what_is_wrong_is_said(rest: httpx.Client) -> None:

@@ -69,7 +69,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 def accepts(suite: Suite) -> bool:
     try:
-        return httpx.get(f"{suite.url}/ready", timeout=2).status_code == 200
+        return httpx.get(f"{suite.url}/ready", timeout=20).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -110,7 +110,7 @@ def test_print_shows_what_is_in_force_and_no_secret(shared: Suite) -> None:
 
 
 def test_verify_accepts_what_is_right(shared: Suite) -> None:
-    verified = shared.run("config", "verify")
+    verified = shared.ask("config", "verify")
     assert (verified.returncode, verified.stdout) == (0, "the settings are valid\n")
 
 
@@ -149,13 +149,13 @@ def test_verify_says_what_is_wrong(
 
 
 def test_unknown_variables_are_errors(shared: Suite) -> None:
-    verified = shared.run("config", "verify", environment={"OMNIHUB_BILING__LEASE_TTL_S": "5"})
+    verified = shared.ask("config", "verify", environment={"OMNIHUB_BILING__LEASE_TTL_S": "5"})
     assert verified.returncode == 2
     assert "biling" in verified.stderr.lower()
 
 
 def test_an_unknown_target_is_said(shared: Suite) -> None:
-    served = shared.run("serve", "--target=gatewy")
+    served = shared.ask("serve", "--target=gatewy")
     assert served.returncode == 2
     assert "gatewy" in served.stderr
     assert "gateway" in served.stderr
@@ -168,7 +168,7 @@ def test_a_target_without_its_peer_names_the_variable(shared: Suite) -> None:
 
 
 def test_envoy_accepts_the_printed_configuration(shared: Suite, tmp_path: Path) -> None:
-    printed = shared.run("edge", "config")
+    printed = shared.ask("edge", "config")
     assert printed.returncode == 0, printed.stderr
     file = tmp_path / "envoy.json"
     file.write_text(printed.stdout)

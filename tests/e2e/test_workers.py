@@ -123,7 +123,8 @@ def test_a_worker_that_is_killed_loses_no_money_and_comes_back(
     eventually(lambda: suite.is_ready() and len(suite.pids()) == 2, within_s=60)
     assert set(suite.pids()) != set(before)
     assert (
-        "omnihub_workers_restarts_total" in httpx.get(f"{suite.internal_url(TARGET)}/metrics", timeout=5).text
+        "omnihub_workers_restarts_total"
+        in httpx.get(f"{suite.internal_url(TARGET)}/metrics", timeout=20).text
     )
     assert statuses(suite, a_tenant(suite)) == {200}
 

@@ -41,7 +41,7 @@ KEY = PriceKey(provider="acme", model="m-1")
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110 - asked from outside, as a caller would
             await asyncio.sleep(0.02)
 

@@ -121,7 +121,7 @@ async def test_cancelled_anywhere(
                 await read(database)
             caller = InterruptedAt(number, work(database), interrupt)
             [outcome] = await asyncio.gather(asyncio.create_task(caller.run()), return_exceptions=True)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await write(database)
                 await database.close()
             await _nothing_is_left(left)

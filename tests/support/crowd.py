@@ -14,7 +14,7 @@ import aiohttp
 from tests.support.tenant import Tenant
 from tests.support.upstream import Upstream
 
-PATIENCE_S = 100
+PATIENCE_S = 200
 # A refusal that another caller's end could lift, and one that none could.
 REFUSALS = {(402, "in_flight_budget_exhausted"), (402, "insufficient_credits"), (403, "budget_limit")}
 

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
-from tests.support.suite import SPLIT, Suite
+from tests.support.suite import APART, SPLIT, Suite
 from tests.support.upstream import INPUT_TOKENS, OUTPUT_TOKENS, Upstream
 
 WALL_KEY = "sk-wall-7d1f0a5c9e"
 CLAUDE_KEY = "sk-ant-3b8e2f6a4c"
 SHAPES: Mapping[str, Sequence[str]] = {"one": ("all",), "many": SPLIT}
+ROUTER_APART: Mapping[str, Sequence[str]] = {"router apart": (APART, "router")}
 # By hand: credits for a million tokens, as in CONFIG below.
 WALL_COST = (INPUT_TOKENS * Decimal("1.00") + OUTPUT_TOKENS * Decimal("2.00")) / 1_000_000
 CLAUDE_COST = (INPUT_TOKENS * Decimal("3.00") + OUTPUT_TOKENS * Decimal("15.00")) / 1_000_000
@@ -73,7 +74,7 @@ def running_suite(
     start: bool = True,
     fresh: bool = False,
 ) -> Iterator[Suite]:
-    """Run the suite in one process or in many, with CONFIG; stopped at the end, if it still runs.
+    """Run the suite in one process, in many or with its router apart, with CONFIG; stopped at the end.
 
     Without `start`, only its files are made. `fresh`: as in Suite.
     """
@@ -82,7 +83,7 @@ def running_suite(
             upstream=upstream.url, claude_key=CLAUDE_KEY, dead_port=dead_port, registration=registration
         )
         variables = {"WALL_KEY": WALL_KEY, **(environment or {})}
-        suite = Suite(folder, config, variables, SHAPES[shape], fresh=fresh)
+        suite = Suite(folder, config, variables, {**SHAPES, **ROUTER_APART}[shape], fresh=fresh)
         try:
             if start:
                 suite.start()

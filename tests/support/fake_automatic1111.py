@@ -105,7 +105,7 @@ class FakeAutomatic1111(FakeVendor):
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a task has come, or begun, so that the condition holds."""
-        async with asyncio.timeout(20), self.changed:
+        async with asyncio.timeout(60), self.changed:
             await self.changed.wait_for(condition)
 
     async def _tell(self) -> None:

@@ -260,7 +260,7 @@ def failed(reason: str = "PROVIDER_FAILED", retryable: bool = False, **more: Any
 
 
 @asynccontextmanager
-async def bounded(seconds: float = 5) -> AsyncIterator[None]:
+async def bounded(seconds: float = 60) -> AsyncIterator[None]:
     """Fail instead of hanging."""
     async with asyncio.timeout(seconds):
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -9,9 +11,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 import httpx
 
+from services.__main__ import main
 from tests.support.forks import PYTHONPATH, Forked
 from tests.support.ports import free_port
 
@@ -20,6 +24,9 @@ START_TIMEOUT_S = 150
 STOP_TIMEOUT_S = 90
 # What runs alone when the suite is split, in the order of needs.
 SPLIT = ("auth", "billing", "providers", "router", "agents", "workflow", "worker", "gateway", "edge")
+# The router in a process of its own, and all others in one.
+APART = ",".join(name for name in SPLIT if name != "router")
+APART_NEEDS = ("auth", "billing", "providers", "agents", "workflow")
 
 # Listeners of HTTP that the edge leads to, and the targets that have them.
 HTTP_PEERS = (("facade", "gateway"), ("files", "workflow"))
@@ -111,6 +118,10 @@ class Suite:
         """Return where a process finds the others."""
         if len(self._targets) == 1:
             return {}
+        if APART in self._targets:
+            other = next(each for each in self._targets if each != target)
+            called = ("router",) if target != "router" else APART_NEEDS
+            return dict.fromkeys(called, self.grpc_address(other))
         others = [peer for peer in self._targets if peer not in (target, "edge", "gateway", "worker")]
         http = {name: f"127.0.0.1:{self._http[at]}" for name, at in HTTP_PEERS if at in self._http}
         return {peer: self.grpc_address(peer) for peer in others} | http
@@ -207,6 +218,21 @@ class Suite:
             timeout=START_TIMEOUT_S,
             check=False,
         )
+
+    def ask(
+        self, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Do what `run` does in this process: most of a command's time is the start of its process."""
+        out, err = io.StringIO(), io.StringIO()
+        surroundings = {**self._environment, **(environment or {})}
+        with (
+            mock.patch.dict(os.environ, surroundings, clear=True),
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            status = main(arguments)
+        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
     def kill(self) -> None:
         """`kill -9` of every process group at once, Envoy included."""

@@ -38,7 +38,7 @@ HEADERS = {"x-api-key": KEY}
 STREAM = {"stream": True}
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]], timeout_s: float = 5) -> None:
+async def eventually(holds: Callable[[], Awaitable[bool]], timeout_s: float = 60) -> None:
     """Return once `holds` does; what another process does can only be looked at again."""
     async with asyncio.timeout(timeout_s):
         while not await holds():  # noqa: ASYNC110
@@ -199,7 +199,7 @@ class TestLife:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert parent.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             assert await parent.stdout.readline() == b"ready\n"
         (envoy,) = children_of(parent.pid)
         parent.kill()
@@ -216,7 +216,7 @@ class TestDrain:
     async def test_a_stream_under_way_ends_well_while_new_callers_are_refused(self, tmp_path: Path) -> None:
         async with running_backend() as backend, httpx.AsyncClient(timeout=20) as client:
             port = free_port()
-            edge = make_edge(tmp_path, port, backend=backend, drain_timeout_s=10)
+            edge = make_edge(tmp_path, port, backend=backend, drain_timeout_s=120)
             await edge.start()
             url = f"http://127.0.0.1:{port}/v1/chat/completions"
             async with client.stream("POST", url, json=STREAM) as response:
@@ -231,7 +231,7 @@ class TestDrain:
                 assert not stopping.done()
                 backend.go_on.set()
                 assert [line async for line in lines if line] == ["data: [DONE]"]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await stopping
 
     async def test_the_limit_ends_what_does_not_end(
@@ -245,7 +245,7 @@ class TestDrain:
             async with client.stream("POST", url, json=STREAM) as response:
                 lines = response.aiter_lines()
                 await anext(lines)
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(90):
                     await edge.stop()
                     with pytest.raises(httpx.RemoteProtocolError):
                         [line async for line in lines]
@@ -258,7 +258,7 @@ class TestDrain:
             edge = make_edge(tmp_path, port, backend=backend, drain_timeout_s=60)
             await edge.start()
             assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(90):
                 await edge.stop()
 
 
@@ -342,7 +342,7 @@ class TestLimits:
                 writers.append(writer)
                 writer.write(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
                 try:
-                    async with asyncio.timeout(20):
+                    async with asyncio.timeout(90):
                         served += (await reader.readline()).startswith(b"HTTP/1.1 404")
                 except ConnectionResetError:
                     pass
@@ -355,7 +355,7 @@ class TestLimits:
         async with running_edge(tmp_path, request_headers_timeout_s=0.1) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\nx-slow")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(90):
                 answer = await reader.read()
             assert answer.startswith(b"HTTP/1.1 408")
             writer.close()
@@ -379,7 +379,7 @@ class TestLimits:
                 answer = await client.get("/api/balance")
                 assert answer.status_code in (408, 504)
                 assert answer.json()["error"]["reason"] == "DEADLINE_EXCEEDED"
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(90):
                     await backend.cancelled.wait()
 
 

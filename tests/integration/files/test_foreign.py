@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import pytest_asyncio
@@ -81,7 +82,12 @@ async def host() -> AsyncIterator[Host]:
 @pytest_asyncio.fixture
 async def client(host: Host) -> AsyncIterator[ForeignClient]:
     """May ask that one server, and nothing else that is private."""
-    limits = Limits(connect_s=2, silence_s=0.3, total_s=1)
+    async with asking(host, Limits()) as client:
+        yield client
+
+
+@asynccontextmanager
+async def asking(host: Host, limits: Limits) -> AsyncIterator[ForeignClient]:
     client = ForeignClient(private_hosts=[host.authority], limits=limits)
     await client.start()
     yield client
@@ -134,9 +140,11 @@ async def test_sizes_are_limited_as_said_and_as_they_arrive(client, host):
     assert "compressed" in bomb.message
 
 
-async def test_who_drips_or_falls_silent_is_left(client, host):
-    for path in ("/drip", "/silent"):
-        assert (await refused(client, host.url(path), 10**6)).reason == "PROVIDER_FAILED"
+async def test_who_drips_or_falls_silent_is_left(host):
+    limits = Limits(connect_s=2, silence_s=0.3, total_s=1)
+    async with asking(host, limits) as client:
+        for path in ("/drip", "/silent"):
+            assert (await refused(client, host.url(path), 10**6)).reason == "PROVIDER_FAILED"
 
 
 async def test_what_cannot_be_reached_is_no_secret(host):
@@ -157,7 +165,7 @@ async def names() -> AsyncIterator[NameServer]:
 
 @pytest_asyncio.fixture
 async def public(names: NameServer) -> AsyncIterator[ForeignClient]:
-    client = ForeignClient(lookup=names.lookup, limits=Limits(connect_s=0.3, total_s=1))
+    client = ForeignClient(lookup=names.lookup)
     await client.start()
     yield client
     await client.stop()
@@ -186,7 +194,7 @@ async def test_a_name_that_changes_its_address_after_the_check_is_refused(public
 
 async def test_a_name_is_asked_once_for_each_connection(names):
     """What was checked is what is connected to: there is no second answer that could differ."""
-    client = ForeignClient(lookup=names.lookup, limits=Limits(connect_s=0.05, total_s=0.5))
+    client = ForeignClient(lookup=names.lookup)
     await client.start()
     names.names["rebind.example.com"] = [["192.0.2.1"], ["127.0.0.1"]]
     names.names["rebind.example.com"][0] = ["203.0.113.7"]
@@ -206,7 +214,7 @@ async def test_the_last_gate_holds_when_resolving_is_deceived(names):
     async def lookup(host: str, port: int) -> list[str]:
         return ["93.184.216.34"]
 
-    client = Deceived(lookup=lookup, limits=Limits(connect_s=0.3, total_s=1))
+    client = Deceived(lookup=lookup)
     await client.start()
     factory = client._public.connector._socket_factory
     with pytest.raises(OSError, match="not an address of the public internet"):

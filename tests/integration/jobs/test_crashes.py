@@ -221,7 +221,7 @@ async def test_renewing_locks_in_the_order_in_which_everyone_does(engine) -> Non
     async with connections.transaction() as connection:
         await store.lock_all(connection, [first.attempt.id], SMALL)
         renewing = asyncio.create_task(store.renew_all([first, last], 60.0, engine.now()))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await waiting():
                 pass
         assert await store.lock_all(connection, [last.attempt.id], SMALL)

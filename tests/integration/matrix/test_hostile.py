@@ -26,7 +26,7 @@ MIB = 2**20
 
 
 async def hung_up(server: FaultServer) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await server.hung_up.wait()
 
 
@@ -114,7 +114,7 @@ async def test_another_type_where_a_stream_was_asked_for(
 async def leave(server: FaultServer, asking: Any) -> None:
     """Leave while the vendor is at it, and see it told at once."""
     task = asyncio.ensure_future(asking)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await server.reached.wait()
     task.cancel()
     await hung_up(server)

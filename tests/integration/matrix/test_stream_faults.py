@@ -28,7 +28,7 @@ SLOW = pb.Timeouts(total_ms=600)
 
 
 async def hung_up(server: FaultServer) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await server.hung_up.wait()
 
 
@@ -100,9 +100,9 @@ async def test_a_model_at_work_is_not_silent(
     """Not only text is a first token: who speaks, searches or draws for long is not cut off as silent."""
     begin, again = AT_WORK[work]
     server.script = [*ask.vendor.script(begin), Endless(again, 0.02)]
-    limits = pb.Timeouts(first_token_ms=200, total_ms=600)
+    limits = pb.Timeouts(first_token_ms=500, total_ms=900)
     _, error = await broken(client, ask, ask.attempt(timeouts=limits))
-    assert "no complete answer within 0.6 s" in error.message
+    assert "no complete answer within 0.9 s" in error.message
     assert server.injected["endless"] == 1
 
 

@@ -183,7 +183,7 @@ async def test_an_info_that_cannot_be_read_costs_only_the_seed(a1111, on_a1111):
 async def test_an_answer_that_never_comes_is_in_doubt_and_not_repeated(a1111, on_a1111, fault):
     a1111.faults["txt2img"].append(fault)
     with pytest.raises(RpcError) as caught:
-        await on_a1111.submit(total_ms=500)
+        await on_a1111.submit(total_ms=1000)
     assert sum(a1111.injected.values()) == 1
     assert (caught.value.metadata["accepted"], caught.value.metadata["retryable"]) == ("unknown", "false")
     assert a1111.count("txt2img") == 1
@@ -195,7 +195,7 @@ async def test_an_answer_that_never_comes_is_in_doubt_and_not_repeated(a1111, on
 async def test_who_takes_too_long_is_interrupted_and_only_ours(a1111, on_a1111):
     a1111.gate.clear()
     with pytest.raises(RpcError) as caught:
-        await on_a1111.submit(total_ms=500)
+        await on_a1111.submit(total_ms=1000)
     assert caught.value.reason == "PROVIDER_TIMEOUT"
     a1111.current = "somebody-else"
     assert await on_a1111.cancel("eff_1") in ("unknown", "already_ended")

@@ -17,7 +17,7 @@ from tests.support.media import Maker, running_media
 
 async def fraction(on_comfy, job: str, wanted: float) -> None:
     """Ask until the adapter has heard of this much."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await on_comfy.poll(job)).fraction != pytest.approx(wanted):
             pass
 
@@ -149,7 +149,7 @@ async def test_refusals_of_a_proxy_in_front_are_classed(comfy, on_comfy, status,
 async def test_a_prompt_without_an_answer_is_found_again(comfy, on_comfy, fault):
     comfy.faults["prompt"].append(fault)
     with pytest.raises(RpcError) as caught:
-        await on_comfy.submit(total_ms=300)
+        await on_comfy.submit(total_ms=1000)
     assert sum(comfy.injected.values()) == 1
     assert caught.value.metadata["accepted"] == "unknown"
     job = comfy.pending[0][1]
@@ -169,7 +169,7 @@ async def test_a_lost_socket_loses_nothing(comfy, on_comfy):
     await comfy.lose_sockets()
     assert comfy.injected["socket_lost"] == 1
     # The next look opens it again, and goes by queue and history meanwhile.
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not comfy.connected.is_set():
             assert (await on_comfy.poll(job)).state == "running"
     await comfy.say("progress", prompt_id=job, value=1, max=2)

@@ -220,7 +220,7 @@ async def test_refusals_are_classed_and_hold_no_key(fal, on_fal, status, documen
 async def test_a_submit_without_an_answer_is_in_doubt_and_not_to_be_repeated(fal, on_fal, fault):
     fal.faults["submit"].append(fault)
     with pytest.raises(RpcError) as caught:
-        await on_fal.submit(total_ms=300)
+        await on_fal.submit(total_ms=1000)
     assert sum(fal.injected.values()) == 1
     assert (caught.value.metadata["accepted"], caught.value.metadata["retryable"]) == ("unknown", "false")
     assert (len(fal.requests), fal.count("submit")) == (1, 1)

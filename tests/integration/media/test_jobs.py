@@ -52,7 +52,7 @@ def keep_with(engine, download) -> None:
 
 async def last_event(engine, job_id: str):
     """Return how watching a job ends."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         events = [event async for event in engine.server.watch_job(pb.WatchJobRequest(job_id=job_id), CALLER)]
     return events[-1]
 

@@ -268,7 +268,7 @@ async def test_a_create_without_an_answer_is_in_doubt_and_found_again(replicate,
     began = time.time()
     replicate.faults["create"].append(fault)
     with pytest.raises(RpcError) as caught:
-        await on_replicate.submit(total_ms=300)
+        await on_replicate.submit(total_ms=1000)
     assert sum(replicate.injected.values()) == 1
     assert caught.value.reason in ("PROVIDER_FAILED", "PROVIDER_TIMEOUT")
     assert caught.value.metadata["accepted"] == "unknown"

@@ -257,7 +257,7 @@ async def test_a_plugin_that_is_down_at_start_is_picked_up_when_it_comes(
         health = await client.check_health(pb.CheckHealthRequest(provider="acme"), Call.internal(5))
         assert not health.healthy
         async with serving(GoodProvider(), port):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while not (await _capabilities(client)).synthetic:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             assert (await chat(client, attempt())).message.parts
@@ -284,7 +284,7 @@ async def test_capabilities_are_refreshed(monkeypatch: pytest.MonkeyPatch) -> No
         await chat(client, attempt())
         assert "vision" not in (await _capabilities(client)).features
         provider.more = ("vision",)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while "vision" not in (await _capabilities(client)).features:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
@@ -424,7 +424,7 @@ async def test_an_end_that_is_not_followed_by_the_end_of_the_call_is_an_end(
     async with serving(provider) as address, running_providers(acme=acme(address)) as client:
         messages = await stream_chat(client, attempt())
         assert messages[-1].HasField("end")
-        await asyncio.wait_for(provider.cancelled.wait(), 5)
+        await asyncio.wait_for(provider.cancelled.wait(), 60)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ async def test_an_end_that_is_not_followed_by_the_end_of_the_call_is_an_end(
         ([], {"first_token_s": 0.1}, "before_first_byte", "no first token within 0.1 s"),
         (started()[:1], {"first_token_s": 0.1}, "before_first_byte", "no first token within 0.1 s"),
         (started(), {"idle_s": 0.1}, "mid_stream", "no progress within 0.1 s"),
-        (started(), {"total_s": 0.2}, "mid_stream", "did not finish in time"),
+        (started(), {"total_s": 1}, "mid_stream", "did not finish in time"),
     ],
 )
 async def test_silence_ends_and_the_plugin_is_told(
@@ -443,7 +443,7 @@ async def test_silence_ends_and_the_plugin_is_told(
     error, _ = await failure_of(provider, **limits)
     assert (error.reason, error.metadata["phase"]) == ("PROVIDER_TIMEOUT", phase)
     assert said in error.message
-    await asyncio.wait_for(provider.cancelled.wait(), 5)
+    await asyncio.wait_for(provider.cancelled.wait(), 60)
 
 
 async def test_limits_reach_the_plugin_as_its_deadline() -> None:

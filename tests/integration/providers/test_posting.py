@@ -294,7 +294,7 @@ async def test_what_is_no_http_is_a_protocol_error(upstream: Upstream, answer: b
         with pytest.raises(ProviderError) as caught:
             await ask(upstream, server.url)
         assert caught.value.reason == "PROVIDER_PROTOCOL"
-        await asyncio.wait_for(server.ended.wait(), 5)
+        await asyncio.wait_for(server.ended.wait(), 60)
 
 
 async def test_a_broken_body_is_no_answer(upstream: Upstream) -> None:
@@ -344,7 +344,7 @@ async def test_silence_ends_at_the_limit_and_closes(upstream: Upstream) -> None:
         with pytest.raises(ProviderError, match="no answer within") as caught:
             await ask(upstream, server.url, limits=Timeouts(2, 2, 2, 0.2))
         assert caught.value.reason == "PROVIDER_TIMEOUT"
-        await asyncio.wait_for(server.ended.wait(), 5)
+        await asyncio.wait_for(server.ended.wait(), 60)
 
 
 async def test_who_stops_waiting_closes_the_connection(upstream: Upstream) -> None:
@@ -355,7 +355,7 @@ async def test_who_stops_waiting_closes_the_connection(upstream: Upstream) -> No
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        await asyncio.wait_for(server.ended.wait(), 5)
+        await asyncio.wait_for(server.ended.wait(), 60)
 
 
 async def test_a_reader_of_a_closed_exchange_fails(upstream: Upstream) -> None:

@@ -105,7 +105,7 @@ async def test_a_worker_that_cannot_be_started_again_is_tried_again(
     monkeypatch.setattr(Worker, "_problem", AsyncMock(return_value=""))
     worker = Worker(1, tmp_path, ["serve"], {})
     await worker.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await running.wait()
     await worker.stop(1)
 

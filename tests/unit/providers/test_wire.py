@@ -101,7 +101,7 @@ async def read(pieces: Sequence[bytes], *, end: bool) -> Read:
     if end:
         connection.connection_lost(None)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await reading
     except aiohttp.ClientError as error:
         found.failure = error

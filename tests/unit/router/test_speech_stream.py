@@ -239,7 +239,7 @@ async def test_who_leaves_pays_and_closes_the_provider() -> None:
     await anext(stream)
     await anext(stream)
     await stream.aclose()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await closed.wait()
         await stage.journal.appending.wait()
         await stage.settle()
