@@ -17,7 +17,7 @@ from omnihub.billing.v1.billing_service_api import BillingService
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import Usage
 
-from services.common.db import Database, sqlite_url
+from services.common.db import Database
 from services.common.ids import new_id
 from services.common.rpc import Call, Identity
 from services.router.app import MIGRATIONS
@@ -157,7 +157,9 @@ def charge(charge_id: str, lease_id: str) -> Charge:
         latency_ms=420,
         usage=Usage(input_total=900, output_total=300),
     )
-    made.at.GetCurrentTime()
+    # In whole milliseconds, as the router writes it.
+    made.at.seconds, milliseconds = divmod(int(time.time() * 1000), 1000)
+    made.at.nanos = milliseconds * 1_000_000
     return made
 
 
@@ -191,15 +193,15 @@ async def _answer_all(journal: Journal | _Away, lease_id: str, with_records: boo
     return (time.process_time() - started) / RECORDS * 1e6
 
 
-async def journal(rounds: int) -> dict[str, list[float]]:
-    """Return microseconds per request of recording and of booking, each on its own, on SQLite."""
+async def journal(router_url: str, billing_url: str, rounds: int) -> dict[str, list[float]]:
+    """Return microseconds of this process per request: of recording and of booking, each on its own."""
     found: dict[str, list[float]] = {"record": [], "book": [], "sum": []}
     with tempfile.TemporaryDirectory(prefix="omnihub-bench-") as folder:
         data = Path(folder)
-        database = Database(sqlite_url(data / "router.db"), "router")
+        database = Database(router_url, "router")
         await database.migrate(MIGRATIONS)
-        url, directory = sqlite_url(data / "billing.db"), Directory(ORGANISATION, bootstrap=ORGANISATION)
-        async with running_billing(url, data, directory) as service:
+        directory = Directory(ORGANISATION, bootstrap=ORGANISATION)
+        async with running_billing(billing_url, data, directory) as service:
             writer = Journal(database, "bench")
             writer.start()
             settlement = Settlement(JournalStore(database), writer, service, "bench", 1.0)

@@ -90,7 +90,7 @@ async def fill(store: Store, count: int, organisations: int, keys: int) -> None:
         movements: list[dict[str, Any]] = []
         for row in rows:
             organisation_id, transaction_id = row["organisation_id"], row["transaction_id"]
-            fingerprint = events_digest([[row[name] for name in of_event]])
+            fingerprint = events_digest([tuple(row[name] for name in of_event)])
             transactions.append(
                 dict.fromkeys(("actor", "note", "refers_to"), "")
                 | {"id": transaction_id, "kind": "charges", "fingerprint": fingerprint}

@@ -124,21 +124,22 @@ class BillingServer:
         """See the contract."""
         check_id("hold_id", request.hold_id)
         check_id("organisation_id", request.organisation_id)
-        check_amount("amount_nano_credits", request.amount_nano_credits)
+        limited = request.HasField("limits")
+        check_amount("amount_nano_credits", request.amount_nano_credits, zero=limited)
         expires_at = await self._store.create_hold(
             request.hold_id,
             request.organisation_id,
             request.amount_nano_credits,
             _ttl(request.ttl_s),
             self._now(),
-            _drawing(request, self._now()) if request.HasField("limits") else None,
+            _drawing(request, self._now()) if limited else None,
         )
         return pb.CreateHoldResponse(expires_at=_timestamp(expires_at))
 
     async def extend_hold(self, request: pb.ExtendHoldRequest, call: Call) -> pb.ExtendHoldResponse:
         """See the contract."""
         check_id("hold_id", request.hold_id)
-        check_amount("amount_nano_credits", request.amount_nano_credits)
+        check_amount("amount_nano_credits", request.amount_nano_credits, zero=True)
         expires_at = await self._store.extend_hold(
             request.hold_id, request.amount_nano_credits, _ttl(request.ttl_s), self._now()
         )

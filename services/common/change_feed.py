@@ -55,6 +55,8 @@ class ChangeFeed:
         self._table = table
         self._sole_writer = sole_writer
         self._appended_at = time.monotonic()
+        newer = table.c.seq > sa.bindparam("after", type_=table.c.seq.type)
+        self._next = sa.select(table).where(newer).order_by(table.c.seq).limit(BATCH)
 
     async def append(self, connection: AsyncConnection, topic: str, *keys: str) -> None:
         """Record that `keys` changed, in the transaction that changes them."""
@@ -71,8 +73,7 @@ class ChangeFeed:
 
     async def since(self, seq: int) -> list[change_pb2.Change]:
         """Return the next changes after `seq`, oldest first."""
-        query = sa.select(self._table).where(self._table.c.seq > seq).order_by(self._table.c.seq).limit(BATCH)
-        rows = await self._database.look(query)
+        rows = await self._database.look(self._next, after=seq)
         return [change_pb2.Change(seq=row.seq, topic=row.topic, key=row.key) for row in rows]
 
     async def watch(self, after_seq: int) -> AsyncIterator[tuple[Sequence[change_pb2.Change], int]]:
@@ -141,6 +142,9 @@ class Follower:
                 await self._read()
             except RpcError as error:
                 _logger.warning("change_feed_interrupted %s", error)
+            except Exception:
+                # The changes it failed at are asked for again: nothing is missed.
+                _logger.exception("change_feed_interrupted")
             await asyncio.sleep(POLL_S)
 
     async def _read(self) -> None:

@@ -59,3 +59,5 @@ class DatabaseClock:
                 await self.measure()
             except (SQLAlchemyError, OSError) as error:
                 _logger.warning("database_clock_unknown %s", type(error).__name__)
+            except Exception:
+                _logger.exception("database_clock_unknown")

@@ -17,16 +17,21 @@ _logger = logging.getLogger(__name__)
 class Gathering(Generic[Item, Result]):
     """Hands items to `work`: the first one at once, those that come meanwhile together, in their order.
 
-    It waits for nobody: while there is little to do it costs no time, and under load one transaction serves
-    many. `work` returns a result for each item. When it fails for several, each is done again alone, so that
-    one that cannot be done does not keep the others from it: `work` must be one that may be repeated.
+    While there is little to do it waits for nobody and costs no time; under load one transaction serves many.
+    With `linger_s` it then pauses for so long between two of them, which makes them fewer and larger. `work`
+    returns a result for each item. When it fails for several, each is done again alone, so that one that
+    cannot be done does not keep the others from it: `work` must be one that may be repeated.
     """
 
     def __init__(
-        self, work: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], most: int = MOST
+        self,
+        work: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        most: int = MOST,
+        linger_s: float = 0.0,
     ) -> None:
         self._work = work
         self._most = most
+        self._linger_s = linger_s
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -43,6 +48,8 @@ class Gathering(Generic[Item, Result]):
             while self._waiting:
                 batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
                 await self._together(batch)
+                if self._linger_s and len(batch) > 1:
+                    await asyncio.sleep(self._linger_s)
         finally:
             self._task = None
             # Only when this is cancelled, at the end of the process, is anybody left.

@@ -13,10 +13,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.common.bulk import BulkInsert
 from services.common.db import Database
 
 BATCH = 200
-# A relay that has taken rows and died leaves them to others after this.
+# A relay that has taken rows and died leaves them to others after this; one that takes longer keeps them.
 TAKEN_S = 10
 SECOND = 1_000_000
 
@@ -50,6 +51,9 @@ class Outbox:
     def __init__(self, database: Database, table: sa.Table) -> None:
         self._database = database
         self._table = table
+        self._looks: dict[tuple[str, ...], sa.Select[Any]] = {}
+        """Whether anything is due, by queues: asked each second, so each is made once."""
+        self._new = BulkInsert(database, table, "", columns=[each for each in table.c if each.name != "id"])
 
     async def append(
         self, connection: AsyncConnection, queue: str, subject_id: str, now: int, due_at: int = 0
@@ -61,19 +65,31 @@ class Outbox:
         self, connection: AsyncConnection, messages: Sequence[tuple[str, str, int]], now: int
     ) -> None:
         """Add messages: queue, subject and from when each is passed on."""
-        await connection.execute(sa.insert(self._table), _rows(messages, now))
+        for statement in self.statements(messages, now):
+            await connection.exec_driver_sql(*statement)
+
+    def statements(self, messages: Sequence[tuple[str, str, int]], now: int) -> Sequence[tuple[str, Any]]:
+        """Return the driver's statements that add messages; see services/common/bulk.py."""
+        return self._new.of([(*message, now) for message in messages]) if messages else ()
 
     def appending(self, message: tuple[str, str, int], now: int) -> sa.Insert:
         """Return the statement that adds a message, to be sent along with another one."""
-        return sa.insert(self._table).values(_rows([message], now)[0])
+        names = ("queue", "subject_id", "due_at", "created_at")
+        return sa.insert(self._table).values(dict(zip(names, (*message, now), strict=True)))
 
     async def has_due(self, now: int, queues: Sequence[str] = ()) -> bool:
         """Tell whether a message is due in any of these queues. It locks nothing."""
-        return bool(await self._database.look(self._due(now, queues).limit(1)))
+        key = tuple(queues)
+        asked = self._looks.get(key)
+        if asked is None:
+            due_by = sa.bindparam("due_by", type_=self._table.c.due_at.type)
+            asked = self._looks[key] = self._due(due_by, queues).limit(1)
+        return bool(await self._database.look(asked, due_by=now))
 
-    def _due(self, now: int, queues: Sequence[str]) -> sa.Select[Any]:
+    def _due(self, now: int | sa.BindParameter[int], queues: Sequence[str]) -> sa.Select[Any]:
         due = sa.select(self._table.c.id).where(self._table.c.due_at <= now)
-        return due.where(self._table.c.queue.in_(queues)) if queues else due
+        # Not `in`: SQLAlchemy writes such a statement anew each time it is run.
+        return due.where(sa.or_(*(self._table.c.queue == queue for queue in queues))) if queues else due
 
     async def take(self, now: int, queues: Sequence[str] = (), limit: int = BATCH) -> list[Message]:
         """Take messages that are due, the oldest first. Any number of relays may do this at once."""
@@ -102,18 +118,15 @@ class Outbox:
             async with self._database.transaction() as connection:
                 await connection.execute(statement)
 
+    async def keep(self, ids: Sequence[int], now: int) -> None:
+        """Take messages for longer: they are still being passed on."""
+        await self.give_back(ids, now + TAKEN_S * SECOND)
+
     async def oldest(self) -> int | None:
         """Return when the oldest message was written; None when there is none."""
         async with self._database.reading() as connection:
             oldest: int | None = await connection.scalar(sa.select(sa.func.min(self._table.c.created_at)))
         return oldest
-
-
-def _rows(messages: Sequence[tuple[str, str, int]], now: int) -> list[dict[str, Any]]:
-    return [
-        {"queue": queue, "subject_id": subject_id, "due_at": due_at, "created_at": now}
-        for queue, subject_id, due_at in messages
-    ]
 
 
 def _message(row: Any) -> Message:

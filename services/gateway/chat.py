@@ -15,6 +15,7 @@ from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.log import RequestEvent
 from services.common.rpc import Call, RpcError
+from services.common.rpc.outlet import Accept, offer
 from services.formats.errors import invalid
 from services.formats.facts import Facts
 from services.gateway.exchange import Exchange, attribution, header_value
@@ -116,6 +117,8 @@ class ChatEndpoint:
         history = self._surface.history() if self._surface.history is not None else None
         start = pb.StreamStart()
         stream: Any = self._router.stream_chat(request, call)
+        del request
+        offer(stream, _passing(exchange, history))
         async with aclosing(stream):
             async for message in stream:
                 if message.HasField("raw_frame"):
@@ -167,6 +170,24 @@ class ChatEndpoint:
             untold = end.outcome.usage if end.outcome.usage.estimated and facts.include_usage else None
             return self._surface.close_raw_stream(end.raw_tail.documents, extra, untold)
         return writer.finish(end.outcome.finish, end.outcome.usage, extra)  # type: ignore[no-any-return]
+
+
+def _passing(exchange: Exchange, history: Any) -> Accept:
+    """Return what writes frames at once, as long as the caller takes what is written."""
+
+    write_now = exchange.write_now
+
+    def accept(message: pb.StreamChatResponse) -> bool:
+        if not message.HasField("raw_frame"):
+            return False
+        data = message.raw_frame.data
+        if not write_now(data):
+            return False
+        if history is not None:
+            history.keep(data)
+        return True
+
+    return accept
 
 
 def _typed(writer: Any, message: pb.StreamChatResponse) -> bytes:

@@ -19,6 +19,8 @@ BODY_BUFFER = 256 * 1024
 COPIED = 64 * 1024
 # Under this name a handler finds `Request.on_disconnect` in its scope. Not part of ASGI.
 ON_DISCONNECT = "omnihub.on_disconnect"
+# And under this one `Request.write_now`.
+WRITE_NOW = "omnihub.write_now"
 _FAULT = b"Internal Server Error"
 
 
@@ -99,6 +101,7 @@ class Request:
         self._silent = False
         self._length: int | None = None
         scope[ON_DISCONNECT] = self.on_disconnect
+        scope[WRITE_NOW] = self.write_now
 
     def feed(self, data: bytes) -> None:
         """Take in a piece of the body. What nobody will read any more is dropped."""
@@ -145,6 +148,7 @@ class Request:
         self.task = None
         self._on_disconnect = None
         self.scope.pop(ON_DISCONNECT, None)
+        self.scope.pop(WRITE_NOW, None)
 
     async def run(self, app: ASGIApp) -> None:
         """Let an application answer."""
@@ -197,6 +201,17 @@ class Request:
         if self._connection.paused:
             await self._connection.drain()
 
+    def write_now(self, data: bytes) -> bool:
+        """Send a piece of a stream, not the last, if the caller takes it at once. Tells whether it did."""
+        connection = self._connection
+        if self._left or not self._chunked or self.finished or self._silent or connection.paused:
+            return False
+        if self._head:
+            self._send_piece(data, more=True)
+        elif data:
+            connection.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
     def _send_head(self, message: Message) -> None:
         if self.started:
             raise RuntimeError("the response has already begun")
@@ -204,11 +219,15 @@ class Request:
         self.started = True
         self._chunked, self._length, self._silent = head.chunked, head.length, head.silent
         self.keep_alive = head.keep_alive
+        self._head = head.data
         if head.length is None:
-            # Who waits for a stream is told that it has begun.
-            self._connection.write(head.data)
-        else:
-            self._head = head.data
+            # Who waits for a stream is told that it has begun, in one write with what comes in the same turn.
+            asyncio.get_running_loop().call_soon(self._send_bare_head)
+
+    def _send_bare_head(self) -> None:
+        head, self._head = self._head, b""
+        if head and not self._left:
+            self._connection.write(head)
 
     def _send_piece(self, data: bytes, more: bool) -> None:
         if not self.started or self.finished:

@@ -9,9 +9,12 @@ from omnihub.common.v1.chat_pb2 import ChatInput, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
 from omnihub.provider.v1 import stored_response_service_pb2 as stored_pb
 
+from services.common.rpc.outlet import OutletStream
 from services.formats import anthropic_messages, openai_chat, openai_responses
 from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import UnsupportedError
+
+Stream = AsyncGenerator[pb.StreamChatResponse, None] | OutletStream[pb.StreamChatResponse]
 
 
 class Adapter(Protocol):
@@ -27,7 +30,7 @@ class Adapter(Protocol):
         """Answer at once."""
         ...
 
-    def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
+    def stream_chat(self, attempt: pb.Attempt) -> Stream:
         """Answer as it comes; the last message is `end`."""
         ...
 

@@ -29,6 +29,10 @@ class FrameParser(Protocol):
         """Return the frames that `chunk` completes. Raises FrameError or FrameTooLargeError."""
         ...
 
+    def whole(self, chunk: bytes) -> list[Event] | None:
+        """Return the frames of a chunk that is easily seen to hold whole ones; else None. Changes nothing."""
+        ...
+
     def close(self) -> list[Event]:
         """Return what the end of the stream completes."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -13,6 +13,7 @@ from yarl import URL
 
 from services.providers.domain.failure import BEFORE, MID_STREAM, Failures, Phase, ProviderError
 from services.providers.posting import LARGEST_BODY, SKIPPED_HEADERS, Answer, Connector, Posting
+from services.providers.wire import Body
 
 BODY_LIMIT = 64 * 2**20
 FRAME_LIMIT = 16 * 2**20
@@ -244,6 +245,23 @@ class Exchange:
             return self._read(self._loop.time() + self._timeouts.idle_s)
         return self._read(self._started + self._timeouts.first_token_s)
 
+    def offer_to(self, accept: Callable[[bytes], bool]) -> None:
+        """Let `accept` have what comes while `read_chunk` waits, which then waits on. It must `touch`."""
+        content = self._response.content
+        if isinstance(content, Body):
+            content.offer_to(accept)
+
+    def touch(self) -> None:
+        """Begin to wait anew: something has come."""
+        deadline = self._loop.time() + self._timeouts.idle_s
+        self._deadline = deadline if deadline < self._last else self._last
+
+    def _offer_no_more(self) -> None:
+        # What accepts holds this exchange, and this exchange holds it.
+        content = self._response.content
+        if isinstance(content, Body):
+            content.offer_to(None)
+
     async def _read(self, deadline: float) -> bytes:
         self._deadline = deadline if deadline < self._last else self._last
         # What has all arrived needs no clock.
@@ -307,9 +325,11 @@ class Exchange:
     def release(self) -> None:
         """Give the connection back."""
         self._disarm()
+        self._offer_no_more()
         self._response.release()
 
     def close(self) -> None:
         """Close the connection at once. Does nothing after `release`."""
         self._disarm()
+        self._offer_no_more()
         self._response.close()

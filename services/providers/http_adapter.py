@@ -15,6 +15,7 @@ from omnihub.provider.v1 import provider_service_pb2 as pb
 from yarl import URL
 
 from services.common import clock
+from services.common.rpc.outlet import Outlet, OutletStream
 from services.formats.answers import (
     Answer,
     AnswerFacts,
@@ -25,7 +26,7 @@ from services.formats.answers import (
 )
 from services.formats.errors import FormatError
 from services.formats.receipts import MOST as MOST_RECEIPTS
-from services.providers.adapter import conversation_of
+from services.providers.adapter import Stream, conversation_of
 from services.providers.domain.classification import (
     ErrorFacts,
     ErrorTable,
@@ -38,10 +39,11 @@ from services.providers.domain.failure import MID_STREAM, Failures, ProviderErro
 from services.providers.frame_reader import FrameReader
 from services.providers.frames import FrameParser
 from services.providers.http import FRAME_LIMIT, Exchange, Timeouts, Upstream, content_type
+from services.providers.passing import Passing
 from services.providers.receipts import account, refuse_drops
 from services.providers.settings import ProviderSettings
 from services.providers.sse import SseParser
-from services.providers.stream_messages import frame_message, read_raw, typed_message
+from services.providers.stream_messages import typed_message
 
 _STREAM = "text/event-stream"
 _JSON = "application/json"
@@ -170,10 +172,13 @@ class HttpAdapter(ABC):
             raise failures.of("PROVIDER_PROTOCOL", f"its answer is wrong: {error.message}") from None
         return response
 
-    def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
+    def stream_chat(self, attempt: pb.Attempt) -> Stream:
         """Answer as it comes; the last message is `end`. Raises FormatError at once, ProviderError later."""
         prepared = self._prepare(attempt, stream=True)
-        return self._relay(attempt, prepared) if prepared.raw else self._translate(attempt, prepared)
+        if not prepared.raw:
+            return self._translate(attempt, prepared)
+        outlet = Outlet()
+        return OutletStream(self._relay(attempt, prepared, outlet), outlet)
 
     @asynccontextmanager
     async def _opened(
@@ -192,22 +197,23 @@ class HttpAdapter(ABC):
             exchange.close()
 
     async def _relay(
-        self, attempt: pb.Attempt, prepared: Prepared
+        self, attempt: pb.Attempt, prepared: Prepared, outlet: Outlet
     ) -> AsyncGenerator[pb.StreamChatResponse, None]:
         """Pass frames on as they come, those of one network read together."""
         failures = self.failures(attempt.model)
         reader = self.raw_reader(attempt)
         progress = reader.progress
-        counted = 0
         async with self._opened(attempt, prepared, failures) as exchange:
-            incoming = FrameReader(exchange, self.frame_parser(), progress, failures)
+            parser = self.frame_parser()
+            incoming = FrameReader(exchange, parser, progress, failures)
+            passing = Passing(exchange, parser, reader, outlet)
             while events := await incoming.next():
-                written, text, wrong = read_raw(reader, events)
+                written, text, wrong = passing.read(events)
                 if exchange.phase != MID_STREAM and (written or progress.finish is not None):
                     yield self._started(prepared, progress, exchange, self.wire_format)
+                    passing.begin()
                 if written:
-                    yield frame_message(written, text, progress, progress.output_chars - counted)
-                    counted = progress.output_chars
+                    yield passing.message(written, text)
                 if wrong is not None:
                     raise self._unreadable(wrong, incoming.at_end, progress, exchange, failures)
                 if progress.error is not None:

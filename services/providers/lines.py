@@ -25,6 +25,10 @@ class LineParser:
         self._hold(rest[-1])
         return [(b"", line) for line in lines if line.strip()]
 
+    def whole(self, chunk: bytes) -> list[Event] | None:
+        """Return None: what is framed so is never passed on as it is."""
+        return None
+
     def close(self) -> list[Event]:
         """Return the line that the end of the stream leaves without its newline, if any."""
         line = b"".join(self._pieces)

@@ -76,8 +76,10 @@ class Plugins:
                         if found:
                             await self._load()
                         seq = position
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, OSError) as error:
                 _logger.warning("plugins_not_followed %s", type(error).__name__)
+            except Exception:
+                _logger.exception("plugins_not_followed")
             await asyncio.sleep(POLL_S)
 
     async def _load(self) -> None:

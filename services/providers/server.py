@@ -13,7 +13,7 @@ from omnihub.provider.v1 import stored_response_service_pb2 as stored_pb
 from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc.call import Call
 from services.formats import openai_responses
-from services.providers.adapter import Adapter, ResponseKeeper, TokenCounter, conversation_of
+from services.providers.adapter import Adapter, ResponseKeeper, Stream, TokenCounter, conversation_of
 from services.providers.adapters.plugin import PluginAdapter
 from services.providers.counting import estimated
 from services.providers.domain.failure import ProviderError, UnknownProviderError, UnsupportedError
@@ -70,9 +70,7 @@ class ProviderServer:
         """Ask once and wait for the whole answer."""
         return await self._adapter(request.attempt.provider).chat(request.attempt)
 
-    def stream_chat(
-        self, request: pb.StreamChatRequest, call: Call
-    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+    def stream_chat(self, request: pb.StreamChatRequest, call: Call) -> Stream:
         """Ask once and pass the answer on as it comes."""
         return self._adapter(request.attempt.provider).stream_chat(request.attempt)
 

@@ -29,10 +29,9 @@ class SseParser:
         """Return the events that `chunk` completes. Raises FrameTooLargeError."""
         if not chunk:
             return []
-        if not (self._pieces or self._data or self._at_start or self._after_cr) and chunk[-2:] == b"\n\n":
-            events = _whole_frames(chunk)
-            if events is not None:
-                return events
+        whole = self.whole(chunk)
+        if whole is not None:
+            return whole
         if self._after_cr and chunk[:1] == b"\n":
             chunk = chunk[1:]
         self._after_cr = chunk[-1:] == b"\r"
@@ -43,7 +42,7 @@ class SseParser:
         lines = _LINE_END.split(b"".join([*self._pieces, chunk]) if self._pieces else chunk)
         self._pieces = []
         last = lines.pop()
-        events = []
+        events: list[Event] = []
         for line in lines:
             self._line(line, events)
         self._size = self._data_size
@@ -51,6 +50,17 @@ class SseParser:
             self._hold(last)
             self._pieces.append(last)
         return events
+
+    def whole(self, chunk: bytes) -> list[Event] | None:
+        """Return the events of a chunk that is easily seen to hold whole ones; else None. Changes nothing."""
+        if chunk[-2:] != b"\n\n" or self._pieces or self._data or self._at_start or self._after_cr:
+            return None
+        if self._name or b"\r" in chunk:
+            return None
+        if chunk[:6] == b"data: " and chunk.find(b"\n") == len(chunk) - 2:
+            # Most come alone.
+            return [(b"", chunk[6:-2])]
+        return _whole_frames(chunk)
 
     def close(self) -> list[Event]:
         """Return the event that the end of the stream leaves without its blank line, if any."""
@@ -90,12 +100,14 @@ class SseParser:
 
 
 def _whole_frames(chunk: bytes) -> list[Event] | None:
-    """Return the events of a read that holds whole one-line frames and nothing else, else None."""
-    if b"\r" in chunk:
-        return None
-    events = []
+    """Return the events of a read that holds whole frames with one line of data each, else None."""
+    events: list[Event] = []
     for block in chunk[:-2].split(b"\n\n"):
+        name = b""
+        if block[:7] == b"event: ":
+            line, _, block = block.partition(b"\n")
+            name = line[7:]
         if block[:6] != b"data: " or b"\n" in block:
             return None
-        events.append((b"", block[6:]))
+        events.append((name, block[6:]))
     return events

@@ -14,6 +14,13 @@ from services.providers.frames import Event as Frame
 
 def read_raw(reader: RawReader, events: Sequence[Frame]) -> tuple[bytes, str, FormatError | None]:
     """Return what is passed on of events that came together, its text, and what is wrong with the next."""
+    if len(events) == 1:
+        # Most come alone.
+        name, data = events[0]
+        try:
+            return *reader.read(name, data), None
+        except FormatError as error:
+            return b"", "", error
     frames: list[bytes] = []
     texts: list[str] = []
     wrong: FormatError | None = None
@@ -25,8 +32,6 @@ def read_raw(reader: RawReader, events: Sequence[Frame]) -> tuple[bytes, str, Fo
             break  # What came before it in the same read is good.
         if reader.progress.error is not None:
             break
-        if len(events) == 1:
-            return frame, text, None
         frames.append(frame)
         texts.append(text)
     return b"".join(frames), "".join(texts), wrong

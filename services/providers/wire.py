@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -20,6 +21,8 @@ FIELD_LIMIT = 8190
 FIELDS_LIMIT = 128
 # Of a head, and of what is between the chunks of a body and behind it.
 OVERHEAD_LIMIT = 64 * 2**10
+# How gzip's data begins.
+GZIP = 0x1F
 # A body that is not read is not taken from the network beyond this.
 READ_BUFFER = 2**18
 # What is inflated at once.
@@ -42,9 +45,21 @@ class Head(NamedTuple):
 class Body:
     """The body of one answer, as it comes. The methods are those of aiohttp's `StreamReader`."""
 
-    __slots__ = ("_complete", "_failure", "_inflater", "_loop", "_pieces", "_size", "_waiter", "_wire")
+    __slots__ = (
+        "_complete",
+        "_failure",
+        "_inflater",
+        "_loop",
+        "_pieces",
+        "_size",
+        "_waiter",
+        "_wire",
+        "accept",
+    )
 
     def __init__(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
+        self.accept: Callable[[bytes], bool] | None = None
+        """See `offer_to`."""
         self._wire = wire
         self._loop = loop
         self._pieces: deque[bytes] = deque()
@@ -54,12 +69,26 @@ class Body:
         self._waiter: asyncio.Future[None] | None = None
         self._inflater: _Inflater | None = None
 
+    def offer_to(self, accept: Callable[[bytes], bool] | None) -> None:
+        """Let `accept` have what comes while somebody waits to read it, who then waits on."""
+        if self._inflater is None:
+            self.accept = accept
+
     def encoded(self, encoding: str) -> None:
         """Take note of how the body is compressed. It is inflated as it is read, never before."""
         self._inflater = _Inflater(encoding)
 
     def feed(self, data: bytes) -> int:
         """Take in a piece, and return how much is left to read."""
+        accept, waiter = self.accept, self._waiter
+        # What is offered must be all there is, and nobody on the way to read it.
+        if accept is not None and waiter is not None and not waiter.done() and not self._pieces:
+            try:
+                if accept(data):
+                    return 0
+            except Exception as failure:  # noqa: BLE001 - a parser's callback is no place to tell it
+                self.set_exception(failure)
+                return 0
         self._pieces.append(data)
         self._size += len(data)
         self._wake()
@@ -110,7 +139,7 @@ class Body:
     async def readany(self) -> bytes:
         """Return what has come, waiting for it; empty at the end. Raises aiohttp.ClientError."""
         while True:
-            if self._pieces:
+            if self._pieces or (self._inflater is not None and self._inflater.pending):
                 data = self.read_nowait() if self._inflater is None else self._inflate(self._inflater)
                 if data:
                     return data
@@ -125,7 +154,7 @@ class Body:
                 await self._waiter
 
     def _inflate(self, inflater: _Inflater) -> bytes:
-        piece = self._pieces.popleft()
+        piece = self._pieces.popleft() if self._pieces else b""
         self._size -= len(piece)
         data, rest = inflater.inflate(piece)
         if rest:
@@ -142,6 +171,8 @@ class _Inflater:
     def __init__(self, encoding: str) -> None:
         self._deflate = encoding == "deflate"
         self._stream: Any = None
+        self.pending = False
+        """It may hold data that needs nothing more to be read."""
 
     @property
     def ended(self) -> bool:
@@ -150,15 +181,25 @@ class _Inflater:
 
     def inflate(self, piece: bytes) -> tuple[bytes, bytes]:
         """Return some data, and what of the piece is still to be inflated. Raises ClientPayloadError."""
-        if self._stream is None:
-            # Servers differ in what they call deflate: with the header of zlib, or without.
-            bare = self._deflate and piece[0] & 0xF != 8
-            self._stream = zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
+        if self.ended:
+            self._stream = self._begin(piece)
         try:
             data = self._stream.decompress(piece, INFLATED)
         except zlib.error as error:
             raise aiohttp.ClientPayloadError(f"the answer cannot be inflated: {error}") from None
+        if self._stream.eof:
+            self.pending = False
+            return data, self._stream.unused_data
+        self.pending = len(data) == INFLATED
         return data, self._stream.unconsumed_tail
+
+    def _begin(self, piece: bytes) -> Any:
+        """Begin with the data, or with what follows it: gzip's may come in several parts, each whole."""
+        if self._stream is not None and (self._deflate or piece[0] != GZIP):
+            raise aiohttp.ClientPayloadError("something follows the compressed answer")
+        # Servers differ in what they call deflate: with the header of zlib, or without.
+        bare = self._deflate and piece[0] & 0xF != 8
+        return zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
 
 
 class Wire(asyncio.Protocol):
@@ -176,6 +217,8 @@ class Wire(asyncio.Protocol):
         self._head: asyncio.Future[Head] | None = None
         self._body: Body | None = None
         """Of the answer that is expected, or has come."""
+        self._come: list[bytes] = []
+        """Pieces of the body that came in one read: who reads is not woken for each."""
         self._complete = True
         self._reusable = True
         self._until_close = False
@@ -277,10 +320,23 @@ class Wire(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._refuse("it changed the protocol")
         else:
+            if self._come:
+                self._hand_on()
             if self._overhead > OVERHEAD_LIMIT and not self._complete:
                 self._refuse("what is around its data is too much")
 
+    def _hand_on(self) -> None:
+        """Let the body have what has come."""
+        come, self._come = self._come, []
+        body = self._body
+        left = body.feed(come[0] if len(come) == 1 else b"".join(come)) if body is not None else 0
+        if left > READ_BUFFER and not self._paused and self.transport is not None:
+            self._paused = True
+            self.transport.pause_reading()
+
     def _refuse(self, message: str) -> None:
+        if self._come:
+            self._hand_on()
         self.fail(aiohttp.ClientPayloadError(message))
         self._spoil()
 
@@ -336,14 +392,14 @@ class Wire(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         """Take in a piece of the body."""
         self._overhead = 0
-        if self._body is not None and self._body.feed(data) > READ_BUFFER and not self._paused:
-            self._paused = True
-            self.transport.pause_reading()
+        self._come.append(data)
 
     def on_message_complete(self) -> None:
         """Take note that the answer is whole."""
         if self._interim:
             return
+        if self._come:
+            self._hand_on()
         self._complete = True
         self._reusable = self._reusable and not self._until_close and self._parser.should_keep_alive()
         if self._body is not None:

@@ -54,7 +54,7 @@ class KeptAnswers:
         try:
             async with self._database.reading() as connection:
                 found = await connection.scalar(query)
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, OSError) as error:
             _logger.warning("kept_answer_not_read %s", error)
             return None
         return None if found is None else CachedAnswer.FromString(found)
@@ -79,13 +79,15 @@ class KeptAnswers:
         trimmed = 0.0
         while True:
             first = await self._waiting.get()
-            await self._write_waiting([first])
-            if time.monotonic() - trimmed >= TRIM_EVERY_S:
-                trimmed = time.monotonic()
-                try:
+            try:
+                await self._write_waiting([first])
+                if time.monotonic() - trimmed >= TRIM_EVERY_S:
+                    trimmed = time.monotonic()
                     await self.trim(time.time())
-                except sa.exc.SQLAlchemyError as error:
-                    _logger.warning("kept_answers_not_trimmed %s", error)
+            except (sa.exc.SQLAlchemyError, OSError) as error:
+                _logger.warning("kept_answers_not_trimmed %s", error)
+            except Exception:
+                _logger.exception("kept_answers_not_written")
 
     async def _write_waiting(self, batch: list[tuple[str, CachedAnswer]]) -> None:
         while not self._waiting.empty():
@@ -96,7 +98,7 @@ class KeptAnswers:
         try:
             async with self._database.transaction() as connection:
                 await connection.execute(self._insert, list(rows.values()))
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, OSError) as error:
             _logger.warning("kept_answers_not_written %s", error)
 
     async def trim(self, now_s: float) -> None:

@@ -188,7 +188,7 @@ class RouterApp:
         """Replay what a crash left in the journal, then serve."""
         await self._database.migrate(MIGRATIONS)
         self._journal.start()
-        await _until_reachable(self._settlement.replay)
+        await _until_reachable(self._replay)
         await self._policies.start()
         await self._prices.start()
         await self._media_prices.start()
@@ -200,7 +200,7 @@ class RouterApp:
         await _until_reachable(self._load_providers)
         self._settlement.start(self._leases, self._settings.decision_retention_days)
         self._budgets.start()
-        self._refresh = asyncio.create_task(self._keep_providers())
+        self._refresh = asyncio.create_task(repeat(self._load_providers, REFRESH_S))
         self._sharing.start()
         if self._answers is not None:
             self._answers.start()
@@ -218,11 +218,7 @@ class RouterApp:
             await self._answers.stop()
         await self._speech.drain()
         try:
-            await self._settlement.stop()
-            await self._leases.close()
-            await self._budgets.close()
-        except RpcError as error:
-            _logger.warning("settlement_left_for_next_start %s", error)
+            await self._return_all()
         finally:
             await self._journal.stop()
             await self._policies.stop()
@@ -232,9 +228,28 @@ class RouterApp:
             await self._budgets.rules.stop()
             await self._database.close()
 
+    async def _return_all(self) -> None:
+        """Book all charges, return leases and slices. A charge that billing fails at keeps only its lease."""
+        for step in (self._settlement.stop, self._leases.close, self._budgets.close):
+            try:
+                await step()
+            except RpcError as error:
+                _logger.warning("settlement_left_for_next_start %s", error)
+                if error.reason != "INTERNAL":
+                    break
+
     async def check(self) -> None:
         """Raise when a request would fail."""
         await self._database.ping()
+
+    async def _replay(self) -> None:
+        try:
+            await self._settlement.replay()
+        except RpcError as error:
+            if error.reason != "INTERNAL":
+                raise
+            # Some of them, and the leases they were drawn from, wait: they are tried again while this serves.
+            _logger.error("charges_left_unbooked_at_start %s", error)
 
     async def _sweep_responses(self) -> None:
         await self._responses.sweep(self._settings.background_poll_s)
@@ -258,14 +273,6 @@ class RouterApp:
             )
             for each in answer.providers
         )
-
-    async def _keep_providers(self) -> None:
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            try:
-                await self._load_providers()
-            except RpcError as error:
-                _logger.warning("providers_not_refreshed %s", error)
 
 
 async def _until_reachable(work: Callable[[], Awaitable[None]]) -> None:

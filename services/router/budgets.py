@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from omnihub.billing.v1 import budget_service_pb2 as pb
 from omnihub.billing.v1.budget_service_api import BudgetService
+from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.router.v1.router_service_pb2 import RateLimit
 
 from services.common.ids import new_id
@@ -34,6 +35,7 @@ from services.router.domain.limits import (
     units_spent,
 )
 from services.router.repeating import repeat
+from services.router.turns import Turns
 
 TIMEOUT_S = 5.0
 # Others may draw a slice empty between its grant and the request that asked for it.
@@ -64,14 +66,17 @@ class _Refusal:
 
 
 class Budgets:
-    """The slices of this process. `settle_all` books what journals hold before the slices of the dead end."""
+    """The slices of this process.
+
+    `settle_all` books what journals hold before the slices of the dead end, and returns what it could not.
+    """
 
     def __init__(
         self,
         service: BudgetService,
         rules: Callable[[Callable[[str], None]], BudgetRules],
         holder: str,
-        settle_all: Callable[[], Awaitable[None]],
+        settle_all: Callable[[], Awaitable[Sequence[Charge]]],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,7 +91,8 @@ class Budgets:
         self._open: dict[str, Slice] = {}
         self._refusals: dict[_Key, _Refusal] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._messages: dict[str, asyncio.Lock] = {}
+        # Two messages about the same slice must not overtake each other.
+        self._turns = Turns()
 
     def rules_for(
         self, known: OrganisationRules, identity: Identity, agent_id: str, run_id: str
@@ -133,7 +139,7 @@ class Budgets:
         return Drawn(at, draws)
 
     async def _acquire(self, organisation_id: str, needs: Sequence[Need], at: int) -> Drawn:
-        async with self._lock(organisation_id):
+        async with self._turns.of(organisation_id):
             for _ in range(TRIES):
                 drawn = self._draw(needs, at)
                 if drawn is not None:
@@ -178,7 +184,8 @@ class Budgets:
             )
         asked_at = self._monotonic()
         try:
-            answer = await self._service.acquire_slices(request, Call.internal(TIMEOUT_S))
+            asked = self._service.acquire_slices(request, Call.internal(TIMEOUT_S))
+            answer = await self._turns.ask(request.organisation_id, asked)
         except RpcError as error:
             await self._refused(error, lacking, asked_at)
             return
@@ -231,16 +238,12 @@ class Budgets:
                     drawn.unused = [rule for rule in drawn.unused if rule.limit_id not in names]
                 return True
             try:
-                async with self._lock(lacking[0][0].organisation_id):
+                async with self._turns.of(lacking[0][0].organisation_id):
                     await self._raise(lacking, drawn.at)
             except RpcError as error:
                 _logger.info("limit_not_extended %s", error.reason)
                 return False
         return False
-
-    def _lock(self, organisation_id: str) -> asyncio.Lock:
-        """Return what keeps two messages about the same slice from overtaking each other."""
-        return self._messages.setdefault(organisation_id, asyncio.Lock())
 
     def shrink(self, drawn: Drawn, nano: int, tokens: int) -> None:
         """Undo `extend`."""
@@ -321,7 +324,7 @@ class Budgets:
         at, now = int(self._clock() * MICRO), self._monotonic()
         self._refusals = {key: each for key, each in self._refusals.items() if now < each.stands_until}
         for organisation_id in {each.organisation_id for each in self._open.values()}:
-            async with self._lock(organisation_id):
+            async with self._turns.of(organisation_id):
                 mine = [each for each in self._open.values() if each.organisation_id == organisation_id]
                 await self._return([each for each in mine if self._is_idle(each, at, now)])
 
@@ -344,7 +347,8 @@ class Budgets:
             each.granted = each.kept
             request.slices.add(slice_id=each.slice_id, granted_total=each.granted)
         try:
-            await self._service.return_slices(request, Call.internal(TIMEOUT_S))
+            asked = self._service.return_slices(request, Call.internal(TIMEOUT_S))
+            await self._turns.ask(slices[0].organisation_id, asked)
         except RpcError:
             # It may still be on its way: these slices must not be raised again behind it.
             for each in slices:
@@ -381,8 +385,11 @@ class Budgets:
             pb.ListExpiredSlicesRequest(), Call.internal(TIMEOUT_S)
         )
         due = [slice_id for slice_id in answer.slice_ids if slice_id not in self._open]
-        if due:
-            await self._settle_all()
+        if not due:
+            return
+        # What billing fails at keeps its own slices, and no others.
+        awaited = {slice_id for charge in await self._settle_all() for slice_id in charge.slice_ids}
+        if due := [slice_id for slice_id in due if slice_id not in awaited]:
             request = pb.CloseSlicesRequest(slice_ids=due)
             await self._service.close_slices(request, Call.internal(TIMEOUT_S))
 

@@ -20,6 +20,7 @@ from omnihub.provider.v1 import provider_service_pb2 as provider
 from omnihub.provider.v1.provider_service_api import ProviderService
 
 from services.common.rpc import Call, RpcError
+from services.common.rpc.outlet import Accept, offer
 from services.router.admission import Admission
 from services.router.attempts import (
     FINAL,
@@ -93,10 +94,11 @@ class Execution:
         return await self._until_answered(request, asking)
 
     async def stream(
-        self, request: Request, transcript: Transcript
+        self, request: Request, transcript: Transcript, accept: Accept
     ) -> AsyncGenerator[provider.StreamChatResponse, None]:
         """Yield the events of the first attempt that has content, `start` first, and `end` last.
 
+        What `accept` takes before that is not yielded; it is for `accept` to write it into the transcript.
         Another `start` means that the stream broke and another model speaks; see request.speaker.rescue.
         Raises RpcError.
         """
@@ -111,6 +113,7 @@ class Execution:
                     for event in opened.head:
                         add(event)
                         yield event
+                    offer(opened.stream, accept)
                     async for event in opened.stream:
                         add(event)
                         yield event

@@ -69,7 +69,7 @@ class HealthSharing:
         opened, self._opened = self._opened, {}
         try:
             await self._store.write(minutes, opened.values())
-        except sa.exc.SQLAlchemyError:
+        except (sa.exc.SQLAlchemyError, OSError):
             # What is measured next is written with what was measured before; openings are not.
             self._opened = {**opened, **self._opened}
             raise
@@ -105,7 +105,7 @@ class HealthSharing:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            with contextlib.suppress(sa.exc.SQLAlchemyError):
+            with contextlib.suppress(sa.exc.SQLAlchemyError, OSError):
                 await self.write()
 
     async def _run(self) -> None:
@@ -120,8 +120,10 @@ class HealthSharing:
                 if now - forgotten >= FORGET_EVERY_S:
                     forgotten = now
                     await self.forget()
-            except sa.exc.SQLAlchemyError as error:
+            except (sa.exc.SQLAlchemyError, OSError) as error:
                 _logger.warning("health_not_shared %s", error)
+            except Exception:
+                _logger.exception("health_not_shared")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._interval_s):
                     await self._wake.wait()

@@ -4,7 +4,8 @@ Durable means that it survives `kill -9` of any process; on PostgreSQL, or with
 `journal_survives_power_loss`, also the loss of the machine.
 
 One thread writes. It commits what has queued up while the last commit ran: a single record when
-idle, a batch when busy.
+idle, a batch when busy. Where a commit waits for nobody, the event loop writes itself what one turn of
+it has brought (ADR 0027); what it cannot write at once is the thread's.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ import sqlalchemy as sa
 from services.common.bulk import BulkInsert, OneOf, Row, name_of
 from services.common.crash import CrashPoints
 from services.common.db import Database
+from services.router.inline_commits import InlineCommits
 from services.router.response_store import stored_response
-from services.router.store import Record, journal
+from services.router.store import Record, journal, unsettled
 
 _logger = logging.getLogger(__name__)
 # Bounds the memory of one commit, not the throughput.
 BATCH = 500
+# More records than these in one turn of the event loop are the thread's: they take milliseconds.
+TURN = 32
 # Charges kept at hand while billing is away: more are read from the table again.
 KEPT = 10_000
 # Seconds between tries: a database that restarts is back before the last one.
@@ -93,7 +97,7 @@ class Unbooked:
 
 
 class Journal:
-    """Appends records to the `journal` table of the router's database."""
+    """Appends records to the router's tables: `journal`, and `unsettled` for what is to be paid."""
 
     def __init__(
         self,
@@ -102,8 +106,10 @@ class Journal:
         pauses_s: Sequence[float] = PAUSES_S,
         *,
         survive_power_loss: bool = False,
+        inline: bool = True,
         crash: CrashPoints | None = None,
     ) -> None:
+        """With `inline` the event loop writes where that waits for no disk: on SQLite, by default."""
         self._database = database
         self._survive_power_loss = survive_power_loss
         self._crash = crash or CrashPoints()
@@ -115,12 +121,15 @@ class Journal:
         self._stopping = threading.Event()
         # Kept open: making one for each commit costs more than the commit's own statements.
         self._connection: sa.PoolProxiedConnection | None = None
+        self._inline = (
+            InlineCommits(database) if inline and database.sqlite and not survive_power_loss else None
+        )
+        self._turn: list[_Item] = []
         # Skips what is there: a try that failed may have been committed all the same.
         self._insert = BulkInsert(database, journal)
         self._ids = OneOf(database)
-        self._mark = (
-            f"UPDATE {name_of(database, journal)} SET settled = TRUE WHERE attempt_id {self._ids.text}"
-        )
+        self._insert_unsettled = BulkInsert(database, unsettled)
+        self._settle = f"DELETE FROM {name_of(database, unsettled)} WHERE attempt_id {self._ids.text}"
         self._insert_responses = BulkInsert(database, stored_response)
         self.unbooked = Unbooked()
 
@@ -134,6 +143,9 @@ class Journal:
         """Write what is queued and end the thread."""
         if self._thread is not None and not self._stopping.is_set():
             self._stopping.set()
+            self._write_turn()
+            if self._inline is not None:
+                self._inline.close()
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
 
@@ -152,15 +164,35 @@ class Journal:
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._loop is None or self._stopping.is_set():
             written.set_exception(JournalError())
-        else:
+        elif self._inline is None or isinstance(what, list):
             self._queue.put((what, written))  # type: ignore[arg-type]
+        else:
+            if not self._turn:
+                self._loop.call_soon(self._write_turn)
+            self._turn.append((what, written))
         return written
+
+    def _write_turn(self) -> None:
+        """Write what this turn of the event loop has brought, or leave it to the thread."""
+        turn, self._turn = self._turn, []
+        if not turn:
+            return
+        records = [what for what, _ in turn]
+        if (
+            self._inline is not None
+            and len(turn) <= TURN
+            and self._inline.write(lambda connection: self._execute(self._statements(records), connection))
+        ):
+            self._resolve(turn, True)
+            return
+        for item in turn:
+            self._queue.put(item)
 
     def _write_all(self) -> None:
         engine = self._database.synchronous_engine(survive_power_loss=self._survive_power_loss)
         try:
             while batch := self._next_batch():
-                written = self._write(engine, self._statements([what for what, _ in batch]))
+                written = self._write(engine, [what for what, _ in batch])
                 self._answer(batch, written)
         finally:
             self._disconnect()
@@ -189,12 +221,14 @@ class Journal:
         statements: list[tuple[str, Any]] = []
         if records:
             statements += self._insert.of([self._row(record) for record in records])
+        if owed := [(record.attempt_id,) for record in records if record.charge]:
+            statements += self._insert_unsettled.of(owed)
         if responses := [record.response for record in records if record.response]:
             names = [column.name for column in stored_response.c]
             rows = [tuple(response[name] for name in names) for response in responses]
             statements += self._insert_responses.of(rows)
         if settled := [key for what in batch if not isinstance(what, Record) for key in what]:
-            statements.append((self._mark, (self._ids.argument(settled),)))
+            statements.append((self._settle, (self._ids.argument(settled),)))
         return _Statements(statements, len(records))
 
     def _row(self, record: Record) -> Row:
@@ -208,16 +242,15 @@ class Journal:
             record.at_ms,
             record.decision,
             record.charge,
-            not record.charge,
         )
 
-    def _write(self, engine: sa.Engine, statements: _Statements) -> bool:
+    def _write(self, engine: sa.Engine, batch: Sequence[Record | list[str]]) -> bool:
         """Write in one transaction, in several tries if need be. Tells whether it is durable."""
         failure: Exception | None = None
         for pause_s in (0.0, *self._pauses_s):
             self._stopping.wait(pause_s)
             try:
-                self._commit(engine, statements)
+                self._commit(engine, self._statements(batch))
             except (sa.exc.DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
                 failure = error
                 self._disconnect()
@@ -227,14 +260,16 @@ class Journal:
                 break
             else:
                 return True
-        _logger.error("journal_write_failed records=%d", statements.records, exc_info=failure)
+        _logger.error("journal_write_failed records=%d", len(batch), exc_info=failure)
         return False
 
     def _commit(self, engine: sa.Engine, statements: _Statements) -> None:
         """Write and commit, through the driver: what SQLAlchemy does around it costs more than the rest."""
         if self._connection is None:
             self._connection = engine.raw_connection()
-        connection = self._connection
+        self._execute(statements, self._connection)
+
+    def _execute(self, statements: _Statements, connection: sa.PoolProxiedConnection) -> None:
         cursor = connection.cursor()
         if self._database.sqlite:
             cursor.execute("BEGIN IMMEDIATE")

@@ -21,6 +21,7 @@ from services.common.crash import CrashPoints
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.router.domain.limits import Drawn
+from services.router.turns import Turns
 
 LEASE_FACTOR = 4
 # Requests that come while a lease is being granted may draw it empty before the one that asked for it.
@@ -36,6 +37,8 @@ BILLING_TIMEOUT_S = 5.0
 LONGEST_HOLD_S = 86_400
 # A lease is not spent from when its expiry is nearer than this; a lost second must not matter.
 EXPIRY_MARGIN_S = 5.0
+# Near the limit, requests of an organisation that billing is asked about at the same time.
+HOLDS_AT_ONCE = 8
 # For so long billing is not asked again what it has just refused: a crowd must not become a queue.
 REFUSED_S = 0.1
 RENEW_EVERY_S = 8.0
@@ -98,6 +101,17 @@ class _Refusal:
     until: float
 
 
+def _told_again(refusals: dict[str, _Refusal], organisation_id: str, amount: int) -> RpcError | None:
+    """Return what billing has said a moment ago to so little or less."""
+    refusal = refusals.get(organisation_id)
+    if refusal is None:
+        return None
+    if time.monotonic() >= refusal.until:
+        del refusals[organisation_id]
+        return None
+    return refusal.error if amount >= refusal.amount else None
+
+
 class Leases:
     """The leases of this process. `settle_lease` books what a lease still owes before it is closed."""
 
@@ -124,7 +138,11 @@ class Leases:
         self._holds: dict[str, Reservation] = {}
         self._available: dict[str, int] = {}
         self._refusals: dict[str, _Refusal] = {}
-        self._acquiring: dict[str, asyncio.Lock] = {}
+        self._lease_refusals: dict[str, _Refusal] = {}
+        self._leasing = Turns()
+        self._holding = Turns(HOLDS_AT_ONCE)
+        self._closing: dict[str, asyncio.Task[None]] = {}
+        self._returned_at: dict[str, float] = {}
         # The event loop keeps only weak references to tasks.
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -155,12 +173,22 @@ class Leases:
         return Reservation(organisation_id, amount, lease)
 
     async def _acquire(self, organisation_id: str, amount: int, hold_ttl_s: int) -> Reservation:
-        lock = self._acquiring.setdefault(organisation_id, asyncio.Lock())
-        async with lock:
+        leased = await self._lease_for(organisation_id, amount)
+        if leased is not None:
+            return leased
+        async with self._holding.of(organisation_id):
+            self._refuse_again(organisation_id, amount)
+            return await self._hold(organisation_id, amount, hold_ttl_s)
+
+    async def _lease_for(self, organisation_id: str, amount: int) -> Reservation | None:
+        """Draw from a new lease. Returns nothing when billing has too little for one. Raises RpcError."""
+        async with self._leasing.of(organisation_id):
             drawn = self._draw(organisation_id, amount)
             if drawn is not None:
                 return drawn
             self._refuse_again(organisation_id, amount)
+            if _told_again(self._lease_refusals, organisation_id, LEASE_FACTOR * amount):
+                return None
             share = self._available.get(organisation_id, 0) // SHARE
             wanted = max(LEASE_FACTOR * amount, min(max(share, self._minimum), self._maximum))
             for _ in range(LEASE_TRIES):
@@ -170,23 +198,19 @@ class Leases:
                 except RpcError as error:
                     if error.row.http != 402:
                         raise
-                    return await self._hold(organisation_id, amount, hold_ttl_s)
+                    until = time.monotonic() + REFUSED_S
+                    refusal = _Refusal(error, LEASE_FACTOR * amount, until)
+                    self._lease_refusals[organisation_id] = refusal
+                    return None
                 drawn = self._draw(organisation_id, amount)
                 if drawn is not None:
-                    break
-        if drawn is None:
-            raise RpcError("UNAVAILABLE", "billing grants leases that expire at once; raise lease_ttl_s")
-        return drawn
+                    return drawn
+        raise RpcError("UNAVAILABLE", "billing grants leases that expire at once; raise lease_ttl_s")
 
     def _refuse_again(self, organisation_id: str, amount: int) -> None:
         """Say again what billing has said a moment ago of so little or less. Raises RpcError."""
-        refusal = self._refusals.get(organisation_id)
-        if refusal is None:
-            return
-        if time.monotonic() >= refusal.until:
-            del self._refusals[organisation_id]
-        elif amount >= refusal.amount:
-            told = refusal.error
+        told = _told_again(self._refusals, organisation_id, amount)
+        if told is not None:
             raise RpcError(
                 told.reason, told.message, metadata=told.metadata, retry_after_s=told.retry_after_s
             )
@@ -213,7 +237,8 @@ class Leases:
             minimum_nano_credits=minimum,
         )
         asked_at = time.monotonic()
-        answer = await self._billing.acquire_lease(request, Call.internal(BILLING_TIMEOUT_S))
+        asked = self._billing.acquire_lease(request, Call.internal(BILLING_TIMEOUT_S))
+        answer = await self._leasing.ask(organisation_id, asked)
         self._crash.pass_by("after_lease_grant")
         lease = Lease(
             request.lease_id,
@@ -255,11 +280,13 @@ class Leases:
             ttl_s=reservation.hold_ttl_s,
         )
         asked_at = time.monotonic()
+        organisation_id = reservation.organisation_id
         try:
-            await self._billing.create_hold(request, Call.internal(BILLING_TIMEOUT_S))
+            asked = self._billing.create_hold(request, Call.internal(BILLING_TIMEOUT_S))
+            await self._holding.ask(organisation_id, asked)
         except RpcError as error:
             # What is missing may lie in a lease of this very process.
-            if error.row.http != 402 or not await self._return_idle(reservation.organisation_id):
+            if error.row.http != 402 or not await self._return_idle(organisation_id, asked_at):
                 raise
             # A refused id stays refused.
             reservation.hold_id = request.hold_id = new_id("hold")
@@ -339,11 +366,13 @@ class Leases:
         """Renew leases in use, return idle and replaced ones. Call it every RENEW_EVERY_S seconds."""
         await self._renew_holds()
         await self._renew()
-        now = time.monotonic()
-        for lease in list(self._open.values()):
-            replaced = self._current.get(lease.organisation_id) is not lease
-            if lease.reserved == 0 and (replaced or now - lease.used_at > IDLE_S):
-                await self._close(lease)
+        failure = await self._close_unused(self._is_idle)
+        if failure is not None:
+            raise failure
+
+    def _is_idle(self, lease: Lease) -> bool:
+        replaced = self._current.get(lease.organisation_id) is not lease
+        return replaced or time.monotonic() - lease.used_at > IDLE_S
 
     async def _renew_holds(self) -> None:
         """Keep holds alive while their requests run, however many candidates they ask."""
@@ -368,32 +397,55 @@ class Leases:
             if lease_id in self._open:
                 self._open[lease_id].expires_at = now + answer.expires_in_s
 
-    async def _return_idle(self, organisation_id: str) -> bool:
-        """Return the leases of an organisation that no request uses. Tells whether there were any."""
-        idle = [
-            lease
-            for lease in self._open.values()
-            if lease.organisation_id == organisation_id and lease.reserved == 0
-        ]
-        for lease in idle:
-            await self._close(lease)
-        return bool(idle)
+    async def _return_idle(self, organisation_id: str, since: float) -> bool:
+        """Return the leases of an organisation that no request uses. Tells whether any went since then."""
+        failure = await self._close_unused(lambda lease: lease.organisation_id == organisation_id)
+        if failure is not None:
+            _logger.warning("leases_not_returned %s %s", organisation_id, failure)
+        return self._returned_at.get(organisation_id, 0.0) >= since
 
     async def close(self) -> None:
         """Return every lease that no request uses."""
         while self._background:
             await asyncio.wait(self._background)
-        for lease in [lease for lease in self._open.values() if lease.reserved == 0]:
-            await self._close(lease)
+        failure = await self._close_unused(lambda lease: True)
+        if failure is not None:
+            raise failure
+
+    async def _close_unused(self, is_due: Callable[[Lease], bool]) -> RpcError | None:
+        """Close leases that no request uses. Returns the last failure.
+
+        A charge that billing fails at keeps its own lease open, and no other.
+        """
+        failure = None
+        for lease in list(self._open.values()):
+            # Asked when its turn comes: a request may have drawn from it while another one was closed.
+            if lease.reserved == 0 and self.is_open(lease.lease_id) and is_due(lease):
+                try:
+                    await self._close(lease)
+                except RpcError as error:
+                    failure = error
+                    if error.reason != "INTERNAL":
+                        break
+        return failure
 
     async def _close(self, lease: Lease) -> None:
+        """Close a lease. Who wants the same meanwhile waits for that."""
         # Nobody may draw from it while its charges are being settled.
         self._forget(lease)
+        closing = self._closing.get(lease.lease_id)
+        if closing is None:
+            closing = self._closing[lease.lease_id] = self._spawn(self._settle_and_close(lease))
+            closing.add_done_callback(lambda _: self._closing.pop(lease.lease_id))
+        await asyncio.shield(closing)
+
+    async def _settle_and_close(self, lease: Lease) -> None:
         await self._settle_lease(lease.lease_id)
         request = pb.CloseLeaseRequest(lease_id=lease.lease_id)
         self._crash.pass_by("before_lease_close")
         await self._billing.close_lease(request, Call.internal(BILLING_TIMEOUT_S))
         self._open.pop(lease.lease_id, None)
+        self._returned_at[lease.organisation_id] = time.monotonic()
 
     def _forget(self, lease: Lease | None) -> None:
         if lease is not None and self._current.get(lease.organisation_id) is lease:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
-
-import sqlalchemy as sa
 
 from services.router.domain.routing import DEFAULT_POLICY, RoutingPolicy
 from services.router.policy_store import PolicyStore
+from services.router.repeating import repeat
 
 REFRESH_S = 2.0
-
-_logger = logging.getLogger(__name__)
 
 
 class Policies:
@@ -31,7 +27,7 @@ class Policies:
     async def start(self) -> None:
         """Read all policies, then again and again."""
         await self.refresh()
-        self._task = asyncio.create_task(self._keep())
+        self._task = asyncio.create_task(repeat(self.refresh, REFRESH_S))
 
     async def stop(self) -> None:
         """Stop reading."""
@@ -42,11 +38,3 @@ class Policies:
     async def refresh(self) -> None:
         """Read all policies."""
         self._known = await self._store.all()
-
-    async def _keep(self) -> None:
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            try:
-                await self.refresh()
-            except (sa.exc.SQLAlchemyError, OSError) as error:
-                _logger.warning("routing_policies_not_refreshed %s", error)

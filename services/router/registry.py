@@ -84,8 +84,10 @@ class ModelRegistry:
                         if found:
                             await self.load({change.key for change in found})
                         seq = position
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, OSError) as error:
                 _logger.warning("registry_not_followed %s", type(error).__name__)
+            except Exception:
+                _logger.exception("registry_not_followed")
             await asyncio.sleep(POLL_S)
 
     def take_providers(self, providers: Iterable[Provider]) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import sqlalchemy as sa
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.router.v1.decision_pb2 import Decision
+from sqlalchemy.dialects import postgresql, sqlite
 
 from services.common.db import Database
 from services.credits.money import format_nano
-from services.router.store import journal, metadata
+from services.router.store import journal, metadata, unsettled
 
 stored_response = sa.Table(
     "stored_response",
@@ -23,7 +24,8 @@ stored_response = sa.Table(
     sa.Column("organisation_id", sa.String(64), primary_key=True),
     sa.Column("response_id", sa.String(256), primary_key=True),
     sa.Column("decision_id", sa.String(64), nullable=False),
-    sa.Column("attempt_id", sa.String(64), nullable=False),
+    # A provider that counts its answers may give an id again.
+    sa.Column("attempt_id", sa.String(64), primary_key=True),
     sa.Column("target", sa.String(512), nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("pending", sa.Boolean, nullable=False),
@@ -87,19 +89,20 @@ class ResponseStore:
         self, database: Database, instance_id: str, on_charge: Callable[[], None] = lambda: None
     ) -> None:
         self._database = database
+        self._insert: Any = sqlite.insert if database.sqlite else postgresql.insert
         self._instance_id = instance_id
         self._on_charge = on_charge
         """Told when a charge was put into the journal's table that its writer knows nothing of."""
 
     async def find(self, organisation_id: str, response_id: str) -> StoredResponse | None:
-        """Return an organisation's response."""
-        found = await self._select(_is(organisation_id, response_id), 1)
+        """Return an organisation's response, the newest of that id."""
+        found = await self._select(_named(organisation_id, response_id), stored_response.c.at.desc(), 1)
         return found[0] if found else None
 
     async def due(self, polled_before_ms: int, limit: int) -> list[StoredResponse]:
         """Return pending ones nobody has asked about since, the longest waiting first."""
         overdue = stored_response.c.pending & (stored_response.c.polled_at < polled_before_ms)
-        return await self._select(overdue, limit)
+        return await self._select(overdue, stored_response.c.polled_at, limit)
 
     async def ends_of(self, attempt_ids: Sequence[str]) -> dict[str, Charge | None]:
         """Return those attempts whose answers have ended, with their charges, None where none is known."""
@@ -122,15 +125,17 @@ class ResponseStore:
                     ends[attempt_id] = None if charge is None else Charge.FromString(charge)
         return ends
 
-    async def _select(self, condition: sa.ColumnElement[bool], limit: int) -> list[StoredResponse]:
-        query = sa.select(stored_response).where(condition).order_by(stored_response.c.polled_at).limit(limit)
+    async def _select(
+        self, condition: sa.ColumnElement[bool], order: sa.ColumnElement[Any], limit: int
+    ) -> list[StoredResponse]:
+        query = sa.select(stored_response).where(condition).order_by(order).limit(limit)
         async with self._database.reading() as connection:
             return [StoredResponse(**row._mapping) for row in await connection.execute(query)]
 
     async def claim(self, stored: StoredResponse, now_ms: int) -> bool:
         """Note that its provider is asked about it now. Tells whether nobody else has meanwhile."""
         update = sa.update(stored_response).where(
-            _is(stored.organisation_id, stored.response_id),
+            _is(stored),
             stored_response.c.pending,
             stored_response.c.polled_at == stored.polled_at,
         )
@@ -142,9 +147,7 @@ class ResponseStore:
 
         Tells whether it was still to be paid; when not, nothing has changed.
         """
-        end = sa.update(stored_response).where(
-            _is(stored.organisation_id, stored.response_id), stored_response.c.pending
-        )
+        end = sa.update(stored_response).where(_is(stored), stored_response.c.pending)
         record = journal.c.attempt_id == stored.attempt_id
         async with self._database.transaction() as connection:
             nothing = dict.fromkeys(("charge", "price", "margin", "baseline", "baseline_margin"), b"")
@@ -158,32 +161,37 @@ class ResponseStore:
                     "charge": charge.SerializeToString(),
                     # This process carries it to billing, whoever began the answer.
                     "instance_id": self._instance_id,
-                    "settled": False,
                 }
                 await connection.execute(sa.update(journal).where(record).values(values))
+                owed = self._insert(unsettled).values(attempt_id=stored.attempt_id)
+                await connection.execute(owed.on_conflict_do_nothing())
         self._on_charge()
         return True
 
     async def delete(self, stored: StoredResponse) -> None:
         """Forget a response that its provider no longer keeps."""
-        gone = _is(stored.organisation_id, stored.response_id) & ~stored_response.c.pending
+        gone = _named(stored.organisation_id, stored.response_id) & ~stored_response.c.pending
         async with self._database.transaction() as connection:
             await connection.execute(sa.delete(stored_response).where(gone))
 
     async def delete_before(self, at_ms: int) -> None:
         """Forget responses older than this."""
-        old = sa.select(stored_response.c.organisation_id, stored_response.c.response_id).where(
-            ~stored_response.c.pending, stored_response.c.at < at_ms
-        )
-        key = sa.tuple_(stored_response.c.organisation_id, stored_response.c.response_id)
-        batch = sa.delete(stored_response).where(key.in_(old.limit(DELETE_BATCH)))
+        key = stored_response.primary_key.columns
+        old = sa.select(*key).where(~stored_response.c.pending, stored_response.c.at < at_ms)
+        batch = sa.delete(stored_response).where(sa.tuple_(*key).in_(old.limit(DELETE_BATCH)))
         deleted = DELETE_BATCH
         while deleted == DELETE_BATCH:
             async with self._database.transaction() as connection:
                 deleted = (await connection.execute(batch)).rowcount
 
 
-def _is(organisation_id: str, response_id: str) -> sa.ColumnElement[bool]:
+def _is(stored: StoredResponse) -> sa.ColumnElement[bool]:
+    """Return what is true of this answer alone, and not of another one of its id."""
+    named = _named(stored.organisation_id, stored.response_id)
+    return named & (stored_response.c.attempt_id == stored.attempt_id)
+
+
+def _named(organisation_id: str, response_id: str) -> sa.ColumnElement[bool]:
     return (stored_response.c.organisation_id == organisation_id) & (
         stored_response.c.response_id == response_id
     )

@@ -1,4 +1,4 @@
-"""The journal's table. One row for each request: decision, usage and charge, written once."""
+"""The journal's tables. One row for each request: decision, usage and charge, written once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ journal = sa.Table(
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("decision", sa.LargeBinary, nullable=False),
     sa.Column("charge", sa.LargeBinary, nullable=False),
-    sa.Column("settled", sa.Boolean, nullable=False),
 )
+# Records whose charge billing has not confirmed. Apart from them: a record is long and is written once.
+unsettled = sa.Table("unsettled", metadata, sa.Column("attempt_id", sa.String(64), primary_key=True))
 
 # Rows of one delete: the journal's writer must not wait long for its turn.
 DELETE_BATCH = 1000
@@ -58,7 +59,9 @@ class JournalStore:
         self, limit: int, *, instance_id: str = "", before_ms: int | None = None, lease_id: str = ""
     ) -> list[Charge]:
         """Return charges that billing has not confirmed, oldest first."""
-        query = sa.select(journal.c.charge).where(~journal.c.settled).order_by(journal.c.at).limit(limit)
+        # Ids are sorted by time; from the short table to the long one, whatever else is asked for.
+        records = sa.join(unsettled, journal, unsettled.c.attempt_id == journal.c.attempt_id)
+        query = sa.select(journal.c.charge).select_from(records).order_by(unsettled.c.attempt_id).limit(limit)
         if instance_id:
             query = query.where(journal.c.instance_id == instance_id)
         if before_ms is not None:
@@ -80,7 +83,8 @@ class JournalStore:
 
     async def delete_before(self, at_ms: int) -> None:
         """Delete settled records older than this."""
-        old = sa.select(journal.c.attempt_id).where(journal.c.settled, journal.c.at < at_ms)
+        owed = sa.select(unsettled.c.attempt_id).where(unsettled.c.attempt_id == journal.c.attempt_id)
+        old = sa.select(journal.c.attempt_id).where(journal.c.at < at_ms, ~owed.exists())
         batch = sa.delete(journal).where(journal.c.attempt_id.in_(old.limit(DELETE_BATCH)))
         deleted = DELETE_BATCH
         while deleted == DELETE_BATCH:

@@ -14,7 +14,9 @@ from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
 
 from services.common.rpc import RpcError
 from services.common.rpc.errors import to_rpc_error
+from services.common.rpc.outlet import Accept, Outlet, OutletStream
 from services.router.admission import Admission
+from services.router.caching import Recording
 from services.router.domain.replay import disassemble
 from services.router.domain.transcript import Transcript
 from services.router.endings import Endings
@@ -39,14 +41,21 @@ class Streaming:
         self._execution = execution
         self._endings = endings
 
-    async def run(
-        self, admit: Callable[[], Awaitable[Request]]
+    def run(self, admit: Callable[[], Awaitable[Request]]) -> OutletStream[pb.StreamChatResponse]:
+        """Return the events of a request, `end` or `error` last; after `error` it raises. Records it."""
+        outlet = Outlet()
+        return OutletStream(self._run(admit, outlet), outlet)
+
+    async def _run(
+        self, admit: Callable[[], Awaitable[Request]], outlet: Outlet
     ) -> AsyncGenerator[pb.StreamChatResponse, None]:
-        """Yield the events of a request, `end` or `error` last; after `error` it raises. Records it.
+        """Yield the events.
 
         One generator for all of it: each event pays for every further one it passes through.
         """
         admitted = await admit()
+        # It holds the request, with a body that is kept elsewhere.
+        del admit
         transcript = Transcript()
         meter = _Meter(admitted, self._admission, transcript)
         try:
@@ -55,7 +64,8 @@ class Streaming:
                     yield message
                 return
             recording = self._admission.cache.recording(admitted)
-            async with aclosing(self._execution.stream(admitted, transcript)) as events:
+            accept = _passing(outlet, meter, transcript, recording)
+            async with aclosing(self._execution.stream(admitted, transcript, accept)) as events:
                 async for event in events:
                     if recording is not None:
                         recording.add(event)
@@ -68,6 +78,9 @@ class Streaming:
                             await meter.reserve()
                         continue
                     if event.HasField("end"):
+                        # What has been yielded goes out first: the journal's thread takes the interpreter
+                        # for a while, and the first token of a short stream would wait for the record.
+                        await asyncio.sleep(0)
                         admitted.complete(event.end.usage, event.end.finish, transcript.attempt_bytes)
                         await self._keeping.conclude(admitted)
                         if recording is not None:
@@ -123,6 +136,30 @@ class Streaming:
         yield _ended(request, answer.raw_tail if raw else ())
 
 
+def _passing(outlet: Outlet, meter: _Meter, transcript: Transcript, recording: Recording | None) -> Accept:
+    """Return what gives frames away at once, as long as there is nothing to wait for."""
+
+    def accept(event: provider.StreamChatResponse) -> bool:
+        give = outlet.accept
+        if give is None or not event.HasField("raw_frame"):
+            return False
+        frame = event.raw_frame
+        # A character has four bytes at most.
+        most = 4 * max(frame.output_chars, len(frame.text), 1)
+        if transcript.produced_bytes + most >= meter.due_at_bytes:
+            return False
+        message = pb.StreamChatResponse()
+        message.raw_frame.CopyFrom(frame)
+        if not give(message):
+            return False
+        transcript.add_frame(frame)
+        if recording is not None:
+            recording.add(event)
+        return True
+
+    return accept
+
+
 class _Meter:
     """Reserves more credits before a stream has used up what is reserved."""
 
@@ -131,7 +168,9 @@ class _Meter:
         self._admission = admission
         self._transcript = transcript
         self._step = 0
-        self._limit_tokens: float = math.inf
+        self._limit_tokens = 0
+        self.due_at_bytes: float = math.inf
+        """Once this much has been produced, more has to be reserved."""
 
     def begin(self) -> None:
         """A model begins to speak: beside what has been produced, a full step is reserved for it."""
@@ -141,20 +180,21 @@ class _Meter:
             return
         self._step = step = self._admission.output_cap(request.candidate.model)
         produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
-        self._limit_tokens = produced + step * request.asked.choices
+        self._allow(produced + step * request.asked.choices)
+
+    def _allow(self, tokens: int) -> None:
+        self._limit_tokens = tokens
+        self.due_at_bytes = (tokens - self._step // 4 + 1) * METERED_BYTES_PER_TOKEN
 
     def due(self) -> bool:
         """Tell whether more has to be reserved. Cheap: asked after each event."""
-        if self._limit_tokens == math.inf:
-            return False
-        produced = self._transcript.produced_bytes // METERED_BYTES_PER_TOKEN
-        return produced > self._limit_tokens - self._step // 4
+        return self._transcript.produced_bytes >= self.due_at_bytes
 
     async def reserve(self) -> None:
         """Reserve for what comes next. Raises RpcError OUT_OF_BUDGET."""
         if not await self._admission.extend(self._request, self._step):
             raise RpcError("OUT_OF_BUDGET", "the credits for this request are used up; the answer ends here")
-        self._limit_tokens += self._step
+        self._allow(self._limit_tokens + self._step)
 
 
 def _ended(request: Request, raw_tail: Sequence[bytes]) -> pb.StreamChatResponse:

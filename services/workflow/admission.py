@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 from omnihub.billing.v1 import billing_service_pb2 as billing
@@ -14,7 +17,9 @@ from omnihub.common.v1.media_pb2 import MediaInput
 from omnihub.router.v1 import media_router_service_pb2 as router
 from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.workflow.v1 import job_service_pb2 as pb
+from sqlalchemy.exc import DBAPIError
 
+from services.common.finishing import finished
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
 from services.credits.media_rating import most_tokens
@@ -29,6 +34,14 @@ RACERS = 3
 # A hold outlives its job, so that an end shortly before the deadline is still paid from it.
 HOLD_GRACE_S = 3600
 LONGEST_HOLD_S = 86_400
+RELEASED_AT_ONCE = 8
+# After these nobody knows whether billing has held.
+UNANSWERED = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE"})
+
+Hold = Callable[[], Awaitable[None]]
+Create = Callable[[], Awaitable[tuple[Any, bool]]]
+
+_logger = logging.getLogger(__name__)
 
 
 class InputCheck(Protocol):
@@ -70,10 +83,27 @@ class Admission:
             return known
         new = await self.prepare(request, call, key, fingerprint)
         now = self.now()
-        await self.hold(new, now)
-        row, created = await self.jobs.create(new, now)
+        hold, create = partial(self.hold, new, now), partial(self.jobs.create, new, now)
+        return await self.begin_held([new], hold, create)
+
+    async def begin_held(self, jobs: Sequence[NewJob], hold: Hold, create: Create) -> Any:
+        """Hold for jobs and begin them; return the row that `create` returns, with whether it is new.
+
+        A caller who leaves meanwhile stops neither: the hold would stay, without a job, until it expires.
+        """
+        return await finished(self._begin_held(jobs, hold, create))
+
+    async def _begin_held(self, jobs: Sequence[NewJob], hold: Hold, create: Create) -> Any:
+        await hold()
+        try:
+            row, created = await create()
+        except Exception as error:
+            # A connection that breaks does not tell whether its commit was done.
+            if not (isinstance(error, DBAPIError) and error.connection_invalidated):
+                await self.release(jobs)
+            raise
         if not created:
-            await self.release(new)
+            await self.release(jobs)
         return row
 
     async def known(self, key: str, fingerprint: str, call: Call) -> Any:
@@ -124,7 +154,8 @@ class Admission:
             strict=request.strict,
             parallel=request.parallel and len(racing) > 1,
             webhook_endpoint_id=request.webhook_endpoint_id,
-            hold_id=f"hold_{job_id}" if estimate else "",
+            # Also of what is free: it counts in limits of requests and tokens.
+            hold_id=f"hold_{job_id}",
             estimate=estimate,
             tokens=tokens,
             deadline_at=deadline_at,
@@ -147,27 +178,34 @@ class Admission:
             workspace_id=new.workspace_id, project_id=new.project_id, key_id=new.key_id, tokens=new.tokens
         )
         limits.at.FromMicroseconds(now)
-        await self.billing.create_hold(
-            billing.CreateHoldRequest(
-                hold_id=new.hold_id,
-                organisation_id=new.organisation_id,
-                amount_nano_credits=new.estimate,
-                ttl_s=self.hold_s(new.deadline_at),
-                limits=limits,
-            ),
-            Call.internal(LIMIT_S),
+        request = billing.CreateHoldRequest(
+            hold_id=new.hold_id,
+            organisation_id=new.organisation_id,
+            amount_nano_credits=new.estimate,
+            ttl_s=self.hold_s(new.deadline_at),
+            limits=limits,
         )
-
-    async def release(self, new: NewJob) -> None:
-        """Set free what a second request with the same key has held; it also expires by itself."""
-        if not new.hold_id:
-            return
-        request = billing.ReleaseHoldRequest(hold_id=new.hold_id)
         try:
-            await self.billing.release_hold(request, Call.internal(LIMIT_S))
+            await self.billing.create_hold(request, Call.internal(LIMIT_S))
         except RpcError as error:
-            if error.reason != "NOT_FOUND":
-                raise
+            if error.reason in UNANSWERED:
+                await self.release([new])
+            raise
+
+    async def release(self, jobs: Sequence[NewJob]) -> None:
+        """Set free what was held for jobs that are not begun; what cannot be set free expires by itself."""
+        gate = asyncio.Semaphore(RELEASED_AT_ONCE)
+
+        async def release(hold_id: str) -> None:
+            request = billing.ReleaseHoldRequest(hold_id=hold_id)
+            async with gate:
+                try:
+                    await self.billing.release_hold(request, Call.internal(LIMIT_S))
+                except RpcError as error:
+                    if error.reason != "NOT_FOUND":
+                        _logger.warning("hold_not_released %s %s", hold_id, error.reason)
+
+        await asyncio.gather(*(release(new.hold_id) for new in jobs if new.hold_id))
 
     def now(self) -> int:
         """Return the time in microseconds since 1970."""

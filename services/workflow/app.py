@@ -211,6 +211,7 @@ def build_worker(
         base.crash,
         webhook_base=public_url,
         lease_s=settings.lease_s,
+        late_result_s=settings.late_result_s,
     )
     parts = [
         *_bulk(base),
@@ -250,7 +251,7 @@ def build_worker(
 
 def _bulk(base: Base) -> Sequence[BulkDispatcher]:
     """Return what is worked off many at a time, wherever it was written."""
-    settler = Settler(base.jobs, base.letters, base.billing, base.crash)
+    settler = Settler(base.jobs, base.letters, base.billing, base.clock, base.crash)
     handlers: dict[str, BulkHandler] = {
         SETTLE_QUEUE: settler.settle_many,
         ADVANCE_QUEUE: Advancer(base.jobs, base.clock).advance_many,

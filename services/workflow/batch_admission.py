@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from omnihub.workflow.v1 import job_service_pb2 as pb
@@ -48,11 +49,8 @@ class BatchAdmission:
             for index, item in enumerate(items)
         ]
         now = self._admission.now()
-        await self._hold(items, now)
-        row, created = await self._batches.create_batch(parent, items, now)
-        if not created:
-            await self._release(items)
-        return row
+        create = partial(self._batches.create_batch, parent, items, now)
+        return await self._admission.begin_held(items, partial(self._hold, items, now), create)
 
     async def _prepare(self, request: pb.CreateBatchRequest, call: Call) -> list[NewJob]:
         gate = asyncio.Semaphore(AT_ONCE)
@@ -94,14 +92,9 @@ class BatchAdmission:
         outcomes = await asyncio.gather(*(hold(*each) for each in enumerate(items)))
         refusal = next((outcome for outcome in outcomes if outcome is not None), None)
         if refusal is not None:
-            await self._release(
-                [item for item, outcome in zip(items, outcomes, strict=True) if outcome is None]
-            )
+            held = [item for item, outcome in zip(items, outcomes, strict=True) if outcome is None]
+            await self._admission.release(held)
             raise refusal
-
-    async def _release(self, items: Sequence[NewJob]) -> None:
-        for item in items:
-            await self._admission.release(item)
 
 
 def _parent(

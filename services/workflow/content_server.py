@@ -19,12 +19,13 @@ class FileContentServer:
         self._files = files
 
     async def read_file(self, request: pb.ReadFileRequest, call: Call) -> AsyncIterator[pb.ReadFileResponse]:
-        """Send a file in pieces. Raises RpcError NOT_FOUND."""
+        """Send a file in pieces. Raises RpcError NOT_FOUND before the first one, INTERNAL after the last."""
         row = await self._files.find(request.file_id)
         if row is None or row.organisation_id != call.identity.organisation_id:
             raise RpcError("NOT_FOUND", f"there is no file {request.file_id}")
+        pieces = await self._files.stream(row)
         start = pb.FileStart(name=row.name, mime=row.mime, size=row.size)
         yield pb.ReadFileResponse(start=start)
-        data = memoryview(await self._files.read(row))
-        for begin in range(0, len(data), PIECE):
-            yield pb.ReadFileResponse(data=bytes(data[begin : begin + PIECE]))
+        async for piece in pieces:
+            for begin in range(0, len(piece), PIECE):
+                yield pb.ReadFileResponse(data=piece[begin : begin + PIECE])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from omnihub.provider.v1 import media_provider_service_pb2 as provider
@@ -98,10 +99,8 @@ class Desk:
         if known is not None:
             return str(known.id)
         new = replace(new, hold_until=now + self.admission.hold_s(new.deadline_at) * SECOND)
-        await self.admission.hold(new, now)
-        row, created = await self.admission.jobs.create(new, now)
-        if not created:
-            await self.admission.release(new)
+        hold = partial(self.admission.hold, new, now)
+        row = await self.admission.begin_held([new], hold, partial(self.admission.jobs.create, new, now))
         return str(row.id)
 
     def _now(self) -> int:

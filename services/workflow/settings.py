@@ -20,6 +20,9 @@ class WorkflowSettings(Section):
     """A worker that has been silent for so long loses the jobs it works on to others."""
     sweep_interval_s: float = Field(default=2, ge=0.1, le=600)
     """How often is looked for what was lost, is too late, or needs its credits held longer."""
+    late_result_s: int = Field(default=86_400, ge=60, le=2_592_000)
+    """So long after a job has expired, been cancelled or won by another provider is waited for what its
+    provider may still make, which is then paid. After that it is given up, and costs its caller nothing."""
     largest_upload_bytes: int = Field(default=64 * 2**20, ge=1024, le=2**30)
     """Files larger than this are refused."""
     largest_input_bytes: int = Field(default=112 * 2**20, ge=1024, le=120 * 2**20)

@@ -79,6 +79,15 @@ async def test_a_request_from_hold_to_charge(billing: BillingService) -> None:
     assert await balance(billing) == ("98.499999999", "0", "0", "98.499999999")
 
 
+async def test_a_charge_that_is_booked_with_other_content_is_refused(billing: BillingService) -> None:
+    await billing.settle(pb.SettleRequest(charges=[charge("c", 5)]), CALL)
+    again = pb.SettleRequest(charges=[charge("new", 7), charge("c", 6)])
+    error = await failure(billing.settle(again, CALL))
+    assert (error.reason, error.metadata) == ("IDEMPOTENCY_KEY_REUSED", {"charge_id": "c"})
+    assert "correct" in error.message
+    assert await balance(billing) == ("99.999999995", "0", "0", "99.999999995")
+
+
 async def test_a_lease_from_slice_to_return(billing: BillingService) -> None:
     acquired = await billing.acquire_lease(lease(wanted=5 * NANO), CALL)
     assert (acquired.granted_nano_credits, acquired.available_nano_credits) == (5 * NANO, 95 * NANO)

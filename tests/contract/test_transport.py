@@ -15,6 +15,7 @@ import pytest
 
 from services.common.rpc import Call, Identity, RpcError
 from services.common.rpc.errors import Violation
+from services.common.rpc.outlet import Outlet, OutletStream, offer
 from tests.support.echo import (
     CountRequest,
     CountResponse,
@@ -817,3 +818,129 @@ async def test_a_slow_producer_is_read_as_it_produces(connect: Connect) -> None:
         assert (await anext(stream)).number == number
     turn.put_nowait(-1)
     assert await numbers(stream) == []
+
+
+# --- messages that are taken at once -----------------------------------------------------------
+
+
+class Giver:
+    """A handler that gives numbers to its outlet, each when told to, and yields what was not taken."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Queue[int]()
+        self.given: list[bool] = []
+
+    def count(self, _: Any, __: Any) -> Any:
+        outlet = Outlet()
+        return OutletStream(self._numbers(outlet), outlet)
+
+    async def _numbers(self, outlet: Outlet) -> AsyncIterator[Any]:  # type: ignore[misc]
+        while (number := await self.turn.get()) >= 0:
+            message = CountResponse(number=number)
+            self.given.append(outlet.give(message))
+            if not self.given[-1]:
+                yield message
+
+
+class Taker:
+    """Takes even numbers, and raises at a number."""
+
+    def __init__(self, fault: int = -1) -> None:
+        self.taken: list[int] = []
+        self.begun = asyncio.Event()
+        self.fault = fault
+
+    def accept(self, message: Any) -> bool:
+        if message.number == self.fault:
+            raise KeyError("accept is broken")
+        if message.number % 2:
+            return False
+        self.taken.append(message.number)
+        self.begun.set()
+        return True
+
+
+async def test_messages_are_taken_or_read_each_once_and_in_their_order(connect: Connect) -> None:
+    giver, taker = Giver(), Taker()
+    client = await connect(count=giver.count)
+    stream = client.count(CountRequest(), CALL)
+    order: list[int] = []
+
+    def accept(message: Any) -> bool:
+        taken = taker.accept(message)
+        order.extend([message.number] if taken else [])
+        return taken
+
+    offer(stream, accept)
+    for number in (0, 2, 1, 4, 3, 6, 5, -1):
+        giver.turn.put_nowait(number)
+    read = []
+    async for message in stream:
+        order.append(message.number)
+        read.append(message.number)
+    assert (taker.taken, read) == ([0, 2, 4, 6], [1, 3, 5])
+    assert order == [0, 2, 1, 4, 3, 6, 5]
+
+
+async def test_a_reader_that_takes_nothing_reads_everything(connect: Connect) -> None:
+    giver = Giver()
+    client = await connect(count=giver.count)
+    for number in (0, 1, 2, -1):
+        giver.turn.put_nowait(number)
+    assert await numbers(client.count(CountRequest(), CALL)) == [0, 1, 2]
+    assert giver.given == [False] * 3
+
+
+async def test_offers_to_a_handler_without_an_outlet(connect: Connect) -> None:
+    taker = Taker()
+    client = await connect()
+    stream = client.count(CountRequest(until=40), CALL)
+    offer(stream, taker.accept)
+    assert await numbers(stream) == list(range(1, 40, 2))
+    assert taker.taken == list(range(0, 40, 2))
+
+
+async def test_a_fault_of_the_taker_is_its_readers(connect: Connect) -> None:
+    giver = Giver()
+    client = await connect(count=giver.count)
+    stream = client.count(CountRequest(), CALL)
+    offer(stream, Taker(fault=2).accept)
+    reading = asyncio.create_task(numbers(stream))
+    for number in (0, 2, 4):
+        giver.turn.put_nowait(number)
+    with pytest.raises(KeyError, match="accept is broken"):
+        await reading
+    assert await numbers(stream) == []
+
+
+async def test_nothing_is_given_to_a_reader_who_has_left(connect: Connect) -> None:
+    giver, taker = Giver(), Taker()
+    client = await connect(count=giver.count)
+    stream = client.count(CountRequest(), CALL)
+    offer(stream, taker.accept)
+    reading = asyncio.create_task(numbers(stream))
+    giver.turn.put_nowait(0)
+    await soon(taker.begun)
+    giver.turn.put_nowait(2)
+    await cancelled(reading)
+    assert await numbers(stream) == []
+    assert taker.taken == [0]
+
+
+async def test_a_message_of_another_type_is_not_given(connect: Connect) -> None:
+    async def events(outlet: Outlet) -> AsyncIterator[Any]:  # type: ignore[misc]
+        yield CountResponse(number=1)
+        wrong = SayResponse()
+        if not outlet.give(wrong):
+            yield wrong
+
+    def count(_: Any, __: Any) -> Any:
+        outlet = Outlet()
+        return OutletStream(events(outlet), outlet)  # type: ignore[arg-type]
+
+    client = await connect(count=count)
+    stream = client.count(CountRequest(), CALL)
+    offer(stream, lambda message: isinstance(message, SayResponse))
+    with pytest.raises(RpcError) as raised:
+        assert await numbers(stream) == [1]
+    assert facts(raised.value) == plain("INTERNAL", MASKED)

@@ -38,7 +38,7 @@ def suite(
 ) -> Iterator[Suite]:
     """A running OmniHub; each test runs against one process and against many."""
     folder = tmp_path_factory.mktemp(f"suite-{request.param}")
-    with running_suite(folder, upstream, request.param, LIMITS) as running:
+    with running_suite(folder, upstream, request.param, LIMITS, fresh=True) as running:
         yield running
         statuses = running.stop()
         assert not any(statuses.values()), statuses

@@ -75,7 +75,7 @@ def accepts(suite: Suite) -> bool:
 
 
 def test_a_stop_during_the_start_is_clean(tmp_path: Path, upstream: Upstream) -> None:
-    with running_suite(tmp_path, upstream, start=False) as suite:
+    with running_suite(tmp_path, upstream, start=False, fresh=True) as suite:
         suite.start_process("all")
         eventually(lambda: "service_started auth" in suite.log("all"))
         process = suite.processes["all"]

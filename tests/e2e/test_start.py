@@ -41,7 +41,7 @@ def cost(suite: Suite) -> tuple[float, float, float]:
 
 
 def test_a_first_and_a_second_start(tmp_path: Path, upstream: Upstream) -> None:
-    with running_suite(tmp_path, upstream, start=False) as suite:
+    with running_suite(tmp_path, upstream, start=False, fresh=True) as suite:
         for start in ("first", "second"):
             ready_s, cpu_s, used_mib = cost(suite)
             assert ready_s < READY_WITHIN_S, start

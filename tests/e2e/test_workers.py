@@ -135,7 +135,8 @@ def test_a_worker_that_is_killed_loses_no_money_and_comes_back(
 
     with psycopg.connect(database) as connection:
         journal = (
-            "SELECT decision_id, settled FROM router.journal WHERE decision_id = ANY(%s) AND charge != ''"
+            "SELECT decision_id, attempt_id NOT IN (SELECT attempt_id FROM router.unsettled) "
+            "FROM router.journal WHERE decision_id = ANY(%s) AND charge != ''"
         )
         eventually(reserved, lambda seen: seen["leased"] == seen["held"] == "0", 60)
         eventually(

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from google.protobuf.timestamp_pb2 import Timestamp
+from omnihub.billing.v1.usage_pb2 import Charge, ProviderAttempt
 from omnihub.common.v1.chat_pb2 import Usage
 
 from services.billing.domain.errors import IdempotencyKeyReusedError, InvalidFieldError, NotFoundError
 from services.billing.domain.grant import Grant
 from services.billing.domain.ledger import LARGEST_AMOUNT
 from services.billing.domain.usage import Period, microseconds
-from services.billing.store import Store
+from services.billing.store import Store, postings, settlement
 from services.billing.store.tables import ledger_entry, ledger_transaction, metadata, usage_event
-from services.billing.store.usage import UsageSum
+from services.billing.store.usage import UsageSum, event_row
 from tests.support.billing import (
     ORGANISATION,
     SECOND,
+    Books,
     assert_books_balance,
     charge,
     day,
@@ -54,6 +58,102 @@ async def test_a_charge_twice_in_one_batch_is_one_charge(store: Store) -> None:
     await fund(store, "1")
     assert await store.settle([charge("c", 10), charge("c", 10)], 0) == 1
     assert await wallet(store) == (10**9 - 10, 0, 0)
+
+
+def full_charge(**other: Any) -> Charge:
+    """Return a charge with something in every kind of field."""
+    fields: dict[str, Any] = {
+        "lease_id": "l",
+        "request_id": "req",
+        "provider": "wall",
+        "model": "wall/m",
+        "latency_ms": 4,
+        "cost_nano_credits": 8,
+        "savings_nano_credits": 3,
+        "usage": Usage(input_total=5, output_total=6),
+        "attempts": [ProviderAttempt(provider="wall", id="a")],
+        "at": Timestamp(seconds=77),
+        **other,
+    }
+    return charge("c", fields.pop("amount_nano_credits", 10), **fields)
+
+
+async def what_is_booked(store: Store) -> Books:
+    """Return the books without accounts that nothing was booked to: a provider's are opened beforehand."""
+    books = await read_books(store)
+    return replace(books, accounts={name: sums for name, sums in books.accounts.items() if any(sums)})
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"amount_nano_credits": 11}, "amount"),
+        ({"lease_id": ""}, "lease_id"),
+        ({"hold_id": "h"}, "hold_id"),
+        ({"provider": "hill"}, "provider"),
+        ({"cost_nano_credits": 9}, "cost"),
+        ({"usage": Usage(input_total=5, output_total=7)}, "output_total"),
+        ({"attempts": []}, "rating"),
+        ({"at": Timestamp(seconds=78)}, "at"),
+    ],
+)
+async def test_a_known_charge_with_other_content_is_refused(
+    store: Store, other: dict[str, Any], named: str
+) -> None:
+    await fund(store, "1")
+    await store.acquire_lease("l", ORGANISATION, "process", 100, 1, TTL, 0)
+    assert await store.settle([full_charge()], 0) == 1
+    before = await what_is_booked(store)
+    for batch in ([full_charge(**other)], [charge("a", 1), full_charge(**other), charge("z", 1)]):
+        with pytest.raises(IdempotencyKeyReusedError, match=rf"the charge c .*\b{named}\b"):
+            await store.settle(batch, 0)
+        assert await what_is_booked(store) == before
+    # The repetition itself comes later, when its lease has ended.
+    await store.close_lease("l")
+    assert await store.settle([full_charge(), full_charge()], 5) == 0
+    await assert_books_balance(store)
+
+
+async def test_a_charge_without_a_time_may_come_again_at_another(store: Store) -> None:
+    assert await store.settle([charge("c", 10)], 0) == 1
+    assert await store.settle([charge("c", 10)], microseconds(day(9))) == 0
+
+
+async def test_one_id_for_two_charges_of_a_batch_is_refused(store: Store) -> None:
+    before = await what_is_booked(store)
+    with pytest.raises(IdempotencyKeyReusedError, match="the charge c "):
+        await store.settle([charge("c", 10), charge("d", 1), charge("c", 11)], 0)
+    assert await what_is_booked(store) == before
+
+
+async def test_of_two_contents_for_one_id_at_once_one_is_booked(store: Store) -> None:
+    batches = [[charge(f"c{number}", amount) for number in range(30)] for amount in (5, 6)]
+    answers = await asyncio.gather(*(store.settle(batch, 0) for batch in batches), return_exceptions=True)
+    assert sorted(map(str, answers), key=len)[0] == "30"
+    assert sum(isinstance(answer, IdempotencyKeyReusedError) for answer in answers) == 1
+    await assert_books_balance(store)
+
+
+@pytest.mark.parametrize("form", [0, 1])
+async def test_what_an_older_version_has_booked_may_come_again(
+    store: Store, form: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its events have nothing in the columns that were added since."""
+    monkeypatch.setattr(postings, "FORMAT", form)
+    monkeypatch.setattr(settlement, "FORMAT", 1)
+    made, later = full_charge(), ("rating", "project_id") if form else ("rating", "project_id", "cost")
+
+    def row_of(*arguments: Any) -> Any:
+        named = dict(zip(usage_event.c.keys(), event_row(*arguments), strict=True))
+        nothing = {name: 0 if name == "cost" else "" for name in later}
+        return tuple({**named, **nothing}.values())
+
+    monkeypatch.setattr(settlement, "event_row", row_of)
+    assert await store.settle([made], 0) == 1
+    monkeypatch.setattr(settlement, "event_row", event_row)
+    assert await store.settle([made], 0) == 0
+    with pytest.raises(IdempotencyKeyReusedError):
+        await store.settle([full_charge(amount_nano_credits=11)], 0)
 
 
 async def test_a_batch_of_several_organisations(store: Store) -> None:

@@ -125,15 +125,17 @@ async def test_what_was_sealed_in_the_first_format_stays_checkable(
 
 
 async def test_what_was_changed_in_budgets_is_found(store: Store) -> None:
-    counter = {"limit_id": "lim", "window_start": 0, "spent": 0, "leased": 5}
+    counter = {"limit_id": "lim", "window_start": 0, "spent": 4, "leased": 5}
     part = {"id": "s", "limit_id": "lim", "window_start": 0, "holder": "p", "granted": 9, "spent": 4}
     rows = {budget_counter: counter, budget_slice: {**part, "state": "open", "expires_at": 1}}
     await tamper(store, *(sa.insert(table).values(row) for table, row in rows.items()))
     assert (await store.check(9)).ok
     await tamper(store, sa.update(budget_counter).values(leased=7))
     assert await found(store) == {"budget_leased"}
+    await tamper(store, sa.update(budget_counter).values(leased=4), sa.update(budget_slice).values(spent=5))
+    assert await found(store) == {"budget_slices_spent"}
     await tamper(store, sa.update(budget_slice).values(spent=10))
-    assert await found(store) == {"budget_leased", "budget_slice_spent"}
+    assert await found(store) == {"budget_leased", "budget_slice_spent", "budget_slices_spent"}
 
 
 async def test_a_transaction_that_was_slipped_in_is_found(store: Store) -> None:

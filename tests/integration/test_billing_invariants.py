@@ -7,7 +7,7 @@ what settlements took; I9 what is charged is what its price says, also when it i
 rounding is booked (tests/support/rating_rules.py); I10 burn order and breakage; I11 a refund restores;
 I14 the chain is unbroken and the checker agrees. I13 savings are a memo. I12 is in
 tests/integration/budgets/test_interleavings.py and, with I4, I6 and I14, under 32 workers in
-test_billing_storm.py; I15 is in tests/e2e/test_money_crashes.py.
+test_billing_storm.py; I15 is in router/test_charged_once.py and tests/e2e/test_money_crashes.py.
 """
 
 from __future__ import annotations
@@ -298,6 +298,12 @@ class Ledger(RatingRules):
             )
             for number, (amount, lease, hold, cost, pico) in unique.items()
         ]
+        if any(self.model.bodies.get(number, row) != row for number, row in unique.items()):
+            assert (
+                self.attempt(lambda: self.store.settle(charges, self.now), twice) == "IDEMPOTENCY_KEY_REUSED"
+            )
+            return  # I7
+        self.model.bodies |= unique
         expected = self.model.settle([(number, *row) for number, row in unique.items()], self.now)
         assert self.run(self.store.settle(charges, self.now)) == expected  # I8
         if twice:

@@ -32,9 +32,9 @@ class Books:
 
     def journal(self) -> dict[str, bool]:
         """Return the journalled decisions, and whether they are settled."""
-        return {
-            key: bool(done) for key, done in self._rows("router", "SELECT decision_id, settled FROM journal")
-        }
+        settled = "attempt_id NOT IN (SELECT attempt_id FROM unsettled)"
+        rows = self._rows("router", f"SELECT decision_id, {settled} FROM journal")
+        return {key: bool(done) for key, done in rows}
 
     def check(self) -> None:
         """Assert what must hold at rest: double entry, balances, nothing reserved."""

@@ -55,7 +55,7 @@ async def crowd(urls: list[str], tenant: Tenant, upstream: Upstream, *, count: i
                 changed.set()
                 return
             text = await answer.text()
-            assert not stream or "data: [DONE]" in text
+            assert not stream or "data: [DONE]" in text, text[-500:]
             seen.delivered.append(answer.headers["x-omnihub-decision-id"])
 
     connector = aiohttp.TCPConnector(limit=0)

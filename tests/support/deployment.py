@@ -72,17 +72,18 @@ def running_suite(
     environment: Mapping[str, str] | None = None,
     registration: str = "open",
     start: bool = True,
+    fresh: bool = False,
 ) -> Iterator[Suite]:
     """Run the suite in one process, in many or with its router apart, with CONFIG; stopped at the end.
 
-    Without `start`, only its files are made.
+    Without `start`, only its files are made. `fresh`: as in Suite.
     """
     with refusing_port() as dead_port:
         config = CONFIG.format(
             upstream=upstream.url, claude_key=CLAUDE_KEY, dead_port=dead_port, registration=registration
         )
         variables = {"WALL_KEY": WALL_KEY, **(environment or {})}
-        suite = Suite(folder, config, variables, {**SHAPES, **ROUTER_APART}[shape])
+        suite = Suite(folder, config, variables, {**SHAPES, **ROUTER_APART}[shape], fresh=fresh)
         try:
             if start:
                 suite.start()

@@ -42,6 +42,7 @@ class FakeBilling(Fake):
         self.closed: dict[str, int] = {}
         self.expired: list[str] = []
         self.unbookable: set[str] = set()
+        self.unbookable_reason = "INVALID_ARGUMENT"
         self.breaking: set[str] = set()
         self.holds: dict[str, int] = {}
         self.released: list[str] = []
@@ -151,7 +152,7 @@ class FakeBilling(Fake):
     async def settle(self, request: Any, call: Call) -> billing.SettleResponse:
         await self._enter("settle")
         if any(charge.charge_id in self.unbookable for charge in request.charges):
-            raise RpcError("INVALID_ARGUMENT", "a charge that cannot be booked")
+            raise RpcError(self.unbookable_reason, "a charge that cannot be booked")
         if any(charge.charge_id in self.breaking for charge in request.charges):
             raise RpcError("INTERNAL", "a charge that billing fails at")
         fresh = [charge for charge in request.charges if charge.charge_id not in self.charges]

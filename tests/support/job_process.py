@@ -11,14 +11,10 @@ import logging
 import multiprocessing
 import os
 import signal
-from contextlib import AbstractContextManager
 from datetime import timedelta
-from functools import cache
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import uvloop
 
@@ -30,7 +26,7 @@ from services.common.service import Infrastructure, Service
 from services.workflow import app
 from services.workflow.settings import WorkflowSettings
 from tests.support.fakes import Fake
-from tests.support.suite import ROOT
+from tests.support.forks import importable, loaded
 
 
 def built(target: str, given: dict[str, Any]) -> tuple[Service, Connector]:
@@ -57,10 +53,10 @@ class JobProcess:
         # What it calls itself where it claims something.
         self.name = new_id("proc")
         given = {**given, "name": self.name}
-        context = multiprocessing.get_context("spawn") if fresh else _loaded()
+        context = multiprocessing.get_context("spawn") if fresh else loaded()
         self._ready, told = context.Pipe(duplex=False)
         self._process = context.Process(target=_main, args=(target, given, str(log), told), daemon=True)
-        with _importable():
+        with importable():
             self._process.start()
         told.close()
 
@@ -120,16 +116,3 @@ async def run(target: str, given: dict[str, Any], told: Connection) -> None:
     await stopping.wait()
     await service.stop()
     await connector.close()
-
-
-def _importable() -> AbstractContextManager[Any]:
-    """Let a new interpreter find what pytest finds."""
-    return patch.dict(os.environ, PYTHONPATH=f"{ROOT}:{ROOT / 'gen'}")
-
-
-@cache
-def _loaded() -> ForkServerContext:
-    """Return the process that has loaded everything, from which others come."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context

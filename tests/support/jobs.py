@@ -35,7 +35,9 @@ class CountingRouter:
         self.polls = polls
         self.capabilities = capabilities
         self.targets = 1
+        self.names: list[str] = []
         self.price = PRICE
+        self.estimate = 10_000_000
         self.submitted: Counter[str] = Counter()
         self.cancelled: list[str] = []
         self.failures: list[RpcError] = []
@@ -48,9 +50,9 @@ class CountingRouter:
     async def plan_media(self, request: router.PlanMediaRequest, call: Call) -> router.PlanMediaResponse:
         targets = [
             router.MediaTarget(
-                provider=f"fake{index}",
+                provider=self.names[index] if self.names else f"fake{index}",
                 model="m",
-                estimate_nano_credits=10_000_000,
+                estimate_nano_credits=self.estimate,
                 price=self.price,
                 immediate=self.immediate,
                 **self.capabilities,

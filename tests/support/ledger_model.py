@@ -46,6 +46,8 @@ class Model:
         self.holds: dict[str, dict[str, Any]] = {}
         self.leases: dict[str, dict[str, Any]] = {}
         self.charges: dict[str, Charge] = {}
+        self.bodies: dict[str, Any] = {}
+        """What charges were booked with, by their ids."""
         # Answers of corrections by key: they stay the same for ever.
         self.corrections: dict[str, tuple[Any, Any]] = {}
         self.revenue = 0

@@ -158,6 +158,9 @@ class Victims:
         """Assert exact charges and books that add up. Nothing may be on its way any more."""
         charges = Counter(name for (name,) in self._rows("SELECT decision_id FROM billing.usage_event"))
         assert max(charges.values()) == 1, "charged twice"
+        # I15: what was used is charged, and nothing else is.
+        used = self._rows("SELECT attempt_id FROM router.journal WHERE charge <> ''")
+        assert sorted(used) == sorted(self._rows("SELECT id FROM billing.usage_event"))
         missing = set(self.delivered) - set(charges)
         assert not missing, f"delivered and not charged: {missing}"
         amounts = {amount for (amount,) in self._rows("SELECT amount FROM billing.usage_event")}
@@ -173,7 +176,7 @@ class Victims:
         """Count open holds, open leases, and charges that are not booked."""
         holds = "SELECT COUNT(*) FROM billing.hold WHERE state = 'open'"
         leases = "SELECT COUNT(*) FROM billing.lease WHERE state = 'open'"
-        unsettled = "SELECT COUNT(*) FROM router.journal WHERE NOT settled"
+        unsettled = "SELECT COUNT(*) FROM router.unsettled"
         holds_open, leases_open, waiting = (int(self._rows(q)[0][0]) for q in (holds, leases, unsettled))
         return holds_open, leases_open, waiting
 

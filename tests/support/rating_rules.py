@@ -92,6 +92,11 @@ class RatingRules(RuleBasedStateMachine):
         name = f"r{number}"
         amount, cost = made.amount_nano_credits, made.cost_nano_credits
         fresh = name not in self.model.charges
+        if self.model.bodies.setdefault(name, made) != made:
+            assert (
+                self.attempt(lambda: self.store.settle([made], self.now), twice) == "IDEMPOTENCY_KEY_REUSED"
+            )
+            return  # I7
         row = (name, amount, "", "", cost, made.rounding_pico_credits)
         assert self.run(self.store.settle([made], self.now)) == self.model.settle([row], self.now) == fresh
         if fresh:

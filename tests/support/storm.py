@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import Usage
 
 from services.billing.domain.correction import Request
@@ -27,6 +28,8 @@ from tests.support.billing import assert_books_balance, charge
 from tests.support.budgets import World
 
 WORKERS = 32
+# How many kinds of operations a storm has to consist of, and what a busy machine may take longer for that.
+KINDS, PATIENCE_S = 12, 60
 ORGANISATIONS = 4
 SECOND = 1_000_000
 # Refusals are answers; anything else, a deadlock above all, ends the run.
@@ -52,6 +55,8 @@ class Storm:
     slices: list[str] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
     charges: list[str] = field(default_factory=list)
+    made: dict[str, Charge] = field(default_factory=dict)
+    """Charges by their ids, as they were first sent."""
 
     @property
     def store(self) -> Store:
@@ -62,7 +67,10 @@ class Storm:
         return self.world.budgets
 
     async def run(self) -> None:
-        """Do anything for `seconds`, in WORKERS tasks. Raises what no caller should ever see."""
+        """Do anything for `seconds`, in WORKERS tasks. Raises what no caller should ever see.
+
+        Where that is too short for KINDS kinds of operations it goes on, up to PATIENCE_S.
+        """
         self.organisations = [await self.world.organisation() for _ in range(ORGANISATIONS)]
         for organisation_id in self.organisations:
             await self.store.grant(Grant(f"{organisation_id}:start", organisation_id, 50_000), self.now)
@@ -101,7 +109,7 @@ class Worker:
 
     async def work(self, ends: float) -> None:
         choices, weights = zip(*self.actions, strict=True)
-        while time.monotonic() < ends:
+        while time.monotonic() < (ends if len(self.storm.done) >= KINDS else ends + PATIENCE_S):
             (action,) = self.dice.choices(choices, weights)
             again = self.dice.random() < 0.2
             try:
@@ -178,7 +186,11 @@ class Worker:
                 fields["lease_id"] = self.one_of(self.storm.leases)
             if self.storm.slices:
                 fields["slice_ids"] = [self.one_of(self.storm.slices)]
-            key = self.one_of(self.storm.charges) if self.dice.random() < 0.1 else self.new("charge")
+            again = self.storm.charges and self.dice.random() < 0.1
+            key = self.one_of(self.storm.charges) if again else self.new("charge")
+            if again and self.dice.random() < 0.8:
+                batch.append(self.storm.made[key])
+                continue
             self.storm.charges.append(key)
             made = charge(
                 key,
@@ -192,6 +204,7 @@ class Worker:
             )
             made.at.FromMicroseconds(self.storm.now // 1000 * 1000)
             batch.append(made)
+            self.storm.made.setdefault(key, made)
         now = self.storm.now
         return lambda: self.storm.store.settle(batch, now)
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tests.support.suite import ROOT
+from tests.support.forks import ROOT
 
 
 def generated_stubs(folder: Path, proto: str) -> ModuleType:

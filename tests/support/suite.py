@@ -16,9 +16,9 @@ from unittest import mock
 import httpx
 
 from services.__main__ import main
+from tests.support.forks import PYTHONPATH, Forked
 from tests.support.ports import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 KEY = "omni_sk_test_0123456789abcdefghijklmnopqrstuvwxyz"
 START_TIMEOUT_S = 150
 STOP_TIMEOUT_S = 90
@@ -41,11 +41,15 @@ class Suite:
         config: str = "",
         environment: Mapping[str, str] | None = None,
         targets: Sequence[str] = ("all",),
+        *,
+        fresh: bool = False,
     ) -> None:
+        """`fresh`: each process begins with an empty interpreter, as the command does, and takes longer."""
         self.folder = folder
+        self._fresh = fresh
         self.key = KEY
         self.port = free_port()
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes] | Forked] = {}
         self._targets = targets
         self._grpc = {target: free_port() for target in targets}
         self._http = {target: free_port() for target in targets}
@@ -58,7 +62,7 @@ class Suite:
         }
         self._environment = {
             **inherited,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "gen")]),
+            "PYTHONPATH": PYTHONPATH,
             "PYTHONWARNINGS": "default",
             "OMNIHUB_CONFIG": str(config_file),
             "OMNIHUB_DATA_DIR": str(folder / "data"),
@@ -130,12 +134,17 @@ class Suite:
 
     def start_process(self, target: str) -> None:
         """Start one process."""
-        with (self.folder / f"{target}.log").open("ab") as log:
+        arguments = ["serve", f"--target={target.partition('#')[0]}"]
+        environment, log = self._environment_of(target), self.folder / f"{target}.log"
+        if not self._fresh:
+            self.processes[target] = Forked(arguments, self.folder, environment, log)
+            return
+        with log.open("ab") as output:
             self.processes[target] = subprocess.Popen(
-                [sys.executable, "-m", "services", "serve", f"--target={target.partition('#')[0]}"],
+                [sys.executable, "-m", "services", *arguments],
                 cwd=self.folder,
-                env=self._environment_of(target),
-                stdout=log,
+                env=environment,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )

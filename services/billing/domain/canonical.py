@@ -87,9 +87,9 @@ GENESIS = "0" * 64
 _encode = msgspec.json.Encoder().encode
 
 
-def events_digest(events: Iterable[Sequence[Any]]) -> str:
+def events_digest(events: Iterable[tuple[Any, ...]]) -> str:
     """Return the digest of a transaction's events, each in the order of its format's EVENT_CONTENT."""
-    return hashlib.sha256(_encode(sorted(map(list, events)))).hexdigest()
+    return hashlib.sha256(_encode(sorted(events))).hexdigest()
 
 
 def transaction_digest(

@@ -74,7 +74,7 @@ def _check_events(connection: sa.Connection, transactions: Any) -> Iterator[Diff
         )
         query = query.where(usage_event.c.transaction_id.in_(expected)).order_by(usage_event.c.transaction_id)
         digests = {
-            transaction_id: events_digest(row[1:] for row in rows)
+            transaction_id: events_digest(tuple(row[1:]) for row in rows)
             for transaction_id, rows in groupby(connection.execute(query), key=lambda row: row[0])
         }
         for transaction_id, fingerprint in expected.items():

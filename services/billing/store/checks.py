@@ -305,6 +305,22 @@ def budget_leased() -> sa.Select[Any]:
     return query.select_from(budget_counter.outerjoin(parts, same))
 
 
+def budget_slices_spent() -> sa.Select[Any]:
+    """The slices of a limit's window have not given more than its charges have used.
+
+    How much of that each slice gave is not derived: events do not name them, for a slice lives for seconds.
+    """
+    columns = (budget_slice.c.limit_id, budget_slice.c.window_start)
+    given: Any = sa.select(*columns, sa.func.sum(budget_slice.c.spent).label("total")).group_by(*columns)
+    parts = given.subquery()
+    same = sa.and_(
+        parts.c.limit_id == budget_counter.c.limit_id,
+        parts.c.window_start == budget_counter.c.window_start,
+    )
+    query = sa.select(budget_counter.c.limit_id, budget_counter.c.spent, parts.c.total)
+    return query.join(parts, same).where(parts.c.total > budget_counter.c.spent)
+
+
 def budget_slice_spent() -> sa.Select[Any]:
     """No slice has given more than it was granted."""
     query = sa.select(budget_slice.c.id, budget_slice.c.granted, budget_slice.c.spent)
@@ -330,5 +346,6 @@ RULES: tuple[Rule, ...] = (
     receivable,
     rounding,
     budget_leased,
+    budget_slices_spent,
     budget_slice_spent,
 )

@@ -120,7 +120,9 @@ class Holds(Reservations):
                 return await self._known_hold(connection, hold_id, wallet, amount)
             self.crash.pass_by("after_hold_insert")
             refused = await self._draw(connection, row, drawing)
-            if refused is None and (await self._reserve(connection, wallet, account.c.held, amount) is None):
+            # What is free asks no wallet, which may be empty.
+            priced = refused is None and amount > 0
+            if priced and (await self._reserve(connection, wallet, account.c.held, amount) is None):
                 await self._let_go(connection, [hold_id])
                 refused = await self._refuse(connection, wallet, amount)
             if refused is not None:

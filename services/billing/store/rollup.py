@@ -7,6 +7,7 @@ whose rows number minutes where others number hours: few rows, which make totals
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from operator import add, itemgetter
 from typing import Any
@@ -69,10 +70,11 @@ async def roll_up(connection: AsyncConnection, adding: BulkInsert, events: Itera
 
 def _sums_of(events: Iterable[Row]) -> dict[_Key, list[int]]:
     """Return the sums of events, by the keys of their rows."""
-    alike: dict[_Alike, list[int]] = {}
+    # Those of a batch are much alike: each sum is then made of few.
+    groups: defaultdict[_Alike, list[tuple[int, ...]]] = defaultdict(list)
     for event in events:
-        # Those of a batch are much alike: each sum is then made of few.
-        _add(alike, (_who(event), _when(event) // MINUTE, _values(event)), (1, *_numbers(event)))
+        groups[_who(event), _when(event) // MINUTE, _values(event)].append(_numbers(event))
+    alike = {key: [len(group), *map(sum, zip(*group, strict=True))] for key, group in groups.items()}
     sums: dict[_Key, list[int]] = {}
     # What differs most comes first: without it, all the others are sums of fewer.
     differing = [len({values[number] for _, _, values in alike}) for number in range(len(DIMENSIONS))]

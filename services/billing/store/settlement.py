@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.billing.domain.accounts import REVENUE, ROUNDING, cogs_of, payable_of, wallet_of
 from services.billing.domain.canonical import EVENT_CONTENT, FORMAT, events_digest
+from services.billing.domain.errors import IdempotencyKeyReusedError
 from services.billing.domain.ledger import (
     PICO_PER_NANO,
     Hold,
@@ -31,7 +32,7 @@ from services.billing.store.accounts import Balance
 from services.billing.store.counting import Alert, Booking, announce
 from services.billing.store.postings import Postings
 from services.billing.store.rollup import adding_up, roll_up
-from services.billing.store.tables import account, hold, lease, usage_event
+from services.billing.store.tables import account, hold, lease, ledger_transaction, usage_event
 from services.billing.store.usage import event_row
 from services.common.bulk import BulkInsert, OneOf, Row, name_of
 from services.common.db import Database
@@ -52,8 +53,17 @@ _CAPTURE = (
     .where(hold.c.id == sa.bindparam("hold_id"))
     .values(state="captured", captured=sa.bindparam("part"))
 )
+_BOOKED = (
+    sa.select(usage_event, ledger_transaction.c.format)
+    .join(ledger_transaction, ledger_transaction.c.id == usage_event.c.transaction_id)
+    .where(usage_event.c.id.in_(_IDS))
+)
+# What of an event does not come from its charge, and what does only if the charge says when.
+_OURS, _WHEN = {"transaction_id", "late"}, {"at", "day"}
+# Columns that events of format 0 had no content for.
+_LATER = {"cost", "rounding_pico"}
 _AT = {column.name: number for number, column in enumerate(usage_event.c)}
-_organisation_of = itemgetter(_AT["organisation_id"])
+_organisation_of, _transaction_of = itemgetter(_AT["organisation_id"]), itemgetter(_AT["transaction_id"])
 _CONTENT = {form: itemgetter(*(_AT[name] for name in names)) for form, names in EVENT_CONTENT.items()}
 
 
@@ -67,14 +77,20 @@ class Settlements(Postings):
         super().__init__(database, in_flight_retry_after_s)
         self._new_events = BulkInsert(database, usage_event, returning="id")
         self._one_of = OneOf(database)
-        self._stored_events = f"SELECT id FROM {name_of(database, usage_event)} WHERE id {self._one_of.text}"
+        events = f"SELECT id FROM {name_of(database, usage_event)}"
+        self._events_of = f"{events} WHERE transaction_id {self._one_of.text} ORDER BY id"
         self._add_to_sums = adding_up(database)
 
     async def settle(self, charges: Sequence[Charge], now: int) -> int:
-        """Book the charges that are not booked yet and return how many they were."""
+        """Book the charges that are not booked yet and return how many they were.
+
+        Raises IdempotencyKeyReusedError when one is booked with other content; then nothing is booked.
+        """
         by_id = {charge.charge_id: charge for charge in sorted(charges, key=lambda c: c.charge_id)}
         if not by_id:
             return 0
+        if len(by_id) < len(charges):
+            _check_alike(charges, by_id)
         raised: list[Alert] = []
         postings = {
             organisation_id: Posting(new_id("txn"), "charges", organisation_id)
@@ -88,6 +104,8 @@ class Settlements(Postings):
             late = {each.charge_id for each in by_id.values() if is_late(each, leases, holds)}
             rows = await self._rows(by_id.values(), postings, late, now)
             booked = await self._store_new(connection, rows)
+            if len(booked) < len(rows):
+                await self._check_booked(connection, by_id, rows, set(booked))
             fresh = [by_id[charge_id] for charge_id in booked]
             if fresh:
                 settlement = settle(fresh, leases, holds, late)
@@ -119,19 +137,39 @@ class Settlements(Postings):
 
     async def _store_new(self, connection: AsyncConnection, rows: Mapping[str, Row]) -> Sequence[str]:
         """Store the events that are not stored yet, and return their ids."""
+        statements = self._new_events.of(list(rows.values()))
         if self.database.sqlite:
-            # Nobody else writes meanwhile.
-            ids = self._one_of.argument(list(rows))
-            known = await connection.exec_driver_sql(self._stored_events, (ids,))
-            stored = set(known.scalars())
-            new = [each for each in rows if each not in stored]
-            if new:
-                for statement in self._new_events.of([rows[each] for each in new]):
-                    await connection.exec_driver_sql(*statement)
-            return new
-        ((text, arrays),) = self._new_events.of(list(rows.values()))
+            count = 0
+            for statement in statements:
+                count += (await connection.exec_driver_sql(*statement)).rowcount
+            if count == len(rows):
+                return list(rows)
+            # Some were known: the new ones name the transactions that are being written.
+            ids = self._one_of.argument(list({_transaction_of(row) for row in rows.values()}))
+            return (await connection.exec_driver_sql(self._events_of, (ids,))).scalars().all()
+        ((text, arrays),) = statements
         inserted = await connection.exec_driver_sql(text, arrays)
         return inserted.scalars().all()
+
+    async def _check_booked(
+        self,
+        connection: AsyncConnection,
+        charges: Mapping[str, Charge],
+        rows: Mapping[str, Row],
+        new: Container[str],
+    ) -> None:
+        """Refuse charges that were booked before with other content."""
+        ids = [each for each in rows if each not in new]
+        for event in await connection.execute(_BOOKED, {"ids": ids}):
+            charge = charges[event.id]
+            ignored = _OURS if charge.HasField("at") else _OURS | _WHEN
+            if event.format not in EVENT_CONTENT:
+                ignored = ignored | _LATER
+            names = EVENT_CONTENT.get(event.format, EVENT_CONTENT[1])
+            row, was = rows[event.id], event._mapping
+            other = [name for name in names if name not in ignored and row[_AT[name]] != was[name]]
+            if other:
+                raise _reused(event.id, ", ".join(other))
 
     async def _lock_leases(self, connection: AsyncConnection, charges: Sequence[Charge]) -> dict[str, Lease]:
         ids = {charge.lease_id for charge in charges if charge.lease_id and not charge.hold_id}
@@ -211,6 +249,20 @@ class Settlements(Postings):
             await self._open(connection, set(organisation_ids) - set(balances), now)
             balances = await self._lock_wallets(connection, organisation_ids)
         return balances
+
+
+def _check_alike(charges: Iterable[Charge], by_id: Mapping[str, Charge]) -> None:
+    """Refuse a batch that has one id for several contents."""
+    for charge in charges:
+        if charge != by_id[charge.charge_id]:
+            raise _reused(charge.charge_id, "in the same batch")
+
+
+def _reused(charge_id: str, what: str) -> IdempotencyKeyReusedError:
+    return IdempotencyKeyReusedError(
+        f"the charge {charge_id} exists with other content ({what}); repeat it as it was, or correct it",
+        charge_id=charge_id,
+    )
 
 
 def _tie(postings: Mapping[str, Posting], events: Iterable[Row]) -> None:

@@ -24,9 +24,11 @@ from services.common.rpc.method import (
     ServiceInterface,
     close_stream,
     copied,
+    expected,
     handler_of,
     methods_of,
 )
+from services.common.rpc.outlet import Accept, offer
 
 # Messages a producer may be ahead of its consumer.
 STREAM_BUFFER = 16
@@ -184,12 +186,16 @@ class _Pipe:
     Apart from LocalStream, so that a stream its reader dropped is collected and its handler cancelled.
     """
 
-    __slots__ = ("_ended", "_reader", "_writer", "buffer", "loop", "producer")
+    __slots__ = ("_ended", "_fault", "_kind", "_reader", "_writer", "accept", "buffer", "loop", "producer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, kind: type[Message]) -> None:
         # Kept: asking for the running loop asks the kernel for the process, which counts for each message.
         self.loop = loop
         self.buffer: deque[Message] = deque()
+        self.accept: Accept | None = None
+        """What the reader takes without being woken."""
+        self._kind = kind
+        self._fault: Exception | None = None
         self._ended: RpcError | bool = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
@@ -203,6 +209,20 @@ class _Pipe:
             _settle(reader)
         return len(self.buffer) >= STREAM_BUFFER
 
+    def give(self, message: Message) -> bool:
+        """Let the reader have a message at once, if it waits for one. Tells whether it took it."""
+        reader = self._reader
+        if self.accept is None or self.buffer or reader is None or reader.done():
+            return False
+        if type(message) is not self._kind:
+            expected(message, self._kind, "a streamed message")
+        try:
+            return self.accept(message)
+        except Exception as error:  # noqa: BLE001 - it is the reader's, who is told
+            self._fault = error
+            _settle(reader)
+            return True
+
     async def drained(self) -> None:
         """Wait until there is room again."""
         while len(self.buffer) >= STREAM_BUFFER:
@@ -212,6 +232,9 @@ class _Pipe:
     async def get(self) -> Message:
         """Return the next message. Raises StopAsyncIteration or RpcError at the end, the latter once."""
         while not self.buffer:
+            if self._fault is not None:
+                fault, self._fault = self._fault, None
+                raise fault
             if self._ended:
                 ended, self._ended = self._ended, True
                 raise StopAsyncIteration if ended is True else ended
@@ -235,6 +258,7 @@ class _Pipe:
         """End now, forget what is buffered and cancel the handler: once, or its clean-up would be cut too."""
         self._ended = ended
         self.buffer.clear()
+        self.accept = None
         self._wake_reader()
         if self.producer is not None:
             self.producer.cancel()
@@ -266,11 +290,22 @@ async def _produce(
     ended: RpcError | bool = True
     try:
         stream = handler(request, call)
+        # Requests may be large, and streams long: what the handler still needs it holds itself.
+        del request
+        outlet = getattr(stream, "outlet", None)
+        if outlet is not None:
+            outlet.accept = pipe.give
+        else:
+            # What only relays another service's stream need not know of outlets.
+            offer(stream, pipe.give)
         try:
             async for message in stream:
                 if pipe.add(copied(message, method.response, "a streamed message")):
                     await pipe.drained()
         finally:
+            if outlet is not None:
+                # It holds the pipe, and the pipe holds this task.
+                outlet.accept = None
             await close_stream(stream)
     except BaseException as error:  # noqa: BLE001 - every failure of a handler is an answer
         ended = visible_error(error, method.path)
@@ -291,9 +326,13 @@ class LocalStream:
         self._started = False
         self._handler = handler
         self._method = method
-        self._request = copied(request, method.request, "the request")
+        self._request: Message | None = copied(request, method.request, "the request")
         self._call = call
-        self._pipe = _Pipe(asyncio.get_running_loop())
+        self._pipe = _Pipe(asyncio.get_running_loop(), method.response)
+
+    def offer_to(self, accept: Accept) -> None:
+        """Let `accept` have each message first; what it takes is not read. See services.common.rpc.outlet."""
+        self._pipe.accept = accept
 
     def __aiter__(self) -> LocalStream:
         return self
@@ -302,10 +341,12 @@ class LocalStream:
         if not self._started:
             self._start()
         pipe = self._pipe
-        if pipe.buffer:
-            return pipe.take()
         try:
-            return await pipe.get()
+            while True:
+                message = pipe.take() if pipe.buffer else await pipe.get()
+                accept = pipe.accept
+                if accept is None or not accept(message):
+                    return message
         except BaseException:
             self._stop()
             raise
@@ -333,7 +374,9 @@ class LocalStream:
             self._pipe.finish(deadline_exceeded(self._method.path))
             return
         pipe = self._pipe
-        pipe.producer = _spawn(_produce(pipe, self._handler, self._method, self._request, self._call))
+        request, self._request = self._request, None
+        assert request is not None
+        pipe.producer = _spawn(_produce(pipe, self._handler, self._method, request, self._call))
         if self._call.deadline is not None:
             self._alarms = alarms_of(asyncio.get_running_loop())
             self._alarms.set(pipe, self._call.deadline, self._method.path)

@@ -15,6 +15,7 @@ from google.rpc import status_pb2
 from services.common.rpc.call import Call
 from services.common.rpc.errors import RpcError, deadline_exceeded
 from services.common.rpc.method import Method, ServiceInterface, copied, expected, methods_of
+from services.common.rpc.outlet import Accept
 from services.common.rpc.wire import STATUS_DETAILS, metadata_of
 
 _logger = logging.getLogger(__name__)
@@ -60,16 +61,34 @@ class RemoteStream:
 
     def __init__(self, multi: Callable[..., Any], method: Method, request: Message, call: Call) -> None:
         self._stream: Any = None
+        self._accept: Accept | None = None
         self._ended = False
         self._multi = multi
         self._method = method
         self._request = copied(request, method.request, "the request")
         self._call = call
 
+    def offer_to(self, accept: Accept) -> None:
+        """Let `accept` have each message first; what it takes is not read. See services.common.rpc.outlet."""
+        self._accept = accept
+
     def __aiter__(self) -> RemoteStream:
         return self
 
     async def __anext__(self) -> Any:
+        while True:
+            message = await self._next()
+            if self._accept is None:
+                return message
+            try:
+                taken = self._accept(message)
+            except BaseException:
+                await self.aclose()
+                raise
+            if not taken:
+                return message
+
+    async def _next(self) -> Any:
         if self._ended:
             raise StopAsyncIteration
         if self._stream is None:

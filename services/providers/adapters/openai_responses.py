@@ -14,10 +14,12 @@ from omnihub.provider.v1 import provider_service_pb2 as pb
 from omnihub.provider.v1 import stored_response_service_pb2 as stored_pb
 from yarl import URL
 
+from services.common.rpc.outlet import Outlet
 from services.formats import openai_responses
 from services.formats.answers import Answer, AnswerFacts, RawReader, StreamReader
 from services.formats.documents import Fields, is_null, read_object, read_value, starts_with, write_object
 from services.formats.receipts import Receipts
+from services.providers.adapter import Stream
 from services.providers.adapters.openai import OpenAIAdapter
 from services.providers.domain.failure import Failures, ProviderError
 from services.providers.http import Exchange, Upstream
@@ -135,7 +137,7 @@ class _Follower(ResponsesAdapter):
     ) -> AsyncGenerator[pb.StreamChatResponse, None]:
         query = "&".join(filter(None, ("stream=true", request.query)))
         url = self.stored_url(request.response_id, "", query)
-        return self._relay(pb.Attempt(), _Following(b"", (), raw=True, url=url))
+        return self._relay(pb.Attempt(), _Following(b"", (), raw=True, url=url), Outlet())
 
     def failures(self, model: str) -> Failures:
         return _StoredFailures(self.name, model, self._secrets)
@@ -171,7 +173,7 @@ class OpenAIWithResponsesAdapter(OpenAIAdapter):
             return await self._responses.chat(attempt)
         return await super().chat(attempt)
 
-    def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
+    def stream_chat(self, attempt: pb.Attempt) -> Stream:
         """Answer as it comes; the last message is `end`."""
         if _is_response(attempt):
             return self._responses.stream_chat(attempt)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -40,6 +41,8 @@ QUICK_S = 5.0
 REFRESH_S = 2.0
 # Until a plugin was heard it is taken to do what nearly all do: requests reach it and learn what is wrong.
 _UNHEARD = ("chat", "stream", "embed")
+
+_logger = logging.getLogger(__name__)
 
 
 class PluginAdapter:
@@ -81,8 +84,11 @@ class PluginAdapter:
     async def _follow(self) -> None:
         while True:
             # `problem` says what is wrong; an attempt that fails tells its caller.
-            with contextlib.suppress(ProviderError):
-                await self.refresh()
+            try:
+                with contextlib.suppress(ProviderError):
+                    await self.refresh()
+            except Exception:
+                _logger.exception("plugin_not_refreshed %s", self.name)
             await asyncio.sleep(REFRESH_S)
 
     def _open(self) -> ExternalServer:

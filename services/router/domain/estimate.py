@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from omnihub.common.v1.chat_pb2 import ChatInput, Part
+from omnihub.common.v1.chat_pb2 import ChatInput, MediaPart, Part
+
+from services.router.domain.inline_media import media_sizes
 
 # A token is at least one byte of text, so the bytes of a body bound its tokens. Media is the exception
 # both ways: base64 is far longer than the tokens it becomes, and an address is far shorter.
@@ -60,15 +62,23 @@ def _sizes(raw_body: bytes, chat: ChatInput) -> tuple[int, int]:
 
 def _raw_sizes(body: bytes) -> tuple[int, int]:
     text = len(body) + (_TOOLS_TOKENS if b'"tools"' in body else 0)
-    media = 0
+    media, inline = 0, False
     for found in _MEDIA.finditer(body):
         start, end = found.span("value")
         if _DATA_URL.match(body, start, end) or found["key"] not in _ADDRESSES:
             if _BASE64.fullmatch(body, start, end):
-                text -= end - start
-                media += _media_tokens(end - start)
+                if end - start > _MEDIA_TOKENS:
+                    inline = True
+                else:
+                    # Whatever it is, it is no more than that.
+                    text -= end - start
+                    media += _MEDIA_TOKENS
         else:
             media += _MEDIA_TOKENS
+    for size in media_sizes(body) if inline else ():
+        if size > _MEDIA_TOKENS:
+            text -= size
+            media += _media_tokens(size)
     return text, media
 
 
@@ -86,10 +96,15 @@ def _media_sizes(parts: Iterable[Part]) -> Iterator[int]:
     """Yield the bytes of each piece of media, those in results of tools too."""
     for part in parts:
         kind = part.WhichOneof("kind")
-        if kind in ("image", "audio", "video", "document"):
+        if kind in ("image", "audio", "video") or (kind == "document" and not _is_text(part.document)):
             yield part.ByteSize()
         elif kind == "tool_result":
             yield from _media_sizes(part.tool_result.parts)
+
+
+def _is_text(document: MediaPart) -> bool:
+    """Tell whether a document is read as what it says."""
+    return document.WhichOneof("source") == "data" and document.mime != "application/pdf"
 
 
 def likely_tokens(size: int) -> int:

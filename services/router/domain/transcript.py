@@ -49,14 +49,9 @@ class Transcript:
     def add(self, event: StreamChatResponse) -> None:
         """Take in one event."""
         if event.HasField("raw_frame"):
-            frame = self._frame = event.raw_frame
-            text = frame.text
-            size = frame.output_chars or (0 if text else FRAME_BYTES)
-            if text:
-                self._text.write(text)
-                # A character beyond ASCII is more than one byte, and often more than one token.
-                size = max(size, len(text.encode()))
-        elif event.HasField("part_delta"):
+            self.add_frame(event.raw_frame)
+            return
+        if event.HasField("part_delta"):
             delta = event.part_delta
             text = delta.text
             if text:
@@ -72,6 +67,21 @@ class Transcript:
             size = 0
             if event.HasField("part_stop") and self._open and self._open[0] == event.part_stop.index:
                 self._open = None
+        self.produced_bytes += size
+        self.attempt_bytes += size
+
+    def add_frame(self, frame: RawFrame) -> None:
+        """Take in frames of the caller's own format."""
+        self._frame = frame
+        text = frame.text
+        size = frame.output_chars or (0 if text else FRAME_BYTES)
+        if text:
+            self._text.write(text)
+            # A character beyond ASCII is more than one byte, and often more than one token.
+            if not text.isascii():
+                size = max(size, len(text.encode()))
+            elif len(text) > size:
+                size = len(text)
         self.produced_bytes += size
         self.attempt_bytes += size
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from typing import Any
 
 from omnihub.billing.v1 import billing_service_pb2 as billing
 from omnihub.billing.v1.billing_service_api import BillingService
@@ -19,7 +21,10 @@ from services.workflow.store.rounds import Rounds
 
 TICK_S = 0.5
 SWEEP_S = 2.0
-POLLS_AT_ONCE = 50
+# Each provider has a bound of its own, so that one that does not answer takes nobody else's turn.
+POLLS_AT_ONCE = 25
+# Of a provider with so many polls begun or waiting no others are taken.
+MOST_POLLS = 200
 # Others leave an attempt alone that is being asked about; should who asks die, they ask after this.
 POLL_HIDDEN_S = 6.0
 LIMIT_S = 10.0
@@ -54,6 +59,12 @@ class Clockwork:
         self._sweep_s = sweep_s
         self._lease_us = round(lease_s * SECOND)
         self._patient_until = 0
+        self._gates: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(POLLS_AT_ONCE)
+        )
+        # By attempt.
+        self.asking: dict[str, asyncio.Task[None]] = {}
+        self._asked: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -63,23 +74,33 @@ class Clockwork:
 
     async def stop(self) -> None:
         """End."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self.asking.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _now(self) -> int:
         return round(self._clock().timestamp() * SECOND)
 
     async def poll(self) -> None:
-        """Ask every provider whose time has come."""
-        due = await self._rounds.due_polls(self._now(), POLL_HIDDEN_S)
-        gate = asyncio.Semaphore(POLLS_AT_ONCE)
+        """Begin to ask every provider whose time has come. No round waits for the answers of another."""
+        full = [provider for provider, count in self._asked.items() if count >= MOST_POLLS]
+        for attempt, job in await self._rounds.due_polls(self._now(), POLL_HIDDEN_S, full):
+            # Who is still being asked is now hidden from others for longer.
+            if attempt.id not in self.asking:
+                self._asked[attempt.provider] += 1
+                self.asking[attempt.id] = asyncio.create_task(self._ask(attempt, job))
 
-        async def ask(attempt: object, job: object) -> None:
-            async with gate:
+    async def _ask(self, attempt: Any, job: Any) -> None:
+        try:
+            async with self._gates[attempt.provider]:
                 await self._worker.poll(attempt, job)
-
-        await asyncio.gather(*(ask(attempt, job) for attempt, job in due))
+        except Exception:
+            # It comes again when it is not hidden any more.
+            _logger.exception("poll_broken %s", attempt.id)
+        finally:
+            del self.asking[attempt.id]
+            self._asked[attempt.provider] -= 1
 
     async def sweep(self) -> None:
         """End what is too late, bring back what was lost, keep credits held for what still runs."""
@@ -107,6 +128,9 @@ class Clockwork:
                 await self._billing.extend_hold(request, Call.internal(LIMIT_S))
             except RpcError as error:
                 _logger.warning("hold_not_extended %s %s", job.id, error.reason)
+                if error.reason in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+                    # Billing is away. To wait so long for each would hold up the sweep: there is time enough.
+                    return
                 if error.reason not in ("NOT_FOUND", "PRECONDITION_FAILED"):
                     continue
                 # It has ended: what the job makes is booked all the same.

@@ -7,10 +7,12 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
-from services.common.outbox import SECOND, Message, Outbox
+from services.common.outbox import SECOND, TAKEN_S, Message, Outbox
 
 POLL_S = 0.5
 STOP_GRACE_S = 5.0
+# What lasts longer is kept from others, so often that a look that fails does no harm.
+KEEP_S = TAKEN_S / 4
 # Messages handed to a handler of many at a time, and the pause before those it could not work off.
 BULK = 100
 RETRY_S = 5
@@ -32,18 +34,22 @@ class Dispatcher:
         handlers: Mapping[str, Handler],
         concurrency: Mapping[str, int],
         clock: Callable[[], datetime],
+        keep_s: float = KEEP_S,
     ) -> None:
         self._outbox = outbox
+        self._keep_s = keep_s
         self._handlers = handlers
         self._room = dict(concurrency)
         self._clock = clock
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self._running: dict[asyncio.Task[None], Message] = {}
 
     def start(self) -> None:
         """Begin to drain."""
         self._loop = asyncio.create_task(self._drain(), name="job-dispatcher")
+        self._keeper = asyncio.create_task(self._keep(), name="job-keeper")
 
     async def stop(self) -> None:
         """Stop taking messages, let handlers end for a moment; what they leave is taken again later."""
@@ -52,9 +58,10 @@ class Dispatcher:
             await asyncio.gather(self._loop, return_exceptions=True)
         if self._running:
             await asyncio.wait(self._running, timeout=STOP_GRACE_S)
-        for task in list(self._running):
+        left = [*self._running, *([self._keeper] if self._keeper else [])]
+        for task in left:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
 
     def wake(self) -> None:
         """Look for messages now: one has just been written."""
@@ -75,6 +82,18 @@ class Dispatcher:
                         await self._wake.wait()
                 except TimeoutError:
                     continue
+
+    async def _keep(self) -> None:
+        """Keep messages from being taken again, here or elsewhere, while their handlers work."""
+        before: set[int] = set()
+        while True:
+            await asyncio.sleep(self._keep_s)
+            running = {message.id for message in self._running.values()}
+            before, lasting = running, running & before
+            try:
+                await self._outbox.keep(sorted(lasting), round(self._clock().timestamp() * SECOND))
+            except Exception:
+                _logger.exception("messages_not_kept")
 
     async def _take(self) -> bool:
         """Hand out what there is room for. Tells whether there was anything."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from typing import Any
 
 from omnihub.billing.v1 import billing_service_pb2 as billing
@@ -18,8 +19,13 @@ from services.workflow.domain.states import FINAL
 from services.workflow.engine.crash import CrashPoints
 from services.workflow.store.attempts import Attempts
 from services.workflow.store.batches import Batches
+from services.workflow.store.records import SECOND
 
 LIMIT_S = 10.0
+# A race whose losers outlast its hold is paid so long before that ends.
+BEFORE_EXPIRY_S = 60
+# What billing says about a charge that it will never book.
+REFUSALS = ("INVALID_ARGUMENT", "IDEMPOTENCY_KEY_REUSED")
 
 _logger = logging.getLogger(__name__)
 
@@ -28,11 +34,17 @@ class Settler:
     """Books at billing, as often as asked: a charge's id is its attempt's, for ever."""
 
     def __init__(
-        self, jobs: Batches, attempts: Attempts, service: BillingService, crash: CrashPoints | None = None
+        self,
+        jobs: Batches,
+        attempts: Attempts,
+        service: BillingService,
+        clock: Callable[[], datetime],
+        crash: CrashPoints | None = None,
     ) -> None:
         self._jobs = jobs
         self._attempts = attempts
         self._billing = service
+        self._clock = clock
         self._crash = crash or CrashPoints("")
 
     async def settle_many(self, job_ids: Sequence[str]) -> Collection[str]:
@@ -43,6 +55,10 @@ class Settler:
         try:
             await self._settle(job_ids)
         except RpcError as error:
+            if len(job_ids) == 1 and error.reason in REFUSALS:
+                # Asking again changes nothing. The job stays unsettled, for a person to look at.
+                _logger.error("charge_refused_by_billing %s %s", job_ids[0], error.message)
+                return job_ids
             if len(job_ids) == 1 or error.reason == "UNAVAILABLE":
                 _logger.warning("settling_failed %s %s", error.reason, error.message)
                 return ()
@@ -60,15 +76,17 @@ class Settler:
         jobs = {job.id: job for job in await self._jobs.ended(job_ids) if job.state in FINAL}
         if not jobs:
             return
+        # Asked before the results: a loser of a race, or a late one, brings its job back here when it ends.
+        running = await self._attempts.running(list(jobs))
         charges: dict[str, list[Charge]] = defaultdict(list)
         for job_id, attempt_id, result in await self._attempts.results_of(list(jobs)):
             charges[job_id].append(_charge(jobs[job_id], attempt_id, result))
+        for job_id in await self._wait_for_losers([jobs[job_id] for job_id in charges if job_id in running]):
+            del charges[job_id]
         if charges:
             everything = [charge for each in charges.values() for charge in each]
             await self._billing.settle(billing.SettleRequest(charges=everything), Call.internal(LIMIT_S))
         self._crash.pass_by("after_settle")
-        # A loser of a race, or a late one: its end comes back here.
-        running = await self._attempts.running(list(jobs))
         costs = await self._batch_costs([job for job in jobs.values() if job.kind == BATCH_KIND])
         for job in jobs.values():
             if job.kind == BATCH_KIND or job.id in running:
@@ -77,6 +95,18 @@ class Settler:
                 await self._release(job.hold_id)
             costs[job.id] = sum(charge.amount_nano_credits for charge in charges[job.id])
         await self._jobs.settled(costs, max(job.ended_at for job in jobs.values()))
+
+    async def _wait_for_losers(self, racing: Sequence[Any]) -> Collection[str]:
+        """Return the races that are paid later: a hold ends with what is first paid from it.
+
+        What it sets free then would be missing when losers are paid. They come back with the last of these,
+        at the latest before their holds expire.
+        """
+        now = round(self._clock().timestamp() * SECOND)
+        due = {job.id: job.hold_until - BEFORE_EXPIRY_S * SECOND for job in racing}
+        later = {job_id: due_at for job_id, due_at in due.items() if due_at > now}
+        await self._jobs.settle_later(later, now)
+        return later
 
     async def _batch_costs(self, batches: Sequence[Any]) -> dict[str, int]:
         """Return what batches cost whose items are all settled; the others come back after their last one."""

@@ -15,6 +15,7 @@ from omnihub.router.v1.media_router_service_api import MediaRouterService
 from omnihub.workflow.v1.effect_pb2 import EffectResult
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.common.finishing import finished
 from services.common.gathering import Gathering
 from services.common.rpc import Call, RpcError
 from services.credits.media_rating import charge_media
@@ -33,13 +34,18 @@ LEASE_S = 6.0
 RENEWALS = 4
 ASK_LIMIT_S = 600.0
 PUT_BACK_S = 5.0
+GIVE_BACK_LIMIT_S = 2.0
 POLL_LIMIT_S = 60.0
+# What many attempts want of the database at the same time waits so long for company.
+LINGER_S = 0.02
 # Within this a provider that works within the call learns that nobody wants it any more.
 LOOK_S = 0.5
 # How far a provider's clock may be from ours, when its jobs are looked through.
 CLOCKS_US = 300 * SECOND
 FIRST_POLL_S = 1.0
 LONGEST_POLL_S = 30.0
+# So long after a job's end what its providers still make is waited for, and paid.
+LATE_RESULT_S = 86_400
 # What a provider made and this platform does not take.
 REFUSED_OUTPUT = frozenset({"URL_REFUSED", "UNSUPPORTED_MEDIA", "BODY_TOO_LARGE"})
 
@@ -70,10 +76,12 @@ class Worker:
         crash: CrashPoints,
         webhook_base: str = "",
         lease_s: float = LEASE_S,
+        late_result_s: int = LATE_RESULT_S,
     ) -> None:
         self._store = store
         self._rounds = rounds
         self._lease_s = lease_s
+        self._late_result_us = late_result_s * SECOND
         self._router = router_service
         self._outputs = outputs
         self._name = name
@@ -82,13 +90,13 @@ class Worker:
         self._webhook_base = webhook_base
         # What the many attempts of this worker want of the database at the same time is one transaction.
         self._claiming: Gathering[str, Claim | None] = Gathering(
-            lambda ids: store.claim_all(ids, name, lease_s, self._now())
+            lambda ids: store.claim_all(ids, name, lease_s, self._now()), linger_s=LINGER_S
         )
         self._renew: Gathering[Claim, bool] = Gathering(
             lambda claims: store.renew_all(claims, lease_s, self._now())
         )
         self._completing: Gathering[Report, bool] = Gathering(
-            lambda reports: store.complete_all(reports, self._now())
+            lambda reports: store.complete_all(reports, self._now()), linger_s=LINGER_S
         )
 
     def _now(self) -> int:
@@ -104,9 +112,20 @@ class Worker:
         try:
             await self._attempt(claim)
         except RpcError as error:
-            await self._fail(claim, error)
+            await finished(self._fail(claim, error), GIVE_BACK_LIMIT_S)
+        except asyncio.CancelledError:
+            await self._give_back(claim)
+            raise
         finally:
             keeping.cancel()
+
+    async def _give_back(self, claim: Claim) -> None:
+        """Leave an attempt to others because this worker is to stop: a lease that ends counts as a death."""
+        try:
+            async with asyncio.timeout(GIVE_BACK_LIMIT_S):
+                await self._store.put_back(claim, "WORKER_STOPPED", self._now(), True, self._now())
+        except (SQLAlchemyError, OSError) as error:
+            _logger.warning("claim_not_given_back %s %s", claim.attempt.id, type(error).__name__)
 
     async def _claim(self, attempt_id: str) -> Claim | None:
         """Take an attempt: with others where that is simple, otherwise alone."""
@@ -114,7 +133,11 @@ class Worker:
         return claim or await self._store.claim(attempt_id, self._name, self._lease_s, self._now())
 
     async def _complete(self, report: Report) -> None:
-        """Report what was made: with others where that is simple, otherwise alone."""
+        """Report what was made, also when this worker is to stop meanwhile: it is paid for."""
+        await finished(self._report(report), GIVE_BACK_LIMIT_S)
+
+    async def _report(self, report: Report) -> None:
+        """Report it with others where that is simple, otherwise alone."""
         if not await self._completing(report):
             await self._store.complete(report.attempt, report.fence, report.result, self._now())
 
@@ -156,7 +179,11 @@ class Worker:
             row = claim.attempt._replace(
                 state=ACCEPTED, provider_job_id=response.provider_job_id, lease_until=0
             )
-            await self.take_in(row, claim.job, response.progress, response.receipt)
+            try:
+                await self.take_in(row, claim.job, response.progress, response.receipt)
+            except RpcError as error:
+                # Its provider has it: it is asked how far it is, never to make it again.
+                await self._poll_failed(row, claim.job, error)
             return
         try:
             await self._end(claim.attempt, claim.job, claim.fence, response.progress, response.receipt)
@@ -265,7 +292,7 @@ class Worker:
             failure = Failure(error.reason, f"its output was refused: {error.message}")
             await self._store_failure(attempt, job, attempt.fence, failure)
         else:
-            await self._poll_later(attempt)
+            await self._poll_later(attempt, job)
 
     async def _cancel(self, attempt: Any, target: router.MediaTarget) -> None:
         if target.cancels:
@@ -292,7 +319,7 @@ class Worker:
         position = progress.queue_position if progress.HasField("queue_position") else None
         if fraction is not None or position is not None:
             await self._store.progress(attempt.id, fraction, position, self._now())
-        await self._poll_later(attempt)
+        await self._poll_later(attempt, job)
 
     async def notice(self, notices: Notices, attempt_id: str) -> None:
         """Take in what a provider has notified of an attempt. An end without outputs is asked for."""
@@ -310,7 +337,13 @@ class Worker:
         except RpcError as error:
             await self._poll_failed(attempt, job, error)
 
-    async def _poll_later(self, attempt: Any) -> None:
+    async def _poll_later(self, attempt: Any, job: Any) -> None:
+        """Ask again in a while, unless the job ended too long ago."""
+        if job.state in FINAL and job.ended_at + self._late_result_us <= self._now():
+            if await self._store.give_up(attempt.id, attempt.fence, self._now()):
+                # Whoever runs this may ask the provider what became of it.
+                _logger.warning("attempt_abandoned %s %s %s", job.id, attempt.id, attempt.provider_job_id)
+            return
         pause = min(LONGEST_POLL_S, FIRST_POLL_S * 1.5 ** min(attempt.polls, 20))
         await self._rounds.poll_again(attempt.id, self._now() + round(pause * SECOND))
 

@@ -19,6 +19,15 @@ else:
 HEAD = 4096
 # Containers that puremagic tells only roughly, by the brand in their first box.
 _BRANDS = {b"M4A ": "audio/mp4", b"M4B ": "audio/mp4", b"avif": "image/avif", b"avis": "image/avif"}
+# What nearly all files begin with. To compare a beginning with all that puremagic knows takes 0.4 ms.
+_BEGINNINGS = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"fLaC", "audio/flac"),
+)
+_RIFF = {b"WEBP": "image/webp", b"WAVE": "audio/wav"}
 _DANGEROUS = (b"<!doctype", b"<html", b"<script", b"<svg", b"<?xml", b"<iframe", b"<body", b"<head", b"<img")
 
 
@@ -29,6 +38,11 @@ def type_of(head: bytes) -> str:
         return _BRANDS[head[8:12]]
     if _is_text(head):
         return _text_type(head)
+    if head[:4] == b"RIFF" and head[8:12] in _RIFF:
+        return _RIFF[head[8:12]]
+    for beginning, mime in _BEGINNINGS:
+        if head.startswith(beginning):
+            return mime
     try:
         return canonical(puremagic.from_string(head, mime=True)) or UNKNOWN
     except (puremagic.PureError, ValueError):

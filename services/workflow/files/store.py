@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from obstore.exceptions import BaseError
 from obstore.store import ObjectStore
 from sqlalchemy.dialects import postgresql, sqlite
 
+from services.common.bulk import BulkInsert, OneOf, at_once, name_of
 from services.common.db import Database
 from services.common.gathering import Gathering
 from services.common.ids import new_id
@@ -31,8 +33,17 @@ ABANDONED_S = 24 * 3600
 FileRow: Any = row_type("file", file.c)
 # Hashing more than this would hold up others.
 HASHED_AT_ONCE = 2**16
+# What many outputs want of the database at the same time waits so long for company.
+LINGER_S = 0.02
 # Larger contents go to an object store in several parts.
 PART = 8 * 2**20
+# A content that cannot be removed is tried again after this; after so many of them a sweep ends.
+REMOVED_AGAIN_S = 3600
+MOST_FAILURES = 3
+# So much of a content is in memory for each who reads it.
+READ_AT_ONCE = 2**20
+
+_logger = logging.getLogger(__name__)
 
 
 def open_contents(url: str, folder: Path) -> ObjectStore:
@@ -60,9 +71,13 @@ class FileStore:
     def __init__(self, database: Database, contents: ObjectStore) -> None:
         self._database = database
         self._contents = contents
+        self._new_files = BulkInsert(database, file)
+        self._new_garbage = BulkInsert(database, file_garbage)
+        self._one_of = OneOf(database)
+        self._announced = f"DELETE FROM {name_of(database, file_garbage)} WHERE path {self._one_of.text}"
         # Many outputs come at the same time.
-        self._announcing: Gathering[tuple[str, int], None] = Gathering(self._announce_all)
-        self._recording: Gathering[dict[str, Any], Any] = Gathering(self._record_all)
+        self._announcing: Gathering[tuple[str, int], None] = Gathering(self._announce_all, linger_s=LINGER_S)
+        self._recording: Gathering[dict[str, Any], Any] = Gathering(self._record_all, linger_s=LINGER_S)
 
     async def put(
         self,
@@ -124,19 +139,22 @@ class FileStore:
         await self._announcing((path, now))
 
     async def _announce_all(self, contents: Sequence[tuple[str, int]]) -> Sequence[None]:
-        entries = [{"path": path, "due_at": now + ABANDONED_S * SECOND} for path, now in contents]
-        insert = (sqlite.insert if self._database.sqlite else postgresql.insert)(file_garbage)
+        entries = [(path, now + ABANDONED_S * SECOND) for path, now in contents]
         async with self._database.transaction() as connection:
-            await connection.execute(insert.on_conflict_do_nothing(), entries)
+            for statement in self._new_garbage.of(entries):
+                await connection.exec_driver_sql(*statement)
         return [None] * len(contents)
 
     async def _record_all(self, rows: Sequence[dict[str, Any]]) -> Sequence[Any]:
         """Write down facts, and take back what announced them. Those that are known already stay."""
-        insert = (sqlite.insert if self._database.sqlite else postgresql.insert)(file)
-        announced = sa.delete(file_garbage).where(file_garbage.c.path.in_([row["path"] for row in rows]))
+        names = file.c.keys()
+        statements = [
+            (self._announced, (self._one_of.argument([row["path"] for row in rows]),)),
+            *self._new_files.of([tuple(row[name] for name in names) for row in rows]),
+        ]
         async with self._database.transaction() as connection:
-            await connection.execute(announced)
-            await connection.execute(insert.on_conflict_do_nothing(), rows)
+            for statement in at_once(self._database, statements):
+                await connection.exec_driver_sql(*statement)
         return [FileRow(**row) for row in rows]
 
     async def find(self, file_id: str) -> Any:
@@ -177,6 +195,17 @@ class FileStore:
             raise RpcError("INTERNAL", f"the content of {row.id} is not what was kept")
         return data
 
+    async def stream(self, row: Any) -> AsyncIterator[bytes]:
+        """Return a file's whole content in pieces, of which only few are in memory.
+
+        Raises RpcError NOT_FOUND before the first piece, INTERNAL after the last: it is not what was kept.
+        """
+        try:
+            answer = await obstore.get_async(self._contents, row.path)
+        except FileNotFoundError:
+            raise RpcError("NOT_FOUND", f"the content of {row.id} is gone") from None
+        return _checked(answer.stream(READ_AT_ONCE), row)
+
     async def open(self, row: Any, start: int, end: int) -> AsyncIterator[bytes]:
         """Return a file's bytes from `start` up to, not including, `end`, in pieces.
 
@@ -188,7 +217,7 @@ class FileStore:
             answer = await obstore.get_async(self._contents, row.path, options={"range": (start, end)})
         except FileNotFoundError:
             raise RpcError("NOT_FOUND", f"the content of {row.id} is gone") from None
-        return _pieces(answer.stream())
+        return _pieces(answer.stream(READ_AT_ONCE))
 
     async def remove(self, file_ids: Sequence[str], now: int) -> None:
         """Remove files: the facts at once, so that nobody finds them any more, then the contents."""
@@ -213,24 +242,52 @@ class FileStore:
         return len(paths)
 
     async def sweep_contents(self, now: int, limit: int = 200) -> int:
-        """Remove contents that have no facts any more; return how many. A crash leaves them to the next."""
-        due = sa.select(file_garbage.c.path).where(file_garbage.c.due_at <= now).limit(limit)
+        """Remove contents that have no facts any more; return how many. A crash leaves them to the next.
+
+        One that cannot be removed is tried again later; after a few, so is all the rest: the store is away.
+        """
+        due = sa.select(file_garbage.c.path).where(file_garbage.c.due_at <= now)
         async with self._database.reading() as connection:
-            paths = (await connection.scalars(due)).all()
+            paths = (await connection.scalars(due.order_by(file_garbage.c.due_at).limit(limit))).all()
+        removed: list[str] = []
+        failed: list[str] = []
         for path in paths:
-            # One that was never written, or that another replica has removed.
-            with contextlib.suppress(FileNotFoundError):
-                await obstore.delete_async(self._contents, path)
-        if paths:
+            try:
+                # One that was never written, or that another replica has removed.
+                with contextlib.suppress(FileNotFoundError):
+                    await obstore.delete_async(self._contents, path)
+            except (BaseError, OSError) as error:
+                _logger.warning("content_not_removed %s %s", path, type(error).__name__)
+                failed.append(path)
+                if len(failed) == MOST_FAILURES:
+                    break
+            else:
+                removed.append(path)
+        await self._swept(removed, failed, now)
+        return len(removed)
+
+    async def _swept(self, removed: Sequence[str], failed: Sequence[str], now: int) -> None:
+        gone = sa.delete(file_garbage).where(file_garbage.c.path.in_(removed))
+        later = sa.update(file_garbage).where(file_garbage.c.path.in_(failed))
+        if removed or failed:
             async with self._database.transaction() as connection:
-                await connection.execute(sa.delete(file_garbage).where(file_garbage.c.path.in_(paths)))
-        return len(paths)
+                await connection.execute(gone)
+                await connection.execute(later.values(due_at=now + REMOVED_AGAIN_S * SECOND))
 
 
 async def _pieces(stream: Any) -> AsyncIterator[bytes]:
     if stream:
         async for piece in stream:
             yield bytes(piece)
+
+
+async def _checked(stream: Any, row: Any) -> AsyncIterator[bytes]:
+    digest = hashlib.sha256()
+    async for piece in _pieces(stream):
+        digest.update(piece)
+        yield piece
+    if digest.hexdigest() != row.sha256:
+        raise RpcError("INTERNAL", f"the content of {row.id} is not what was kept")
 
 
 def _facts(

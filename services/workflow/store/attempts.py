@@ -42,6 +42,7 @@ from services.workflow.tables import attempt, dead_letter, effect_result, job
 MOST_CRASHES = 5
 # A longer name is none; that what was begun is then not found costs less than to begin it again and again.
 LONGEST_PROVIDER_ID = 512
+ABANDONED = Failure("PROVIDER_TIMEOUT", "its provider has not ended it within the time after the job's end")
 POISONED = Failure("JOB_POISONED", "every worker that took it up was lost before it had ended")
 
 
@@ -120,10 +121,13 @@ class Attempts(Records):
         return False
 
     async def put_back(self, claim: Claim, reason: str, due_at: int, asked: bool, now: int) -> bool:
-        """Give a claim back, to be taken up again from `due_at`. Tells whether it counted."""
+        """Give a claim back, to be taken up again from `due_at`. Tells whether it counted.
+
+        What its provider has accepted is not given back: it would be made again.
+        """
         async with self.database.transaction() as connection:
             both = await self._current(connection, claim.attempt.id, claim.fence)
-            if both is None:
+            if both is None or both[0].state != CLAIMED:
                 return False
             row, owner = both
             values = {"state": DISPATCHED, "asked": asked, "lease_until": due_at + UNCLAIMED_S * SECOND}
@@ -220,6 +224,22 @@ class Attempts(Records):
                 await self.outbox.append(connection, SETTLE_QUEUE, owner.id, now)
             else:
                 await self._after_failure(connection, owner, row, failure, routes, now)
+        return True
+
+    async def give_up(self, attempt_id: str, fence: int, now: int) -> bool:
+        """End an attempt whose job has ended and whose provider does not: what it may still make is not paid.
+
+        Tells whether it was this call that did.
+        """
+        async with self.database.transaction() as connection:
+            both = await self._current(connection, attempt_id, fence)
+            if both is None or both[1].state not in FINAL:
+                return False
+            row, owner = both
+            await self._end(connection, row, FAILED, now, ABANDONED)
+            await self.change(connection, owner, now, "attempt.abandoned", row.provider_job_id)
+            # Its settlement has waited for this end.
+            await self.outbox.append(connection, SETTLE_QUEUE, owner.id, now)
         return True
 
     async def _after_failure(

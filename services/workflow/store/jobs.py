@@ -245,6 +245,13 @@ class Jobs(Records):
         async with self.database.reading() as connection:
             return (await connection.execute(sa.select(*SMALL).where(job.c.id.in_(job_ids)))).all()
 
+    async def settle_later(self, due: Mapping[str, int], now: int) -> None:
+        """Have jobs settled again, each at its time."""
+        if due:
+            messages = [(SETTLE_QUEUE, job_id, due_at) for job_id, due_at in due.items()]
+            async with self.database.transaction() as connection:
+                await self.outbox.append_all(connection, messages, now)
+
     async def settled(self, costs: Mapping[str, int], now: int) -> None:
         """Note that billing has booked what jobs cost, and has set the rest free."""
         if not costs:

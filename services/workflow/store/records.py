@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.common.bulk import BulkInsert, BulkUpdate, at_once
 from services.common.db import Database
 from services.common.ids import new_id
 from services.common.outbox import Outbox
@@ -43,7 +44,40 @@ def row_type(name: str, columns: Iterable[sa.Column[Any]]) -> Any:
 
 
 AttemptRow, JobRow = row_type("attempt", attempt.c), row_type("job", job.c)
-SmallJobRow = row_type("job", SMALL)
+ALL = tuple(attempt.c)
+# What has to be known of an attempt, and of its job, to end them well.
+ENDED_ATTEMPT = (attempt.c.id, attempt.c.fence, attempt.c.state, attempt.c.concurrency)
+ENDED_JOB = (
+    job.c.id,
+    job.c.state,
+    job.c.version,
+    job.c.attempts,
+    job.c.webhook_endpoint_id,
+    job.c.parent_id,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lock:
+    """How attempts are locked together with their jobs, and what then comes back."""
+
+    query: sa.Select[Any]
+    attempt: Any
+    job: Any
+
+
+def _lock(of_job: Sequence[sa.Column[Any]], of_attempt: Sequence[sa.Column[Any]], *, sqlite: bool) -> _Lock:
+    ids: Any = sa.bindparam("ids", type_=postgresql.ARRAY(sa.Text))
+    # One text for any number of them, where there are arrays.
+    named = attempt.c.id.in_(sa.bindparam("ids", expanding=True)) if sqlite else attempt.c.id == sa.any_(ids)
+    query = (
+        sa.select(*of_job, *of_attempt)
+        .select_from(job.join(attempt, attempt.c.job_id == job.c.id))
+        .where(named)
+        .order_by(job.c.id, attempt.c.id)
+        .with_for_update()
+    )
+    return _Lock(query, row_type("attempt", of_attempt), row_type("job", of_job))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +95,10 @@ class Records:
     def __init__(self, database: Database, outbox: Outbox) -> None:
         self.database = database
         self.outbox = outbox
+        # Made once: to build a statement costs more than to run it.
+        self._new_events = BulkInsert(database, job_event, "")
+        self._updates: dict[tuple[str, tuple[str, ...]], BulkUpdate] = {}
+        self._locks: dict[tuple[int, int], _Lock] = {}
 
     def insert(self, table: sa.Table) -> Any:
         """Return an insert that can say what to do on a conflict."""
@@ -90,20 +128,21 @@ class Records:
         return AttemptRow._make(row[len(job.c) :]), JobRow._make(row[: len(job.c)])
 
     async def lock_all(
-        self, connection: AsyncConnection, attempt_ids: Sequence[str], columns: Sequence[sa.Column[Any]]
+        self,
+        connection: AsyncConnection,
+        attempt_ids: Sequence[str],
+        columns: Sequence[sa.Column[Any]],
+        of_attempt: Sequence[sa.Column[Any]] = ALL,
     ) -> list[tuple[Any, Any]]:
         """Return attempts with these columns of their jobs, locked in the order in which everyone locks."""
-        query = (
-            sa.select(*columns, *attempt.c)
-            .select_from(job.join(attempt, attempt.c.job_id == job.c.id))
-            .where(attempt.c.id.in_(attempt_ids))
-            .order_by(job.c.id, attempt.c.id)
-            .with_for_update()
-        )
-        make = JobRow if len(columns) == len(job.c) else SmallJobRow
+        known = self._locks.get((len(columns), len(of_attempt)))
+        if known is None:
+            known = self._locks[len(columns), len(of_attempt)] = _lock(
+                columns, of_attempt, sqlite=self.database.sqlite
+            )
+        rows = (await connection.execute(known.query, {"ids": list(attempt_ids)})).all()
         return [
-            (AttemptRow._make(row[len(columns) :]), make._make(row[: len(columns)]))
-            for row in (await connection.execute(query)).all()
+            (known.attempt._make(row[len(columns) :]), known.job._make(row[: len(columns)])) for row in rows
         ]
 
     async def change(
@@ -133,21 +172,43 @@ class Records:
         now: int,
         event: str,
         detail: str = "",
+        also: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        """Change locked jobs, the same columns of each, as `change` does with one."""
-        if not changes:
-            return
+        """Change locked jobs, the same columns of each, as `change` does with one.
+
+        `also` are statements that go along, see services/common/bulk.py: they touch other tables.
+        """
+        statements = [*also, *(self._changing(changes, now, event, detail) if changes else ())]
+        for statement in at_once(self.database, statements):
+            await connection.exec_driver_sql(*statement)
+
+    def _changing(
+        self, changes: Sequence[tuple[Any, dict[str, Any]]], now: int, event: str, detail: str
+    ) -> Sequence[tuple[str, Any]]:
         ended = [(row, _ending(row, values, now)) for row, values in changes]
-        update = sa.update(job).where(job.c.id == sa.bindparam("job_id"))
-        rows = [{"job_id": row.id, "version": row.version + 1, **values} for row, values in ended]
-        await connection.execute(update, rows)
-        entries = [_event(row.id, row.version + 1, event, detail, now) for row, _ in ended]
-        await connection.execute(sa.insert(job_event), entries)
+        names = tuple(ended[0][1])
+        rows = [(row.id, row.version + 1, *values.values()) for row, values in ended]
+        entries = [tuple(_event(row.id, row.version + 1, event, detail, now).values()) for row, _ in ended]
         messages = [
             each for row, values in ended for each in _messages(row, values.get("state", row.state), now)
         ]
-        if messages:
-            await self.outbox.append_all(connection, messages, now)
+        return [
+            self._update(job, ("version", *names)).of(rows),
+            *self._new_events.of(entries),
+            *self.outbox.statements(messages, now),
+        ]
+
+    def updating(self, table: sa.Table, rows: Sequence[dict[str, Any]]) -> tuple[str, Any]:
+        """Return the driver's statement that changes rows by their `id`, the same columns of each."""
+        _, *names = rows[0]
+        return self._update(table, tuple(names)).of([tuple(row.values()) for row in rows])
+
+    def _update(self, table: sa.Table, names: tuple[str, ...]) -> BulkUpdate:
+        known = self._updates.get((table.name, names))
+        if known is None:
+            known = BulkUpdate(self.database, table.c.id, [table.c[name] for name in names])
+            self._updates[table.name, names] = known
+        return known
 
     async def note(
         self, connection: AsyncConnection, job_id: str, seq: int, event: str, detail: str, now: int

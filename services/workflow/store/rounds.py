@@ -27,9 +27,14 @@ MOST_DOUBLINGS = 7
 class Rounds(Records):
     """The clockwork's side."""
 
-    async def due_polls(self, now: int, hide_s: float) -> list[tuple[Any, Any]]:
-        """Take attempts whose provider is to be asked how far it is. Replicas do not get the same ones."""
+    async def due_polls(self, now: int, hide_s: float, without: Sequence[str] = ()) -> list[tuple[Any, Any]]:
+        """Take attempts whose provider is to be asked how far it is, `without` some providers.
+
+        Replicas do not get the same ones.
+        """
         due = sa.select(attempt.c.id).where(attempt.c.state == ACCEPTED, attempt.c.poll_at <= now)
+        if without:
+            due = due.where(attempt.c.provider.not_in(without))
         if not await self.database.look(due.limit(1)):
             return []
         async with self.database.transaction() as connection:

@@ -14,6 +14,9 @@ import sqlalchemy as sa
 from omnihub.workflow.v1.effect_pb2 import EffectResult
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.common.bulk import BulkInsert, Row
+from services.common.db import Database
+from services.common.outbox import Outbox
 from services.workflow.domain.states import (
     ATTEMPT_FINAL,
     CANCEL_REQUESTED,
@@ -24,7 +27,7 @@ from services.workflow.domain.states import (
     SUCCEEDED,
 )
 from services.workflow.store.attempts import Attempts, Claim, success
-from services.workflow.store.records import SECOND, SMALL
+from services.workflow.store.records import ENDED_ATTEMPT, ENDED_JOB, SECOND
 from services.workflow.tables import attempt, effect_result, job
 
 
@@ -39,6 +42,10 @@ class Report:
 
 class Together(Attempts):
     """The workers' side, for several attempts at once."""
+
+    def __init__(self, database: Database, outbox: Outbox) -> None:
+        super().__init__(database, outbox)
+        self._new_results = BulkInsert(database, effect_result, returning="effect_key")
 
     async def claim_all(
         self, attempt_ids: Sequence[str], worker: str, lease_s: float, now: int
@@ -67,14 +74,15 @@ class Together(Attempts):
             "asked": True,
             "lease_until": now + round(lease_s * SECOND),
         }
-        taken = sa.update(attempt).where(attempt.c.id.in_([row.id for row, _ in both]))
-        await connection.execute(taken.values(fence=attempt.c.fence + 1, **values))
+        taken = [{"id": row.id, "fence": row.fence + 1, **values} for row, _ in both]
         begun = [
             (owner, {"state": RUNNING, "started_at": owner.started_at or now, "queue_position": None})
             for _, owner in both
             if owner.state == QUEUED
         ]
-        await self.change_all(connection, begun, now, "attempt.claimed", worker)
+        await self.change_all(
+            connection, begun, now, "attempt.claimed", worker, [self.updating(attempt, taken)]
+        )
         return {
             row.id: Claim(row._replace(fence=row.fence + 1, **values), owner, row.fence + 1, bool(row.asked))
             for row, owner in both
@@ -87,7 +95,8 @@ class Together(Attempts):
         """
         async with self.database.transaction() as connection:
             ids = [report.attempt.id for report in reports]
-            found = {row.id: (row, owner) for row, owner in await self.lock_all(connection, ids, SMALL)}
+            both = await self.lock_all(connection, ids, ENDED_JOB, ENDED_ATTEMPT)
+            found = {row.id: (row, owner) for row, owner in both}
             simple = {
                 report.attempt.id: report
                 for report in reports
@@ -106,24 +115,28 @@ class Together(Attempts):
         """Return the attempts that have ended; not those whose effect has a result already."""
         if not reports:
             return set()
-        kept = [
-            {
-                "effect_key": each.attempt.effect_key,
-                "result": each.result.SerializeToString(),
-                "created_at": now,
-            }
-            for each in reports.values()
-        ]
-        insert = self.insert(effect_result).on_conflict_do_nothing().returning(effect_result.c.effect_key)
-        new = set((await connection.scalars(insert, kept)).all())
+        new = await self._kept(
+            connection,
+            [(each.attempt.effect_key, each.result.SerializeToString(), now) for each in reports.values()],
+        )
         ended = [each for each in reports.values() if each.attempt.effect_key in new]
         ids = [each.attempt.id for each in ended]
         if ids:
-            over = sa.update(attempt).where(attempt.c.id.in_(ids))
-            await connection.execute(over.values(state=SUCCEEDED, ended_at=now))
+            over = [{"id": attempt_id, "state": SUCCEEDED, "ended_at": now} for attempt_id in ids]
             changes = [(found[each.attempt.id][1], success(each.result)) for each in ended]
-            await self.change_all(connection, changes, now, "job.succeeded")
+            await self.change_all(
+                connection, changes, now, "job.succeeded", also=[self.updating(attempt, over)]
+            )
         return set(ids)
+
+    async def _kept(self, connection: AsyncConnection, results: Sequence[Row]) -> set[str]:
+        """Keep results; return the effect keys that had none before."""
+        if self.database.sqlite:
+            kept = [dict(zip(("effect_key", "result", "created_at"), each, strict=True)) for each in results]
+            insert = self.insert(effect_result).on_conflict_do_nothing().returning(effect_result.c.effect_key)
+            return set((await connection.scalars(insert, kept)).all())
+        (statement,) = self._new_results.of(results)
+        return {key for (key,) in await connection.exec_driver_sql(*statement)}
 
     async def renew_all(self, claims: Sequence[Claim], lease_s: float, now: int) -> list[bool]:
         """Keep claims. Tells of each whether it is still held."""

@@ -252,6 +252,27 @@ async def test_a_dead_process_strands_its_slices_until_they_expire(world: World)
     await world.check()
 
 
+async def test_a_charge_that_billing_fails_at_keeps_only_its_own_slices(world: World) -> None:
+    organisations = [await world.organisation() for _ in range(2)]
+    dead, other = world.replica(), world.replica()
+    charges = []
+    for organisation in organisations:
+        await world.limit(organisation, "credits", "month", "1")
+        charges.append(dead.finish(await dead.begin(of(organisation), 4 * TENTH), 4 * TENTH))
+        await dead.begin(of(organisation), 4 * TENTH)
+    dead.crash()
+    world.breaking = charges[:1]
+    await world.advance(40)
+    await other.begin(of(organisations[1]), 6 * TENTH)
+    assert (await refused(lambda: other.begin(of(organisations[0]), 5 * TENTH))).reason == (
+        "IN_FLIGHT_BUDGET_EXHAUSTED"
+    )
+    world.breaking = []
+    await world.advance(40)
+    await other.begin(of(organisations[0]), 6 * TENTH)
+    await world.check()
+
+
 async def test_alerts_come_once_per_window_and_threshold(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,9 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from omnihub.workflow.v1 import file_content_service_pb2 as content_pb
 from omnihub.workflow.v1 import file_service_pb2 as pb
 
 from services.common.rpc import RpcError
+from services.workflow.content_server import FileContentServer
 from services.workflow.domain.media_types import ALLOWED
 from tests.support.files import CALLER, STRANGER, bearer, close_bench, open_bench, picture, sound
 
@@ -263,6 +265,41 @@ async def test_a_content_without_facts_is_swept(bench, tmp_path):
     assert not orphan.exists()
 
 
+async def test_a_content_that_cannot_be_removed_holds_up_no_other(bench, tmp_path, caplog):
+    """It is tried again with the next sweep, after all others."""
+    await bench.parts.sweeper.stop()
+    folder = tmp_path / "files" / "org_1"
+    # No file is ever removed by that name: a folder has it.
+    (folder / "file_a" / "inside").mkdir(parents=True)
+    for name in ("file_a", "file_b", "file_c"):
+        await bench.parts.files._announce(f"org_1/{name}", bench.micros())
+    for name in ("file_b", "file_c"):
+        (folder / name).write_bytes(b"x")
+    bench.later = timedelta(days=1, minutes=1)
+    await bench.parts.sweeper.sweep()
+    assert sorted(path.name for path in folder.iterdir()) == ["file_a"]
+    assert caplog.text.count("content_not_removed") == 1
+    # Those that were removed are not tried again.
+    assert await bench.parts.files.sweep_contents(bench.micros()) == 0
+    (folder / "file_a" / "inside").rmdir()
+    (folder / "file_a").rmdir()
+    (folder / "file_a").write_bytes(b"x")
+    bench.later = timedelta(days=2)
+    await bench.parts.sweeper.sweep()
+    assert not list(folder.iterdir())
+
+
+async def test_a_store_that_is_away_is_asked_a_few_times_not_for_everything(light, tmp_path, caplog):
+    await light.parts.sweeper.stop()
+    for number in range(9):
+        (tmp_path / "files" / "org_1" / f"file_{number}" / "inside").mkdir(parents=True)
+        await light.parts.files._announce(f"org_1/file_{number}", light.micros())
+    light.later = timedelta(days=1, minutes=1)
+    for failed in (3, 6, 9, 9):
+        assert await light.parts.files.sweep_contents(light.micros()) == 0
+        assert caplog.text.count("content_not_removed") == failed
+
+
 async def test_links_of_one_replica_open_at_the_other(database_url, tmp_path):
     for key in ("", "a master key"):
         one = await open_bench(tmp_path, database_url, master_key=key, provenance=False)
@@ -280,3 +317,57 @@ async def test_a_content_that_was_changed_is_noticed(bench, tmp_path):
     path.write_bytes(b"\0" * len(picture()))
     with pytest.raises(RpcError, match="not what was kept"):
         await bench.parts.files.read(await bench.parts.files.find(file["fileId"]))
+
+
+async def kept(bench, data: bytes):
+    return await bench.parts.files.put(
+        CALLER.identity.organisation_id, "", data, purpose="output", now=bench.micros(), mime="audio/wav"
+    )
+
+
+def reading(bench, file_id: str, call=CALLER) -> AsyncIterator[content_pb.ReadFileResponse]:
+    return FileContentServer(bench.parts.files).read_file(content_pb.ReadFileRequest(file_id=file_id), call)
+
+
+async def test_a_file_is_read_in_pieces_and_never_whole(light, tmp_path):
+    """What is written to it while it is read is seen, and noticed: it is not in memory."""
+    data = sound(5_000_000)
+    row = await kept(light, data)
+    first, *rest = [event async for event in reading(light, row.id)]
+    assert (first.start.mime, first.start.size) == ("audio/wav", len(data))
+    assert b"".join(event.data for event in rest) == data
+    assert max(len(event.data) for event in rest) <= 256 * 1024
+    stream = reading(light, row.id)
+    await anext(stream)
+    got = [(await anext(stream)).data]
+    (path,) = contents(tmp_path)
+    with path.open("r+b") as changing:
+        changing.seek(-1_000, 2)
+        changing.write(b"changed " * 125)
+
+    async def read_on() -> None:
+        async for event in stream:
+            got.append(event.data)
+
+    with pytest.raises(RpcError, match="not what was kept"):
+        await read_on()
+    assert b"".join(got) == data[:-1_000] + b"changed " * 125
+
+
+async def test_what_cannot_be_read_is_said_before_anything_is_sent(light, tmp_path):
+    row = await kept(light, sound(1_000))
+    (path,) = contents(tmp_path)
+    path.unlink()
+    for file_id, call in (("file_none", CALLER), (row.id, STRANGER), (row.id, CALLER)):
+        with pytest.raises(RpcError) as refused:
+            await anext(reading(light, file_id, call))
+        assert refused.value.reason == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("left", [0, 500])
+async def test_a_content_that_was_cut_is_noticed_at_its_end(light, tmp_path, left):
+    row = await kept(light, sound(1_000))
+    (path,) = contents(tmp_path)
+    path.write_bytes(sound(1_000)[:left])
+    with pytest.raises(RpcError, match="not what was kept"):
+        [event async for event in reading(light, row.id)]

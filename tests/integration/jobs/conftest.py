@@ -54,6 +54,8 @@ class CountingBilling:
         self.extended: list[int] = []
         self.extend_fails: RpcError | None = None
         self.room = 1_000_000
+        self.refused: dict[str, str] = {}
+        """Why charges of a hold are refused."""
 
     async def extend_hold(self, request, call):
         if self.extend_fails is not None:
@@ -75,6 +77,9 @@ class CountingBilling:
             await self.books.release_hold(request, call)
 
     async def settle(self, request, call):
+        for charge in request.charges:
+            if charge.hold_id in self.refused:
+                raise RpcError(self.refused[charge.hold_id], "the charge cannot be booked")
         if self.books is not None:
             await self.books.settle(request, call)
         for charge in request.charges:
@@ -83,13 +88,14 @@ class CountingBilling:
 
 
 class Clock:
-    """The wall clock, or ahead of it."""
+    """The wall clock, or ahead of it; or it stands still at a time."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
+        self.stopped_at: datetime | None = None
 
     def __call__(self) -> datetime:
-        return now() + timedelta(seconds=self.ahead_s)
+        return (self.stopped_at or now()) + timedelta(seconds=self.ahead_s)
 
 
 @dataclass
@@ -180,7 +186,7 @@ async def engine(database_url: str, request: pytest.FixtureRequest) -> AsyncIter
         worker,
         Clockwork(jobs, rounds, worker, billing, clock, lambda: None),
         server,
-        Settler(jobs, attempts, billing),
+        Settler(jobs, attempts, billing, clock),
         Advancer(jobs, clock),
         clock,
     )

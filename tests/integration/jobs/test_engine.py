@@ -50,6 +50,26 @@ async def test_the_same_message_again_changes_nothing(engine):
     assert len(engine.billing.charges) == 1
 
 
+@pytest.mark.parametrize("reason", ["INVALID_ARGUMENT", "IDEMPOTENCY_KEY_REUSED"])
+async def test_a_charge_that_billing_refuses_holds_up_no_other_job(engine, reason, caplog):
+    jobs = [(await begin(engine)).job_id for _ in range(3)]
+    ended = []
+    while messages := await engine.outbox.take(engine.now()):
+        for message in messages:
+            if message.queue == "job.settle":
+                ended.append(message.subject_id)
+            else:
+                await engine.handle(message.queue, message.subject_id)
+            await engine.outbox.passed_on([message.id])
+    engine.billing.refused = {f"hold_{jobs[1]}": reason}
+    # None of them is to be asked about again: the refused one is for a person to look at.
+    assert sorted(await engine.settler.settle_many(ended)) == sorted(jobs)
+    unsettled = {job.id for job in await engine.jobs.ended(jobs) if not job.settled}
+    assert unsettled == {jobs[1]}
+    assert len(engine.billing.charges) == 2
+    assert f"charge_refused_by_billing {jobs[1]}" in caplog.text
+
+
 async def test_a_slow_job_is_submitted_and_polled(engine):
     engine.router.immediate, engine.router.polls = False, 2
     job = await begin(engine)

@@ -6,6 +6,7 @@ import pytest
 from omnihub.workflow.v1 import job_service_pb2 as pb
 
 from services.common.rpc import RpcError
+from services.workflow.engine.worker import LATE_RESULT_S
 from services.workflow.store.records import LOST_QUEUE
 from tests.integration.jobs.conftest import CALLER
 from tests.integration.jobs.test_engine import begin, seen, wanted
@@ -148,6 +149,24 @@ async def test_a_hold_that_has_ended_is_not_asked_for_again(engine, caplog):
     assert caplog.text.count("hold_not_extended") == 1
 
 
+@pytest.mark.parametrize(("reason", "asked"), [("DEADLINE_EXCEEDED", 1), ("INSUFFICIENT_CREDITS", 3)])
+async def test_billing_that_does_not_answer_holds_up_no_sweep(engine, reason, asked):
+    engine.router.immediate, engine.router.polls = False, 100
+    for _ in range(3):
+        await engine.server.create_job(wanted(deadline_s=72 * 3600), CALLER)
+    late = await begin(engine, deadline_s=1)
+    extended = []
+
+    async def extend_hold(request, call):
+        extended.append(request.hold_id)
+        raise RpcError(reason, "no")
+
+    engine.billing.extend_hold = extend_hold
+    engine.shift_s = 20 * 3600.0
+    await engine.clockwork.sweep()
+    assert (len(extended), (await seen(engine, late.job_id)).state) == (asked, "expired")
+
+
 async def test_what_waits_in_a_queue_that_moves_is_not_lost(engine):
     for _ in range(3):
         await begin(engine)
@@ -179,3 +198,59 @@ async def test_what_a_dead_worker_held_does_not_queue_up_again(engine):
         await engine.worker.work(message.subject_id)
     ended = await engine.server.list_jobs(pb.ListJobsRequest(state="succeeded"), CALLER)
     assert len(ended.jobs) == len(held)
+
+
+async def expired_but_running(engine):
+    """A job past its deadline whose provider goes on and cannot be stopped."""
+    engine.router.immediate, engine.router.polls = False, 1_000_000
+    job = await begin(engine, deadline_s=60)
+    await engine.work_off()
+    engine.shift_s = 61.0
+    await engine.clockwork.sweep()
+    await poll_all(engine)
+    await engine.work_off()
+    job = await seen(engine, job.job_id)
+    assert job.state == "expired"
+    assert not engine.billing.released
+    return job
+
+
+async def test_a_provider_that_never_ends_is_given_up_a_day_after_the_end(engine, caplog):
+    job = await expired_but_running(engine)
+    engine.shift_s = 61.0 + LATE_RESULT_S - 30.0
+    await poll_all(engine)
+    await engine.work_off()
+    assert not engine.billing.released
+    assert "attempt_abandoned" not in caplog.text
+    engine.shift_s += 60.0
+    await poll_all(engine)
+    assert caplog.text.count("attempt_abandoned") == 1
+    assert await engine.rounds.due_polls(engine.now() + 10 * LATE_RESULT_S * 1_000_000, 60) == []
+    await engine.work_off()
+    # Nothing is paid, the credits are free again, and the job can be removed.
+    assert engine.billing.released == [f"hold_{job.job_id}"]
+    assert not engine.billing.charges
+    await engine.server.delete_job(pb.DeleteJobRequest(job_id=job.job_id), CALLER)
+
+
+async def test_what_a_provider_makes_within_a_day_after_the_end_is_paid(engine):
+    job = await expired_but_running(engine)
+    engine.shift_s = 61.0 + LATE_RESULT_S - 30.0
+    engine.router.jobs = dict.fromkeys(engine.router.jobs, 1)
+    await poll_all(engine)
+    await engine.work_off()
+    job = await seen(engine, job.job_id)
+    assert (job.state, list(engine.billing.charges.values())) == ("expired", [7_000_000])
+    assert not engine.billing.released
+
+
+async def test_a_provider_that_cannot_be_asked_any_more_is_given_up_too(engine, monkeypatch):
+    async def gone(request, call):
+        raise RpcError("UNAVAILABLE", "switched off for ever")
+
+    await expired_but_running(engine)
+    monkeypatch.setattr(engine.router, "poll_media", gone)
+    engine.shift_s = 62.0 + LATE_RESULT_S
+    await poll_all(engine)
+    await engine.work_off()
+    assert len(engine.billing.released) == 1

@@ -19,7 +19,7 @@ from services.common import telemetry
 from services.router.settings import RouteSettings
 from tests.support.chat_stack import KEY as CALLERS_KEY
 from tests.support.chat_stack import Stack, running_stack
-from tests.support.fault_server import FaultServer, Head, Recorded, Send, SharedFaultServer, Step
+from tests.support.fault_server import FaultServer, Head, Recorded, Send, SharedFaultServer, Step, answer
 from tests.support.providers import KEY
 from tests.support.vendors import TEXT, VENDORS, Ask
 from tests.support.vendors.refusals import PAGE
@@ -186,6 +186,47 @@ async def test_clients_read_a_usage_that_nobody_told(server: FaultServer, stack:
     assert used[0] > 0
     assert used[1] in (4, 5), "a token is about four characters, or bytes"
     assert stack.router.journal.charges[-1].usage.estimated
+
+
+PATHS = {"openai": "chat/completions", "openai_responses": "responses", "anthropic": "messages"}
+
+
+@pytest.mark.parametrize(
+    ("surface", "provider"),
+    [
+        *((surface, provider) for surface in PATHS for provider in ("openai", "anthropic")),
+        ("openai_responses", "openai_responses"),
+    ],
+)
+async def test_every_surface_says_that_a_usage_is_estimated(
+    server: FaultServer, stack: Stack, surface: str, provider: str
+) -> None:
+    """A whole answer in a header: the body may be the provider's own bytes. A stream in its last event."""
+    vendor = VENDORS[provider]
+    prompt = {"input": PROMPT} if surface == "openai_responses" else {"messages": ASKED}
+    body = {"model": provider, "max_tokens": 50, **prompt}
+    if surface == "openai_responses":
+        body["max_output_tokens"] = body.pop("max_tokens")
+    for streamed in (False, True):
+        server.script = vendor.good(streamed)
+        told = await _marks(stack, surface, body | {"stream": streamed})
+        frames = [untold(frame) for frame in vendor.text.frames]
+        whole = answer(untold(vendor.text.whole))
+        server.script = vendor.script(vendor.encode(*frames)) if streamed else whole
+        assert (told, await _marks(stack, surface, body | {"stream": streamed})) == ([False], [True])
+        assert stack.router.journal.charges[-1].usage.estimated
+
+
+async def _marks(stack: Stack, surface: str, body: dict[str, Any]) -> list[bool]:
+    """Return what an answer says about its usage, each time that it says so."""
+    answered = await stack.http.post(f"/v1/{PATHS[surface]}", json=body)
+    assert answered.status_code == 200, answered.text
+    if not body["stream"]:
+        return [answered.headers.get("x-omnihub-estimated") == "true"]
+    lines = [line.removeprefix("data: ") for line in answered.text.split("\n") if line.startswith("data: {")]
+    events = [json.loads(line) for line in lines]
+    facts = [event.get("omnihub") or event.get("response", {}).get("omnihub") for event in events]
+    return [each["usage"]["estimated"] for each in facts if each]
 
 
 def faults(ask: Ask) -> list[tuple[str, list[Step]]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import Finish, Usage
 from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
@@ -14,7 +17,7 @@ from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
 from services.common.db import Database
 from services.router.app import MIGRATIONS
 from services.router.journal import Journal
-from services.router.response_store import ResponseStore, StoredResponse
+from services.router.response_store import ResponseStore, StoredResponse, stored_response
 from services.router.store import JournalStore, Record
 
 NOW_MS = int(time.time() * 1000)
@@ -85,6 +88,57 @@ async def test_several_who_see_the_end_charge_it_once(database: Database) -> Non
     decision = await journal.decision(pending.decision_id, "org_1")
     assert decision is not None
     assert (decision.state, decision.usage, decision.attempts[0].cost) == ("complete", end.usage, end.cost)
+
+
+@pytest.mark.parametrize("first_pending", [True, False])
+async def test_two_answers_of_one_id_are_each_paid(database: Database, first_pending: bool) -> None:
+    # A server of one's own counts its answers from nought after each start.
+    first = a_response(pending=first_pending, charge=b"x", decision_id="dec_1", attempt_id="att_1")
+    second = a_response(
+        pending=True, charge=b"x", decision_id="dec_2", attempt_id="att_2", at=NOW_MS, target="other/m"
+    )
+    await record(database, first, second)
+    store = ResponseStore(database, "proc_1")
+    # The id means the newer one; both are asked about until they end.
+    assert await store.find("org_1", "resp_1") == second
+    pending = [first, second] if first_pending else [second]
+    assert await store.due(NOW_MS, 10) == pending
+    charges = [Charge(charge_id=each.attempt_id, amount_nano_credits=7) for each in pending]
+    for each, charge in zip(pending, charges, strict=True):
+        assert await store.claim(each, NOW_MS)
+        assert await store.settle(each, charge, Decision(state="complete"))
+        assert not await store.settle(each, charge, Decision(state="complete"))
+    assert sorted(await JournalStore(database).unsettled(10), key=lambda each: each.charge_id) == charges
+    assert await store.due(NOW_MS + 1, 10) == []
+    await store.delete(second)
+    assert await store.find("org_1", "resp_1") is None
+
+
+async def test_an_old_answer_is_forgotten_and_a_newer_one_of_its_id_is_not(database: Database) -> None:
+    old = a_response(attempt_id="att_1", decision_id="dec_1")
+    new = a_response(attempt_id="att_2", decision_id="dec_2", at=NOW_MS)
+    await record(database, old, new)
+    store = ResponseStore(database, "proc_1")
+    await store.delete_before(NOW_MS)
+    assert await store.find("org_1", "resp_1") == new
+    await store.delete_before(NOW_MS + 1)
+    assert await store.find("org_1", "resp_1") is None
+
+
+@pytest.mark.new_database
+async def test_what_was_stored_before_is_carried_over(database_url: str, tmp_path: Path) -> None:
+    for script in sorted(MIGRATIONS.glob("000[1-6]_*.py")):
+        shutil.copy(script, tmp_path)
+    database = Database(database_url, "router")
+    await database.migrate(tmp_path)
+    pending = a_response(pending=True, charge=b"x", price=b"y", reserved=5)
+    async with database.transaction() as connection:
+        await connection.execute(sa.insert(stored_response).values(pending.row()))
+    await database.migrate(MIGRATIONS)
+    store = ResponseStore(database, "proc_1")
+    assert await store.find("org_1", "resp_1") == pending
+    assert await store.due(NOW_MS, 10) == [pending]
+    await database.close()
 
 
 async def test_who_did_not_see_the_end_finds_what_was_charged(database: Database) -> None:

@@ -97,6 +97,27 @@ async def test_what_a_crash_left_is_booked_before_the_first_request(
             assert peers.billing.leases[stranded] > 0
 
 
+async def test_a_charge_that_billing_fails_at_keeps_nothing_from_starting_and_stopping(
+    database_url: str, tmp_path: Path
+) -> None:
+    peers = Peers()
+    peers.providers.answers["a/x"] = [an_answer() for _ in range(3)]
+    other = a_call(replace(IDENTITY, organisation_id="org_2"))
+    async with bounded(10):
+        async with running(peers, database_url, tmp_path) as router:
+            answer = await router.chat(chat_request(), a_call())
+            wanted = pb.GetDecisionRequest(decision_id=answer.outcome.decision_id)
+            found = await router.get_decision(wanted, a_call())
+            peers.billing.breaking.add(found.decision.attempts[-1].attempt_id)
+            await router.chat(chat_request(), other)
+            [broken, good] = peers.billing.leases
+        assert list(peers.billing.closed) == [good]
+        async with running(peers, database_url, tmp_path) as router:
+            await router.chat(chat_request(), other)
+        assert list(peers.billing.leases) == [broken]
+        assert len(peers.billing.charges) == 2
+
+
 async def test_a_start_waits_for_its_peers(database_url: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(app, "PEER_RETRY_S", 0.01)
     peers = Peers()

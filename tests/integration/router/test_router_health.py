@@ -147,6 +147,28 @@ async def test_the_same_opening_makes_nobody_careful_twice(database_url: str) ->
         assert health.state(TARGET)[0] == "half_open"
 
 
+@pytest.mark.parametrize("error", [KeyError("unforeseen"), OSError("the database is away")])
+async def test_health_is_shared_again_after_any_failure(error: Exception) -> None:
+    failures, read = [error], asyncio.Event()
+
+    class Store:
+        async def openings(self, since_ms: int) -> list[Opening]:
+            if failures:
+                raise failures.pop()
+            read.set()
+            return []
+
+        async def write(self, minutes: Any, openings: Any) -> None: ...
+
+        async def delete_before(self, minute: int, at_ms: int) -> None: ...
+
+    sharing = HealthSharing(Health(BreakerSettings()), Store(), "one", 0.001, 1)  # type: ignore[arg-type]
+    sharing.start()
+    async with bounded():
+        await read.wait()
+    await sharing.stop()
+
+
 async def test_a_name_that_cannot_be_stored_keeps_no_other_from_it(database_url: str) -> None:
     """Callers can name any model of a provider."""
     async with migrated(database_url) as database:

@@ -21,8 +21,8 @@ from services.router.app import MIGRATIONS
 from services.router.journal import BATCH, Journal, JournalError, _Statements
 from services.router.leases import Leases
 from services.router.settlement import BATCH as BOOKED_AT_ONCE
-from services.router.settlement import Settlement
-from services.router.store import JournalStore, Record, journal
+from services.router.settlement import FAILURES, Settlement
+from services.router.store import JournalStore, Record, journal, unsettled
 from tests.support.fakes import FakeBilling
 from tests.support.router import bounded
 
@@ -42,10 +42,10 @@ def a_record(
 
 
 class WatchedJournal(Journal):
-    """Tells of each commit, and can be held or made to fail there."""
+    """Tells of each commit of its thread, and can be held or made to fail there."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, inline=False, **options)
         self.commits: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -235,15 +235,25 @@ async def test_charges_are_booked_once(database: Database, writer: WatchedJourna
     assert await world.store.unsettled(10) == []
 
 
+@pytest.mark.parametrize("reason", ["INVALID_ARGUMENT", "IDEMPOTENCY_KEY_REUSED"])
 async def test_a_charge_that_cannot_be_booked_holds_up_no_other(
-    database: Database, writer: WatchedJournal
+    database: Database, writer: WatchedJournal, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(database, writer)
+    world.billing.unbookable_reason = reason
     await asyncio.gather(*(writer.append(a_record(number)) for number in range(5)))
     world.billing.unbookable.add("att_2")
     await world.settlement.settle_own()
     assert sorted(world.billing.charges) == ["att_0", "att_1", "att_3", "att_4"]
     assert [charge.charge_id for charge in await world.store.unsettled(10)] == ["att_2"]
+    assert "charge_refused_by_billing att_2" in caplog.text
+    asked = len(world.billing.calls)
+    await writer.append(a_record(6))
+    await world.settlement.settle_own()
+    await world.settlement.replay()
+    assert "att_6" in world.billing.charges
+    # It was not asked about again.
+    assert len(world.billing.calls) == asked + 1
 
 
 async def test_a_charge_that_billing_fails_at_holds_up_no_other_and_is_tried_again(
@@ -276,6 +286,52 @@ async def test_when_billing_fails_at_everything_it_is_not_asked_for_each(
     world.billing.breaking.clear()
     await world.settlement.settle_own()
     assert set(world.billing.charges) == names
+
+
+@pytest.mark.parametrize("which", ["own", "orphans", "all", "of a lease"])
+async def test_charges_that_billing_fails_at_hold_up_no_later_ones(
+    database: Database, writer: WatchedJournal, which: str
+) -> None:
+    world = World(database, writer)
+    settle = {
+        "own": world.settlement.settle_own,
+        "orphans": world.settlement.settle_orphans,
+        "all": world.settlement.replay,
+        "of a lease": lambda: world.settlement.settle_lease("lease_1"),
+    }[which]
+    failing = {f"att_{number}" for number in range(FAILURES + 2)}
+    count = len(failing) + 3
+    old = NOW_MS - 60_000
+    await asyncio.gather(*(writer.append(a_record(number, at_ms=old + number)) for number in range(count)))
+    writer.unbooked.forget()
+    world.billing.breaking |= failing
+    # Billing fails at five in a row, and no more is asked of it. The next turn passes them by.
+    for _ in range(2):
+        await asyncio.gather(settle(), return_exceptions=True)
+    assert len(world.billing.charges) == 3
+    # Nor do they hold up what comes later, and they are tried again themselves.
+    await writer.append(a_record(50, at_ms=old + 50))
+    writer.unbooked.forget()
+    world.billing.calls.clear()
+    await asyncio.gather(settle(), return_exceptions=True)
+    assert "att_50" in world.billing.charges
+    assert len(world.billing.calls) == 1 + FAILURES
+    world.billing.breaking.clear()
+    await settle()
+    assert len(world.billing.charges) == count + 1
+    assert await world.store.unsettled(10) == []
+
+
+async def test_a_lease_stays_open_for_a_charge_that_billing_has_failed_at_before(
+    database: Database, writer: WatchedJournal
+) -> None:
+    world = World(database, writer)
+    await asyncio.gather(*(writer.append(a_record(number)) for number in range(2)))
+    world.billing.breaking.add("att_0")
+    for _ in range(3):
+        with pytest.raises(RpcError, match="INTERNAL"):
+            await world.settlement.settle_lease("lease_1")
+    await world.settlement.settle_lease("lease_2")
 
 
 async def test_a_crash_between_booking_and_marking_books_nothing_twice(
@@ -419,6 +475,19 @@ async def test_a_lease_whose_charges_cannot_be_booked_stays_open(
     assert world.billing.closed == {}
 
 
+async def test_a_lease_that_cannot_be_settled_keeps_no_other_from_going_back(
+    database: Database, writer: WatchedJournal
+) -> None:
+    world = World(database, writer, "proc_2")
+    world.billing.leases = {"lease_1": 100, "lease_2": 100, "lease_3": 100}
+    world.billing.expired = ["lease_1", "lease_2", "lease_3"]
+    world.billing.breaking.add("att_1")
+    await writer.append(a_record(1))
+    with pytest.raises(RpcError, match="INTERNAL"):
+        await world.settlement.reap(world.leases)
+    assert world.billing.closed == {"lease_2": 100, "lease_3": 100}
+
+
 async def test_the_reaper_leaves_alone_what_this_process_spends_from(
     database: Database, writer: WatchedJournal
 ) -> None:
@@ -452,14 +521,18 @@ async def test_old_records_go_but_never_unpaid_ones(database: Database, writer: 
     assert await rows(database) == ["att_2"]
 
 
-async def test_what_is_unsettled_is_found_through_its_index(database: Database) -> None:
-    query = sa.select(journal.c.charge).where(~journal.c.settled).order_by(journal.c.at).limit(500)
+async def test_what_is_unsettled_is_found_without_reading_what_is_settled(database: Database) -> None:
+    # As `JournalStore.unsettled` asks.
+    records = sa.join(unsettled, journal, unsettled.c.attempt_id == journal.c.attempt_id)
+    query = sa.select(journal.c.charge).select_from(records).order_by(unsettled.c.attempt_id).limit(500)
     text = str(query.compile(database._engine.sync_engine, compile_kwargs={"literal_binds": True}))
     async with database.reading() as connection:
         if database.sqlite:
             plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")
         else:
-            text = text.replace("FROM journal", "FROM router.journal AS journal")
+            text = text.replace("FROM unsettled", "FROM router.unsettled AS unsettled")
+            text = text.replace("JOIN journal", "JOIN router.journal AS journal")
             await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
             plan = await connection.exec_driver_sql(f"EXPLAIN {text}")
-        assert "journal_unsettled" in str(plan.all())
+        by_id = "SEARCH journal USING INDEX sqlite_autoindex_journal_1" if database.sqlite else "journal_pkey"
+        assert by_id in str(plan.all())

@@ -65,3 +65,29 @@ async def test_who_leaves_stops_nothing():
     assert await staying == 4
     with pytest.raises(asyncio.CancelledError):
         await leaving
+
+
+async def test_after_company_it_waits_for_more():
+    work = Work()
+    gathering = Gathering(work, linger_s=0.01)
+    work.gate.clear()
+    first = [asyncio.create_task(gathering(number)) for number in (1, 2)]
+    await work.begun.wait()
+    work.gate.set()
+    await asyncio.gather(*first)
+    # It lingers: these come one after the other and are done together.
+    late = []
+    for number in (3, 4):
+        late.append(asyncio.create_task(gathering(number)))
+        await asyncio.sleep(0)
+    assert work.batches == [[1, 2]]
+    assert await asyncio.gather(*late) == [6, 8]
+    assert work.batches == [[1, 2], [3, 4]]
+
+
+async def test_who_is_alone_does_not_wait():
+    work = Work()
+    gathering = Gathering(work, linger_s=3600.0)
+    for number in (1, 2, 3):
+        assert await gathering(number) == 2 * number
+    assert work.batches == [[1], [2], [3]]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from services.common.rpc import Call, RpcError, local
+from services.common.rpc.outlet import Outlet, OutletStream, offer
 from tests.support.echo import TRANSPORTS, CountRequest, CountResponse, Echo, SayRequest
 
 
@@ -100,3 +101,89 @@ async def test_a_caller_who_leaves_before_the_handler_began_leaves_nothing() -> 
         await local.cancelled_handlers_ended()
         await asyncio.sleep(0)
         assert not local._running
+
+
+class Echoing:
+    """Gives each number it is told to its outlet, from where no task runs."""
+
+    def __init__(self) -> None:
+        self.outlet = Outlet()
+        self.refused = asyncio.Queue[Any]()
+
+    def count(self, request: Any, call: Any) -> Any:
+        return OutletStream(self._events(), self.outlet)
+
+    async def _events(self) -> AsyncIterator[Any]:  # type: ignore[misc]
+        yield CountResponse(number=0)
+        while True:
+            yield await self.refused.get()
+
+    def tell(self, number: int) -> bool:
+        message = CountResponse(number=number)
+        taken = self.refused.empty() and self.outlet.give(message)
+        if not taken:
+            self.refused.put_nowait(message)
+        return taken
+
+
+async def test_what_is_given_passes_all_services_in_one_turn() -> None:
+    origin, read, taken, three = Echoing(), asyncio.Queue[int](), [], asyncio.Event()
+
+    def accept(message: Any) -> bool:
+        if message.number == 1000:
+            return False
+        taken.append(message.number)
+        three.set() if message.number == 3 else None
+        return True
+
+    async def reader(stream: Any) -> None:
+        async for message in stream:
+            read.put_nowait(message.number)
+
+    local_client = TRANSPORTS["local"]
+    async with (
+        local_client(Echo(count=origin.count)) as inner,
+        local_client(Echo(count=inner.count)) as outer,
+    ):
+        assert not origin.tell(7), "nobody reads yet"
+        assert (await origin.refused.get()).number == 7
+        stream = outer.count(CountRequest(), Call("req_1").within(60))
+        reading = asyncio.create_task(reader(stream))
+        assert await read.get() == 0
+        offer(stream, accept)
+        await asyncio.sleep(0)
+        # No await from here on: no task can have run.
+        assert origin.tell(1)
+        assert origin.tell(2)
+        assert taken == [1, 2]
+        assert not origin.tell(1000)
+        assert not origin.tell(3), "what was refused goes first"
+        assert await read.get() == 1000
+        await three.wait()
+        assert taken == [1, 2, 3]
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        assert not origin.tell(4), "the reader has left"
+        await local.cancelled_handlers_ended()
+        assert taken == [1, 2, 3]
+
+
+async def test_a_stream_with_an_outlet_leaves_no_garbage() -> None:
+    async with TRANSPORTS["local"](Echo(count=lambda *_: Echoing().count(None, None))) as client:
+
+        async def once() -> None:
+            stream = client.count(CountRequest(), Call("req_1").within(60))
+            offer(stream, lambda _: False)
+            await anext(stream)
+            await stream.aclose()
+            await local.cancelled_handlers_ended()
+            await asyncio.sleep(0)
+
+        await once()
+        gc.collect()
+        gc.disable()
+        try:
+            await once()
+            assert gc.collect() == 0
+        finally:
+            gc.enable()

@@ -68,3 +68,36 @@ def test_a_frame_without_end_is_bounded(piece: bytes) -> None:
 
     with pytest.raises(FrameTooLargeError):
         feed()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    blocks=st.lists(
+        st.sampled_from(
+            [
+                b"data: x\n\n",
+                b"data: x\n\ndata: y\n\n",
+                b"event: e\ndata: y\n\n",
+                b"event: e\n\n",
+                b": c\n\n",
+                b"data: 1\ndata: 2\n\n",
+                b"data: \r\n\r\n",
+                b"data:z\n\n",
+                b"event: e\n",
+                b"data: cut",
+                b"\n\n",
+            ]
+        ),
+        max_size=8,
+    )
+)
+def test_what_is_seen_to_be_whole_is_what_would_be_read(blocks: list[bytes]) -> None:
+    parser, slow = SseParser(2**20), SseParser(2**20)
+    for block in (b"data: first\n\n", *blocks):
+        before = vars(parser).copy()
+        whole = parser.whole(block)
+        assert vars(parser) == before
+        # Byte by byte nothing is whole.
+        read = [event for at in range(len(block)) for event in slow.feed(block[at : at + 1])]
+        assert whole in (None, read)
+        assert parser.feed(block) == read

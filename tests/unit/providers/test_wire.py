@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -164,6 +164,33 @@ def test_a_small_body_that_is_huge_is_inflated_as_it_is_read() -> None:
     assert 0 < size <= wire.INFLATED
 
 
+def encoded(data: bytes, encoding: str) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+@given(st.lists(st.integers(0, 200), max_size=6))
+def test_a_gzip_answer_of_several_parts_is_read_whole(places: list[int]) -> None:
+    parts = gzip.compress(b"first, ") + gzip.compress(b"") + gzip.compress(b"second")
+    found = asyncio.run(read(cut(encoded(parts, "gzip"), places), end=False))
+    assert (found.data, found.failure) == (b"first, second", None)
+    cut_short = asyncio.run(read(cut(encoded(parts[:-3], "gzip"), places), end=False))
+    assert isinstance(cut_short.failure, aiohttp.ClientPayloadError)
+
+
+@pytest.mark.parametrize(("encoding", "made"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_what_follows_a_compressed_answer_breaks_it(encoding: str, made: Callable[[bytes], bytes]) -> None:
+    found = asyncio.run(read([encoded(made(BODY) + b"{" * 2**20, encoding)], end=False))
+    assert isinstance(found.failure, aiohttp.ClientPayloadError)
+    assert "follows" in str(found.failure)
+
+
+@pytest.mark.parametrize("size", [wire.INFLATED, 20 * wire.INFLATED + 7])
+def test_a_huge_answer_without_zlibs_header_is_read_whole(size: int) -> None:
+    found = asyncio.run(read([answer(bytes(size), framing="length", encoding="deflate, bare")], end=False))
+    assert (len(found.data), found.failure) == (size, None)
+
+
 def test_reading_stops_ahead_of_a_slow_reader_and_goes_on() -> None:
     async def run() -> tuple[bool, bool]:
         transport = Transport()
@@ -208,3 +235,83 @@ def test_a_connection_that_is_gone_fails_the_request() -> None:
 
     with pytest.raises(aiohttp.ServerDisconnectedError):
         asyncio.run(run())
+
+
+class Taking:
+    """Takes pieces until told otherwise."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.willing = True
+
+    def accept(self, data: bytes) -> bool:
+        if data == b"broken":
+            raise KeyError("accept is broken")
+        if self.willing:
+            self.taken.append(data)
+        return self.willing
+
+
+async def offered(taking: Taking, encoding: str = "") -> tuple[Wire, wire.Body, asyncio.Task[bytes]]:
+    """Return a connection whose answer has begun, and somebody who waits for what is not taken."""
+    connection = Wire(asyncio.get_running_loop())
+    connection.connection_made(Transport())  # type: ignore[arg-type]
+    asked = connection.ask(b"POST / HTTP/1.1\r\n\r\n")
+    encoded = f"Content-Encoding: {encoding}\r\n" if encoding else ""
+    connection.data_received(f"HTTP/1.1 200 OK\r\n{encoded}Transfer-Encoding: chunked\r\n\r\n".encode())
+    body = (await asked).body
+    body.offer_to(taking.accept)
+    reading = asyncio.create_task(body.readany())
+    await asyncio.sleep(0)
+    return connection, body, reading
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def test_what_is_taken_is_not_read() -> None:
+    taking = Taking()
+    connection, body, reading = await offered(taking)
+    connection.data_received(chunk(b"one"))
+    # What comes in one read is offered at once.
+    connection.data_received(chunk(b"two") + chunk(b" and ") + chunk(b"three"))
+    assert taking.taken == [b"one", b"two and three"]
+    taking.willing = False
+    connection.data_received(chunk(b"four"))
+    taking.willing = True
+    connection.data_received(chunk(b"five"))
+    assert await reading == b"fourfive", "nothing overtakes what was refused"
+    connection.data_received(chunk(b"six"))
+    assert await body.readany() == b"six", "nothing is taken while nobody waits"
+    reading = asyncio.create_task(body.readany())
+    await asyncio.sleep(0)
+    connection.data_received(chunk(b"seven") + b"0\r\n\r\n")
+    assert await reading == b""
+    assert taking.taken[2:] == [b"seven"]
+    assert body.at_eof()
+
+
+async def test_a_fault_of_the_taker_is_the_readers() -> None:
+    taking = Taking()
+    connection, _, reading = await offered(taking)
+    connection.data_received(chunk(b"broken"))
+    with pytest.raises(KeyError, match="accept is broken"):
+        await reading
+
+
+async def test_what_is_compressed_is_not_offered() -> None:
+    taking = Taking()
+    connection, _, reading = await offered(taking, "gzip")
+    connection.data_received(chunk(gzip.compress(b"one")))
+    assert await reading == b"one"
+    assert not taking.taken
+
+
+async def test_a_cut_behind_what_is_taken_is_told() -> None:
+    taking = Taking()
+    connection, _, reading = await offered(taking)
+    connection.data_received(chunk(b"one") + b"nonsense\r\n")
+    assert taking.taken == [b"one"]
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await reading

@@ -114,6 +114,88 @@ def test_media_counts_as_media(part: dict[str, object], escaped: bool) -> None:
     assert 4096 <= input_bound(raw, ChatInput()) < len(IMAGE) // 10
 
 
+def nested(path: str, value: object) -> dict[str, object]:
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value  # type: ignore[return-value]
+
+
+TEXT = base64.b64encode(bytes(60_000)).decode()
+URL = f"data:image/png;base64,{TEXT}"
+PLAIN = base64.b64encode(b"not an image at all, but a text " * 2000).decode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"data": TEXT}}}]},
+        {"tools": [nested("input_schema.properties.x.url", URL)]},
+        {"tools": [{"messages": [{"content": [{"type": "input_audio", "input_audio": {"data": TEXT}}]}]}]},
+        {"response_format": nested("json_schema.schema.file_data", URL)},
+        {"system": [{"type": "image", "source": {"type": "base64", "data": TEXT}}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {"data": TEXT}}]}]},
+        {"messages": [{"content": [{"type": "tool_use", "input": nested("source.data", TEXT)}]}]},
+        {"messages": [{"content": [{"type": "document", "source": {"type": "text", "data": TEXT}}]}]},
+        {"messages": [{"content": [{"type": "redacted_thinking", "data": TEXT}]}]},
+        {"messages": [{"content": [{"type": "text", "text": "x", "data": TEXT}]}]},
+        {
+            "messages": [
+                {"content": [{"type": "file", "file": {"file_data": f"data:text/csv;base64,{PLAIN}"}}]}
+            ]
+        },
+        {"input": [{"type": "input_file", "file_data": f"data:application/json;base64,{PLAIN}"}]},
+        {"input": [{"type": "function_call_output", "output": nested("deep.data", TEXT)}]},
+    ],
+    ids=range(13),
+)
+def test_what_only_has_the_look_of_media_is_text(body: dict[str, object]) -> None:
+    raw = json.dumps(body).encode()
+    assert input_bound(raw, ChatInput()) >= len(raw)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": URL}]}]},
+        {"input": [{"type": "input_image", "image_url": URL}]},
+        {"input": [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": URL}]}]},
+        {"input": [{"output": {"type": "computer_screenshot", "image_url": URL}}]},
+        {
+            "input": [
+                {"content": [{"type": "input_file", "file_data": f"data:application/pdf;base64,{TEXT}"}]}
+            ]
+        },
+        {
+            "messages": [
+                {
+                    "content": [
+                        {
+                            "type": "tool_result",
+                            "content": [
+                                {
+                                    "type": "image",
+                                    "source": {"type": "base64", "media_type": "image/png", "data": TEXT},
+                                }
+                            ],
+                        }
+                    ]
+                }
+            ]
+        },
+    ],
+    ids=range(6),
+)
+def test_media_counts_as_media_wherever_a_format_has_it(body: dict[str, object]) -> None:
+    assert 4096 <= input_bound(json.dumps(body).encode(), ChatInput()) < len(TEXT) // 4
+
+
+def test_a_typed_document_of_text_is_text() -> None:
+    document = Part(document=MediaPart(data=b"text " * 20_000, mime="text/plain"))
+    assert input_bound(b"", ChatInput(messages=[Message(role="user", parts=[document])])) >= 100_000
+    document.document.mime = "application/pdf"
+    assert input_bound(b"", ChatInput(messages=[Message(role="user", parts=[document])])) < 10_000
+
+
 def test_an_address_counts_as_what_it_leads_to() -> None:
     part = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}
     raw = json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode()
@@ -146,8 +228,17 @@ def test_tools_count() -> None:
         (b'"url"' + b" " * 1000) * 5000,
         b'"data":"data:' * 400_000,
         b'"data":"' + b"data:" * 1_000_000 + b'"',
+        b'{"data":"' + b"a" * 5000 + b'","messages":[' + b"[" * 5_000_000,
+        b'{"data":"' + b"a" * 5000 + b'","messages":[' + b'{"type":"a"},' * 100_000 + b"{}]}",
+        b'{"data":"'
+        + b"a" * 5000
+        + b'","messages":'
+        + b'[{"content":' * 400
+        + b'[{"type":"file"}]'
+        + b"}]" * 400
+        + b"}",
     ],
-    ids=range(8),
+    ids=range(11),
 )
 def test_no_body_takes_long(body: bytes) -> None:
     started = time.process_time()

@@ -9,7 +9,7 @@ import pytest
 from omnihub.billing.v1 import billing_service_pb2 as billing
 
 from services.common.rpc import RpcError
-from services.router.leases import Leases
+from services.router.leases import Leases, Reservation
 from tests.support.fakes import FakeBilling
 from tests.support.router import bounded
 
@@ -116,6 +116,25 @@ async def test_what_an_idle_lease_keeps_is_returned_first() -> None:
     assert len(world.settled) == len(world.billing.closed) == 1
 
 
+async def test_a_lease_drawn_from_while_another_is_closed_stays_open() -> None:
+    world = World(available=1000)
+    for reservation in [await world.leases.reserve(ORG, 100) for _ in range(5)]:
+        world.leases.cancel(reservation)
+    replaced, current = world.billing.leases
+    drawn: list[Reservation] = []
+
+    async def draw() -> None:
+        if not drawn:
+            drawn.append(await world.leases.reserve(ORG, 100))
+
+    world.billing.before["close_lease"] = draw
+    with pytest.raises(RpcError, match="IN_FLIGHT_BUDGET_EXHAUSTED"):
+        await world.leases.reserve(ORG, 1000)
+    assert [reservation.lease_id for reservation in drawn] == [current]
+    assert list(world.billing.closed) == [replaced]
+    assert world.billing.leases == {current: 400}
+
+
 async def test_refusals_that_are_not_about_money_are_passed_on() -> None:
     world = World()
     world.billing.refusals["acquire_lease"] = [RpcError("UNAVAILABLE", "starting")]
@@ -214,6 +233,26 @@ async def test_a_lease_that_cannot_be_closed_does_not_stop_the_renewal_of_others
     assert busy.lease.expires_at > 0
     await world.leases.maintain()
     assert list(world.billing.closed) == [idle.lease_id]
+
+
+@pytest.mark.parametrize("how", ["maintain", "return idle", "close"])
+async def test_a_lease_that_billing_fails_at_keeps_no_other_from_going_back(how: str) -> None:
+    world = World(available=1200)
+    reservations = [await world.leases.reserve(ORG, 100) for _ in range(5)]
+    for reservation in reservations:
+        world.leases.cancel(reservation)
+        assert reservation.lease is not None
+        reservation.lease.used_at -= 60
+    first, second = world.billing.leases
+    world.billing.refusals["close_lease"] = [RpcError("INTERNAL", "a charge that billing fails at")]
+    if how == "return idle":
+        assert (await world.leases.reserve(ORG, 800)).hold_id
+    else:
+        with pytest.raises(RpcError, match="INTERNAL"):
+            await getattr(world.leases, how)()
+    assert list(world.billing.closed) == [second]
+    await world.leases.maintain()
+    assert list(world.billing.closed) == [second, first]
 
 
 async def test_at_the_end_everything_unused_is_returned() -> None:

@@ -22,7 +22,7 @@ from services.formats import bedrock_converse, titan_text
 from services.formats.answers import Answer, StreamReader
 from services.formats.documents import from_decode_error
 from services.formats.errors import FormatError
-from services.providers.adapter import conversation_of
+from services.providers.adapter import Stream, conversation_of
 from services.providers.adapters.bedrock.credentials import NoCredentialError, Signer, key_source
 from services.providers.adapters.bedrock.errors import ERRORS, is_about_the_clock, read_refusal
 from services.providers.adapters.bedrock.event_stream import EventStreamParser
@@ -244,7 +244,7 @@ class BedrockAdapter:
         """Answer at once."""
         return await self._of(attempt.model).chat(attempt)
 
-    def stream_chat(self, attempt: pb.Attempt) -> AsyncGenerator[pb.StreamChatResponse, None]:
+    def stream_chat(self, attempt: pb.Attempt) -> Stream:
         """Answer as it comes; the last message is `end`."""
         return self._of(attempt.model).stream_chat(attempt)
 

@@ -46,6 +46,10 @@ class EventStreamParser:
         del held[:start]
         return events
 
+    def whole(self, chunk: bytes) -> list[Event] | None:
+        """Return None: what is framed so is never passed on as it is."""
+        return None
+
     def close(self) -> list[Event]:
         """Return nothing: a frame without its end cannot be read."""
         return []
