@@ -8,7 +8,15 @@ import importlib
 from services.launcher import TARGETS
 
 # What a start loads only when it needs it (`services.common.late`), most of them do.
-_LATER = ("services.common.migrations", "services.common.bus", "jsonschema", "referencing", "PIL.Image")
+_LATER = (
+    "services.common.log",
+    "services.common.telemetry",
+    "services.common.migrations",
+    "services.common.bus",
+    "jsonschema",
+    "referencing",
+    "PIL.Image",
+)
 
 for _name in (
     "services.__main__",
