@@ -199,11 +199,13 @@ class TestLife:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert parent.stdout is not None
-        async with asyncio.timeout(90):
-            assert await parent.stdout.readline() == b"ready\n"
-        (envoy,) = children_of(parent.pid)
-        parent.kill()
-        await parent.wait()
+        try:
+            async with asyncio.timeout(90):
+                assert await parent.stdout.readline() == b"ready\n"
+            (envoy,) = children_of(parent.pid)
+        finally:
+            parent.kill()
+            await parent.wait()
 
         async def gone() -> bool:
             return state_of(envoy) == "Z"
