@@ -28,7 +28,8 @@ HOW_TO_GET_IT = (
 class Broker:
     """A running broker that can be killed and started again with what it has kept."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: str = "") -> None:
+        """`settings` are further ones for the Erlang emulator."""
         self.port = free_port()
         self._folder = folder
         self._epmd_port = free_port()
@@ -62,8 +63,13 @@ class Broker:
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_DIST_PORT": str(free_port()),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-kernel inet_dist_use_interface {{127,0,0,1}} {settings}",
         }
+
+    @property
+    def log(self) -> str:
+        """Return what it has written so far."""
+        return self._log.read_text()
 
     @property
     def pid(self) -> int:
@@ -100,7 +106,7 @@ class Broker:
             ended = self._process is not None and self._process.poll() is not None
             if ended or time.monotonic() > deadline:
                 self.stop()
-                pytest.fail(f"RabbitMQ does not start; its log ends with:\n{self._log.read_text()[-2000:]}")
+                pytest.fail(f"RabbitMQ does not start; its log ends with:\n{self.log[-2000:]}")
             time.sleep(0.05)
 
     def _epmd_answers(self) -> bool:
@@ -120,7 +126,8 @@ class Broker:
         """End it at once, as a power cut would."""
         process, self._process = self._process, None
         if process is not None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def stop(self) -> None:
@@ -133,11 +140,11 @@ class Broker:
 
 
 @contextmanager
-def private_broker(folder: Path) -> Iterator[Broker]:
+def private_broker(folder: Path, settings: str = "") -> Iterator[Broker]:
     """Run a private broker for the length of the context. Without one the test fails: it is never skipped."""
     if not SERVER.exists():
         pytest.fail(HOW_TO_GET_IT, pytrace=False)
-    broker = Broker(folder)
+    broker = Broker(folder, settings)
     broker.start()
     try:
         yield broker

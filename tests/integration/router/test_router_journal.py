@@ -238,7 +238,7 @@ async def test_what_was_unsettled_before_it_had_a_table_is_unsettled(
 ) -> None:
     await asyncio.gather(*(writer.append(a_record(number)) for number in range(3)))
     await writer.mark_settled(["att_1"])
-    migration = importlib.import_module("services.router.migrations.0007_unsettled")
+    migration = importlib.import_module("services.router.migrations.0008_unsettled")
 
     def back_and_forth(connection: sa.Connection) -> None:
         if not database.sqlite:
