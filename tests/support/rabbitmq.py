@@ -18,6 +18,7 @@ from tests.support.ports import free_port
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 START_LIMIT_S = 180
+LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 URL_VARIABLE = "OMNIHUB_TEST_AMQP_URL"
 HOW_TO_GET_IT = (
     "RabbitMQ is needed: install it (Debian: `apt-get install rabbitmq-server`), or name a running server in "
@@ -63,7 +64,7 @@ class Broker:
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_DIST_PORT": str(free_port()),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-kernel inet_dist_use_interface {{127,0,0,1}} {settings}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{LOOPBACK} {settings}",
         }
 
     @property
