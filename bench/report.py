@@ -162,17 +162,17 @@ class Report:
         smallest = scenario.sizes[0]
         headings = ["", *(f"CPU us, {size:,} {scenario.unit}" for size in scenario.sizes)]
         headings += [f"{size:,}, times {smallest}" for size in scenario.sizes[1:]]
-        rows = []
-        for subject in self.plan.subjects:
-            cells = {subject: [self._value(scenario.name, size, subject) for size in scenario.sizes]}
-            for size in scenario.sizes[1:]:
-                ratio = self.results.growth(scenario.name, size, smallest, subject, "cpu_us")
-                cells[subject].append(ratio.text(2) if ratio else "-")
-            known = {
-                row[0]: row for row in self._subject_rows(scenario.name, smallest, cells, len(headings) - 1)
-            }
-            rows += [known[subject]] if subject in known else []
-        return table(headings, rows)
+        cells = {subject: self._growing(scenario, subject) for subject in self.plan.subjects}
+        return table(headings, self._subject_rows(scenario.name, smallest, cells, len(headings) - 1))
+
+    def _growing(self, scenario: Scenario, subject: str) -> list[str]:
+        """Return what each size costs, and how many times the smallest one's cost that is."""
+        smallest, *larger = scenario.sizes
+        cells = [self._value(scenario.name, size, subject) for size in scenario.sizes]
+        for size in larger:
+            ratio = self.results.growth(scenario.name, size, smallest, subject, "cpu_us")
+            cells.append(ratio.text(2) if ratio else "-")
+        return cells
 
     def _value(self, scenario: str, size: int, subject: str) -> str:
         found = self.results.measure(scenario, size, subject, "cpu_us")

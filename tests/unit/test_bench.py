@@ -87,6 +87,18 @@ def test_growth_is_judged_against_the_smallest_size():
     assert [each.met for each in verdicts(Results(grown))] == [True, False]
 
 
+def test_growth_of_several_subjects_is_reported_row_by_row():
+    plan = Plan(["envoy", "omnihub"], ["growth-connections"], rounds=1)
+    grown = [
+        Sample("growth-connections", size, subject, 0, {"cpu_us": cpu / size})
+        for subject, cpu in (("envoy", 100.0), ("omnihub", 800.0))
+        for size in (1, 4, 16)
+    ]
+    text = Report(plan, grown, {"cpu": "none"}).markdown()
+    assert "| envoy | 100 (100 to 100) | 25 (25 to 25) | 6 (6 to 6) | 0.25" in text
+    assert "| omnihub | 800 (800 to 800) | 200 (200 to 200) | 50 (50 to 50) | 0.25" in text
+
+
 def test_the_report_says_why_a_subject_has_no_figures():
     plan = Plan(["direct", "envoy", "omnihub"], ["latency", "cache-hit"], rounds=2)
     failed = Sample("cache-hit", 0, "omnihub", -1, failure="changed the answer")
