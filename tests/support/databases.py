@@ -84,9 +84,17 @@ class Migrations:
             with self._one_at_a_time:
                 self._copy(engine, schema, scripts)
         else:
-            migrations.upgrade(engine, schema, scripts)
-            with psycopg.connect(engine.url.set(drivername="postgresql").render_as_string(False)) as opened:
-                known = self.migrated.setdefault(opened.info.dbname, {})
+            with self._one_at_a_time:
+                self._upgrade(engine, schema, scripts)
+
+    def _upgrade(self, engine: sqlalchemy.Engine, schema: str, scripts: Path) -> None:
+        from services.common import migrations
+
+        migrations.upgrade(engine, schema, scripts)
+        with psycopg.connect(engine.url.set(drivername="postgresql").render_as_string(False)) as opened:
+            known = self.migrated.setdefault(opened.info.dbname, {})
+            # Whoever comes second, with another replica, would take the first one's rows for the migration's.
+            if schema not in known:
                 known[schema] = _look_at(opened, schema)
 
     def _copy(self, engine: sqlalchemy.Engine, schema: str, scripts: Path) -> None:
