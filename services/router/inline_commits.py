@@ -38,12 +38,15 @@ class InlineCommits:
     def write(self, transaction: Callable[[sa.PoolProxiedConnection], None]) -> bool:
         """Do a whole transaction. Tells whether that went well; it may have been committed even if not."""
         self._commits = (self._commits + 1) % COMMITS_IN_A_ROW
-        # Opening is slow, and once only.
-        connection, began = self._opened(), time.monotonic()
-        if connection is None or not self._commits or began < self._slow_until:
+        began = time.monotonic()
+        if not self._commits or began < self._slow_until:
             return False
         try:
-            transaction(connection)
+            if self._connection is None:
+                self._connection = self._open()
+                # To open it is slow, and done once.
+                began = time.monotonic()
+            transaction(self._connection)
         except Exception as error:
             # The thread tries again, and reports what is really wrong.
             if not self._never_began(error):
@@ -55,15 +58,11 @@ class InlineCommits:
                 self._slow_until = now + SLOW_PAUSE_S
         return True
 
-    def _opened(self) -> sa.PoolProxiedConnection | None:
-        """Return the connection, or None when it cannot be opened: the thread will report why."""
-        if self._connection is None:
-            with contextlib.suppress(sa.exc.SQLAlchemyError):
-                connection = self._engine.raw_connection()
-                for setting in ("busy_timeout=0", "wal_autocheckpoint=0"):
-                    connection.cursor().execute(f"PRAGMA {setting}")
-                self._connection = connection
-        return self._connection
+    def _open(self) -> sa.PoolProxiedConnection:
+        connection = self._engine.raw_connection()
+        for setting in ("busy_timeout=0", "wal_autocheckpoint=0"):
+            connection.cursor().execute(f"PRAGMA {setting}")
+        return connection
 
     def close(self) -> None:
         """Close the connection, if it is open; the next write opens another."""

@@ -182,6 +182,25 @@ async def test_a_connection_that_died_is_replaced(start: Start, tmp_path: Path) 
     assert on_disk(tmp_path) == ["att_1", "att_2", "att_3"]
 
 
+async def test_a_connection_that_cannot_be_set_up_is_the_threads_affair(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[str] = []
+
+    class Broken:
+        def cursor(self) -> Any:
+            failed.append("cursor")
+            raise sqlite3.OperationalError("disk I/O error")
+
+    writer = start()
+    assert writer._inline is not None
+    monkeypatch.setattr(writer._inline._engine, "raw_connection", Broken)
+    async with bounded():
+        await writer.append(a_record(1))
+    assert failed == ["cursor"]
+    assert writer.by_thread == [1]
+
+
 async def test_stopping_writes_what_this_turn_has_brought(start: Start, tmp_path: Path) -> None:
     writer = start()
     written = writer.append(a_record(1))
