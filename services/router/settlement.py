@@ -17,6 +17,7 @@ from omnihub.billing.v1.usage_pb2 import Charge
 
 from services.common.crash import CrashPoints
 from services.common.rpc import Call, RpcError
+from services.credits.refusals import NEVER_BOOKED
 from services.router.journal import Journal
 from services.router.leases import RENEW_EVERY_S, Leases
 from services.router.repeating import repeat
@@ -28,8 +29,6 @@ SETTLE_TIMEOUT_S = 30.0
 # Records older than this are settled by any process: their own has had its time.
 ORPHANED_AFTER_S = 15.0
 HOUR_S = 3600.0
-# What billing says about a charge that it will never book.
-REFUSALS = ("INVALID_ARGUMENT", "IDEMPOTENCY_KEY_REUSED")
 # When billing fails at so many in a row, it may not be because of them: no more is asked in this turn.
 FAILURES = 5
 # So many that billing has failed at are passed by; the next one holds up those behind it.
@@ -137,7 +136,7 @@ class Settlement:
         try:
             await self._billing.settle(request, Call.internal(SETTLE_TIMEOUT_S))
         except RpcError as error:
-            if error.reason not in (*REFUSALS, "INTERNAL"):
+            if error.reason not in (*NEVER_BOOKED, "INTERNAL"):
                 raise
             if len(charges) > 1:
                 return await self._book_each(charges)

@@ -14,6 +14,7 @@ from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.workflow.v1.effect_pb2 import EffectResult
 
 from services.common.rpc import Call, RpcError
+from services.credits.refusals import NEVER_BOOKED
 from services.workflow.domain.kinds import BATCH_KIND
 from services.workflow.domain.states import FINAL
 from services.workflow.engine.crash import CrashPoints
@@ -24,8 +25,6 @@ from services.workflow.store.records import SECOND
 LIMIT_S = 10.0
 # A race whose losers outlast its hold is paid so long before that ends.
 BEFORE_EXPIRY_S = 60
-# What billing says about a charge that it will never book.
-REFUSALS = ("INVALID_ARGUMENT", "IDEMPOTENCY_KEY_REUSED")
 
 _logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class Settler:
         try:
             await self._settle(job_ids)
         except RpcError as error:
-            if len(job_ids) == 1 and error.reason in REFUSALS:
+            if len(job_ids) == 1 and error.reason in NEVER_BOOKED:
                 # Asking again changes nothing. The job stays unsettled, for a person to look at.
                 _logger.error("charge_refused_by_billing %s %s", job_ids[0], error.message)
                 return job_ids
