@@ -151,15 +151,8 @@ class Suite:
 
     def command(self, *arguments: str) -> str:
         """Run a command beside what runs, with the same settings, and return what it prints."""
-        done = subprocess.run(
-            [sys.executable, "-m", "services", *arguments],
-            cwd=self.folder,
-            env=self._environment_of("router" if "router" in self._targets else self._targets[0]),
-            capture_output=True,
-            text=True,
-            timeout=START_TIMEOUT_S,
-            check=False,
-        )
+        target = "router" if "router" in self._targets else self._targets[0]
+        done = self.run(*arguments, environment=self._environment_of(target))
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -72,9 +72,9 @@ def begun(clock: Clock) -> tuple[Exchange, Body]:
     return exchange, body
 
 
-async def test_who_is_heard_without_being_read_may_go_on() -> None:
-    clock, taken = Clock(), []
-    exchange, body = begun(clock)
+def heard(exchange: Exchange) -> list[bytes]:
+    """Take what comes without reading it; return what was taken so far, and after."""
+    taken = []
 
     def accept(data: bytes) -> bool:
         taken.append(data)
@@ -82,6 +82,13 @@ async def test_who_is_heard_without_being_read_may_go_on() -> None:
         return True
 
     exchange.offer_to(accept)
+    return taken
+
+
+async def test_who_is_heard_without_being_read_may_go_on() -> None:
+    clock = Clock()
+    exchange, body = begun(clock)
+    taken = heard(exchange)
     reading = asyncio.ensure_future(exchange.read_chunk())
     await asyncio.sleep(0)
     for second in range(9, 60, 9):
@@ -104,12 +111,7 @@ async def test_who_is_heard_without_being_read_may_go_on() -> None:
 async def test_whoever_speaks_ends_with_the_whole_time() -> None:
     clock = Clock()
     exchange, body = begun(clock)
-
-    def accept(data: bytes) -> bool:
-        exchange.touch()
-        return True
-
-    exchange.offer_to(accept)
+    heard(exchange)
     reading = asyncio.ensure_future(exchange.read_chunk())
     await asyncio.sleep(0)
     for second in range(9, 100, 9):
