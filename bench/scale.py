@@ -2,10 +2,13 @@
 
     python -m bench.scale                      # one process, two workers; each pinned to a core
     python -m bench.scale one chat split       # one process; chat beside its core; the chat path fully split
+    python -m bench.scale --rate 300 one two   # 300 requests a second for each process that answers
 
-All shapes run at the same time, over a PostgreSQL of their own and nginx as the provider, and are loaded one
-after the other, each round beginning with another one. Counted is the CPU of all processes of a shape, Envoy
-included; PostgreSQL is reported beside it, because it is the same for all.
+All shapes run at the same time, over a PostgreSQL of their own and nginx as the provider, and are loaded
+one after the other, each round beginning with another one. Counted is the CPU of all processes of a shape,
+Envoy included; PostgreSQL is reported beside it, because it is the same for all. Without --rate as many
+requests are sent as are answered, which fills the machine and compares shapes that want for cores. With it
+each answering process has as much to do in every shape, and cores are left.
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ from pathlib import Path
 
 import psycopg
 
+from bench.client import OPEN_BEFORE, constant_rate
 from bench.install import HERE, WORK, require_programs
-from bench.load import check_answer, saturate
+from bench.load import Load, check_answer, saturate
 from bench.measure import TICKS_PER_SECOND, ProcessStat, ProcessTree, proportional_set_size
-from bench.payload import KINDS
+from bench.payload import KINDS, Target
 from bench.processes import Ports, Server, clean_environment, running
 from bench.run import prepare_folders, progress
 from bench.subjects.base import Setup, by_model
@@ -156,15 +160,30 @@ async def started(
         yield shape
 
 
-async def load(
-    shape: Shape, wrk: str, script: Path, seconds: float, database: ProcessTree
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class Asking:
+    """How a shape is loaded: as much as it answers, or with so many requests a second for each process."""
+
+    wrk: str
+    script: Path
+    rate: float
+
+    async def __call__(self, shape: Shape, target: Target, seconds: float) -> Load:
+        """Load it."""
+        if not self.rate:
+            return await saturate(self.wrk, target, seconds, self.script, connections=CONNECTIONS)
+        rate, began = self.rate * WORKERS.get(shape.name, 1), time.monotonic()
+        found = await constant_rate(target, rate, seconds)
+        return Load(len(found.last_byte) + OPEN_BEFORE, time.monotonic() - began)
+
+
+async def load(shape: Shape, ask: Asking, seconds: float, database: ProcessTree) -> dict[str, float]:
     """Load a shape and return its figures."""
     target = by_model(KINDS["chat"], shape.url, KEY, Setup())
     await check_answer(KINDS["chat"], target)
     await shape.settle()
     before, stored, began = shape.cpu(), database.cpu_seconds(), time.monotonic()
-    done = await saturate(wrk, target, seconds, script, connections=CONNECTIONS)
+    done = await ask(shape, target, seconds)
     # What was put off until after the answers belongs to them.
     await shape.settle()
     after, stored = shape.cpu(), database.cpu_seconds() - stored
@@ -180,7 +199,9 @@ async def load(
     }
 
 
-async def execute(names: Sequence[str], rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
+async def execute(
+    names: Sequence[str], rounds: int, seconds: float, rate: float
+) -> dict[str, list[dict[str, float]]]:
     """Start the shapes, load them round after round, and return what each round saw."""
     programs = require_programs()
     data, logs = prepare_folders(WORK / "scale")
@@ -200,12 +221,12 @@ async def execute(names: Sequence[str], rounds: int, seconds: float) -> dict[str
                 shapes[-1].pin()
                 progress(f"{name} is ready")
             tree = ProcessTree(_postmaster(server))
-            script = data / "wrk.lua"
+            ask = Asking(programs["wrk"], data / "wrk.lua", rate)
             for shape in shapes:
-                await load(shape, programs["wrk"], script, 2, tree)
+                await load(shape, ask, 2, tree)
             for number in range(rounds):
                 for shape in [*shapes[number % len(shapes) :], *shapes[: number % len(shapes)]]:
-                    samples[shape.name].append(await load(shape, programs["wrk"], script, seconds, tree))
+                    samples[shape.name].append(await load(shape, ask, seconds, tree))
                     progress(f"round {number + 1}: {shape.name} {samples[shape.name][-1]['total_us']:.0f} us")
     return samples
 
@@ -250,11 +271,12 @@ def main() -> int:
     parser.add_argument("shapes", nargs="*", help=f"of {', '.join(SHAPES)}; default: one two")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--rate", type=float, default=0, help="requests a second for each answering process")
     options = parser.parse_args()
     names = options.shapes or ["one", "two"]
     if unknown := [name for name in names if name not in SHAPES]:
         parser.error(f"no shape is called {', '.join(unknown)}; there are {', '.join(SHAPES)}")
-    samples = asyncio.run(execute(names, options.rounds, options.seconds))
+    samples = asyncio.run(execute(names, options.rounds, options.seconds, options.rate))
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     file = results / f"scale-{time.strftime('%Y%m%d-%H%M%S')}.json"

@@ -26,6 +26,8 @@ else:
         late(f"services.{name}") for name in ("launcher", "common.log", "common.service", "common.telemetry")
     )
 
+SWITCH_INTERVAL_S = 0.0005
+
 # Those who serve wait for no other command: modules of the others are imported only when one is named.
 SERVING = ("serve", "config", "edge")
 OTHERS = "services.tools"
@@ -138,7 +140,7 @@ async def _run(settings: Settings, targets: Sequence[str]) -> int:
         stopped.cancel()
         return 1
     _greet(settings, targets, process.announcements)
-    _calm_garbage_collector()
+    _prefer_requests()
     await stopped
     await process.stop()
     return 0
@@ -155,8 +157,12 @@ def _greet(settings: Settings, targets: Sequence[str], announcements: Sequence[s
         sys.stdout.flush()
 
 
-def _calm_garbage_collector() -> None:
-    """What was made at start lives for ever: looking through it again and again only costs time."""
+def _prefer_requests() -> None:
+    """Tune the interpreter for an event loop that must not wait."""
+    # A thread that books or looks something up holds the interpreter for this long (5 ms by default) while a
+    # request waits: the loop gives it away with each thing it writes.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # What was made at start lives for ever: looking through it again and again only costs time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

@@ -4,10 +4,8 @@ Against the merge base with the given branch the changes are reported; against t
 newest tag `v*`) they must be compatible, or this fails. `v1alpha1` packages may change (buf.yaml).
 """
 
-import io
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -27,8 +25,8 @@ def image_of(commit: str, folder: Path) -> Path | None:
     archive = git("archive", commit, "protos", "tools")
     if archive is None:
         return None
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(folder, filter="data")
+    # Not `tarfile`: Debian 12's Python does not know its filters yet, and later ones ask for them.
+    subprocess.run(["tar", "--extract", f"--directory={folder}"], input=archive, check=True)
     subprocess.run([sys.executable, "tools/build_protos.py"], cwd=folder, check=True)
     return folder / IMAGE
 

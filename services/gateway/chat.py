@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from omnihub.common.v1.chat_pb2 import ParameterReceipt
+from omnihub.common.v1.stream_pb2 import RawFrame
 from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.router_service_api import RouterService
 
@@ -177,9 +178,9 @@ def _passing(exchange: Exchange, history: Any) -> Accept:
 
     write_now = exchange.write_now
 
-    def accept(message: pb.StreamChatResponse) -> bool:
-        data = message.raw_frame.data
-        # A message of another kind has none.
+    def accept(message: RawFrame | pb.StreamChatResponse) -> bool:
+        # In one process only the frame is given. A message of another kind has none.
+        data = message.data if type(message) is RawFrame else message.raw_frame.data
         if not data or not write_now(data):
             return False
         if history is not None:

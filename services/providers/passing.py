@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from omnihub.common.v1.stream_pb2 import RawFrame
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.common.rpc.outlet import Outlet
@@ -11,7 +12,7 @@ from services.formats.answers import RawReader
 from services.formats.errors import FormatError
 from services.providers.frames import Event, FrameParser
 from services.providers.http import Exchange
-from services.providers.stream_messages import frame_message, read_raw
+from services.providers.stream_messages import fill_frame, read_raw
 
 Read = tuple[bytes, str, FormatError | None]
 """What is passed on of frames that came together, its text, and what is wrong with the next."""
@@ -52,7 +53,9 @@ class Passing:
         """Return frames as a message."""
         progress = self._reader.progress
         chars, self._counted = progress.output_chars - self._counted, progress.output_chars
-        return frame_message(written, text, progress, chars)
+        message = pb.StreamChatResponse()
+        fill_frame(message.raw_frame, written, text, progress, chars)
+        return message
 
     def _accept(self, chunk: bytes) -> bool:
         """Give away what has come. What is not plain, or not wanted now, waits to be read and yielded.
@@ -70,7 +73,9 @@ class Passing:
         # Every end is told, and acted on, by who yields.
         if read[0] and read[2] is None and not (progress.error or progress.finish or progress.closed):
             chars = progress.output_chars
-            if give(frame_message(read[0], read[1], progress, chars - self._counted)):
+            frame = RawFrame()
+            fill_frame(frame, read[0], read[1], progress, chars - self._counted)
+            if give(frame):
                 self._counted = chars
                 exchange.touch()
                 return True

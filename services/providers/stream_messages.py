@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omnihub.common.v1.stream_pb2 import PartDelta, PartStart
+from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, RawFrame
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.formats.answers import Event, Progress, RawReader
@@ -37,11 +37,8 @@ def read_raw(reader: RawReader, events: Sequence[Frame]) -> tuple[bytes, str, Fo
     return b"".join(frames), "".join(texts), wrong
 
 
-def frame_message(data: bytes, text: str, progress: Progress, output_chars: int) -> pb.StreamChatResponse:
-    """Return frames in the caller's own format, with what others need to know about them."""
-    message = pb.StreamChatResponse()
-    # Filled in place: a message given to the constructor of another is copied.
-    frame = message.raw_frame
+def fill_frame(frame: RawFrame, data: bytes, text: str, progress: Progress, output_chars: int) -> None:
+    """Write frames in the caller's own format, with what others need to know about them."""
     frame.data, frame.text, frame.output_chars = data, text, output_chars
     # Most frames are text of a format without numbered parts: what is not so is set only where it is not so.
     if progress.thought:
@@ -51,7 +48,6 @@ def frame_message(data: bytes, text: str, progress: Progress, output_chars: int)
     if progress.parts:
         frame.parts = progress.parts
         frame.open_part = progress.open_part
-    return message
 
 
 def typed_message(event: Event) -> pb.StreamChatResponse:

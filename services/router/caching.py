@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from omnihub.common.v1.chat_pb2 import Message, ParameterReceipt
+from omnihub.common.v1.stream_pb2 import RawFrame
 from omnihub.provider.v1 import provider_service_pb2 as provider
 from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
 
@@ -214,6 +215,12 @@ class Recording:
             self.events.clear()
         else:
             self.events.append(event)
+
+    def add_frame(self, frame: RawFrame) -> None:
+        """Take in frames that pass by themselves."""
+        event = provider.StreamChatResponse()
+        event.raw_frame.CopyFrom(frame)
+        self.add(event)
 
 
 def _typed(events: Sequence[provider.StreamChatResponse]) -> list[Event]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
-from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
+from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop, RawFrame
 from omnihub.provider.v1 import provider_service_pb2 as provider
 from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
@@ -139,22 +139,26 @@ class Streaming:
 def _passing(outlet: Outlet, meter: _Meter, transcript: Transcript, recording: Recording | None) -> Accept:
     """Return what gives frames away at once, as long as there is nothing to wait for."""
 
-    def accept(event: provider.StreamChatResponse) -> bool:
+    def accept(event: RawFrame | provider.StreamChatResponse) -> bool:
         give = outlet.accept
-        if give is None or not event.HasField("raw_frame"):
+        if give is None:
             return False
-        frame = event.raw_frame
+        # In one process only the frame is given.
+        if type(event) is RawFrame:
+            frame = event
+        elif event.HasField("raw_frame"):
+            frame = event.raw_frame
+        else:
+            return False
         # A character has four bytes at most.
         most = 4 * max(frame.output_chars, len(frame.text), 1)
         if transcript.produced_bytes + most >= meter.due_at_bytes:
             return False
-        message = pb.StreamChatResponse()
-        message.raw_frame.CopyFrom(frame)
-        if not give(message):
+        if not give(frame):
             return False
         transcript.add_frame(frame)
         if recording is not None:
-            recording.add(event)
+            recording.add_frame(frame)
         return True
 
     return accept

@@ -21,6 +21,7 @@ from tests.support.echo import (
     CountResponse,
     SayRequest,
     SayResponse,
+    Share,
     WhisperRequest,
     WhisperResponse,
 )
@@ -880,6 +881,35 @@ async def test_messages_are_taken_or_read_each_once_and_in_their_order(connect: 
         read.append(message.number)
     assert (taker.taken, read) == ([0, 2, 4, 6], [1, 3, 5])
     assert order == [0, 2, 1, 4, 3, 6, 5]
+
+
+async def test_what_a_message_holds_is_given_without_it_and_read_in_it(connect: Connect) -> None:
+    turn, order = asyncio.Queue[int](), list[int]()
+
+    async def shares(outlet: Outlet) -> AsyncIterator[Any]:  # type: ignore[misc]
+        while (number := await turn.get()) >= 0:
+            share = Share(number=number)
+            if not outlet.give(share):
+                yield CountResponse(share=share)
+
+    def count(_: Any, __: Any) -> Any:
+        outlet = Outlet()
+        return OutletStream(shares(outlet), outlet)  # type: ignore[arg-type]
+
+    def accept(message: Any) -> bool:
+        share = message if isinstance(message, Share) else message.share
+        order.extend([] if share.number % 2 else [share.number])
+        return not share.number % 2
+
+    client = await connect(count=count)
+    stream = client.count(CountRequest(), CALL)
+    offer(stream, accept)
+    for number in (0, 2, 1, 4, 3, 6, -1):
+        turn.put_nowait(number)
+    async for message in stream:
+        assert isinstance(message, CountResponse)
+        order.append(message.share.number)
+    assert order == [0, 2, 1, 4, 3, 6]
 
 
 async def test_a_reader_that_takes_nothing_reads_everything(connect: Connect) -> None:

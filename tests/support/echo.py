@@ -49,6 +49,7 @@ SayRequest: Any = message_factory.GetMessageClass(_messages["SayRequest"])
 SayResponse: Any = message_factory.GetMessageClass(_messages["SayResponse"])
 CountRequest: Any = message_factory.GetMessageClass(_messages["CountRequest"])
 CountResponse: Any = message_factory.GetMessageClass(_messages["CountResponse"])
+Share: Any = message_factory.GetMessageClass(_messages["Share"])
 WhisperRequest: Any = message_factory.GetMessageClass(_messages["WhisperRequest"])
 WhisperResponse: Any = message_factory.GetMessageClass(_messages["WhisperResponse"])
 

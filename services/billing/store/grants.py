@@ -25,6 +25,17 @@ from services.billing.store.tables import account, credit_grant, ledger_transact
 # Organisations whose grants one transaction of a sweep ends.
 SWEEP = 200
 
+# Asked again and again, so made once; see Database.look. Organisations whose credits running requests hold
+# wait for their end.
+_EXPIRED = (
+    sa.select(credit_grant.c.organisation_id)
+    .distinct()
+    .where(credit_grant.c.remaining > 0, credit_grant.c.expires_at <= sa.bindparam("now"))
+    .join(account, account.c.id == sa.literal("wallet:") + credit_grant.c.organisation_id)
+    .where(account.c.posted - account.c.held - account.c.leased > 0)
+    .limit(SWEEP)
+)
+
 
 class Grants(Postings):
     """Credits that are given."""
@@ -116,12 +127,7 @@ class Grants(Postings):
 
     async def expire_grants(self, now: int) -> int:
         """Book what has expired and return of how many organisations. Replicas may do it at the same time."""
-        due = sa.select(credit_grant.c.organisation_id).distinct()
-        due = due.where(credit_grant.c.remaining > 0, credit_grant.c.expires_at <= now)
-        # Those whose credits running requests hold wait for their end.
-        due = due.join(account, account.c.id == sa.literal("wallet:") + credit_grant.c.organisation_id)
-        due = due.where(account.c.posted - account.c.held - account.c.leased > 0).limit(SWEEP)
-        organisation_ids = [organisation_id for (organisation_id,) in await self.database.look(due)]
+        organisation_ids = [row.organisation_id for row in await self.database.look(_EXPIRED, now=now)]
         if not organisation_ids:
             return 0
         async with self.database.transaction() as connection:

@@ -19,6 +19,14 @@ CONFIGURED, ADMIN = "configured", "admin"
 TOPIC = "price"
 BATCH = 500
 
+# Asked again and again, so made once; see Database.look.
+_COUNTS = sa.select(
+    *(
+        sa.select(sa.func.count()).where(table.c.source == ADMIN).scalar_subquery()
+        for table in (price_entry, margin_entry)
+    )
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PriceEntry:
@@ -122,9 +130,7 @@ class PriceStore:
 
     async def counts(self) -> tuple[int, int]:
         """Return how many prices and how many margins administrators have set: it only grows."""
-        prices = sa.select(sa.func.count()).where(price_entry.c.source == ADMIN).scalar_subquery()
-        margins = sa.select(sa.func.count()).where(margin_entry.c.source == ADMIN).scalar_subquery()
-        ((prices_set, margins_set),) = await self.database.look(sa.select(prices, margins))
+        ((prices_set, margins_set),) = await self.database.look(_COUNTS)
         return prices_set, margins_set
 
     async def administered(self) -> list[PriceEntry]:

@@ -34,6 +34,14 @@ SWEEP = 500
 LISTED = 1000
 REFUSED = "refused"
 
+# Asked again and again, so made once; see Database.look.
+_HOLDS_DUE = sa.select(hold.c.id, hold.c.account_id, hold.c.amount).where(
+    hold.c.state == "open", hold.c.expires_at <= sa.bindparam("now")
+)
+_ANY_HOLD_DUE = _HOLDS_DUE.limit(1)
+_LEASES_DUE = sa.select(lease).where(lease.c.state == "open", lease.c.expires_at <= sa.bindparam("now"))
+_ANY_LEASE_DUE = _LEASES_DUE.limit(1)
+
 
 class Reservations(Accounts):
     """What holds and leases share."""
@@ -196,14 +204,11 @@ class Holds(Reservations):
 
     async def expire_holds(self, now: int) -> int:
         """End holds past their expiry and return how many. Replicas may do it at the same time."""
-        due = sa.select(hold.c.id, hold.c.account_id, hold.c.amount).where(
-            hold.c.state == "open", hold.c.expires_at <= now
-        )
-        if not await self.database.look(due.limit(1)):
+        if not await self.database.look(_ANY_HOLD_DUE, now=now):
             return 0
         async with self.database.transaction() as connection:
-            locked = due.order_by(hold.c.id).limit(SWEEP).with_for_update(skip_locked=True)
-            rows = (await connection.execute(locked)).all()
+            locked = _HOLDS_DUE.order_by(hold.c.id).limit(SWEEP).with_for_update(skip_locked=True)
+            rows = (await connection.execute(locked, {"now": now})).all()
             ids = [row.id for row in rows]
             await connection.execute(sa.update(hold).where(hold.c.id.in_(ids)).values(state="expired"))
             await self._let_go(connection, ids)
@@ -313,12 +318,11 @@ class Leases(Reservations):
 
     async def close_abandoned_leases(self, expired_before: int) -> list[str]:
         """Close leases that expired long ago and that nobody closed; return which."""
-        due = sa.select(lease).where(lease.c.state == "open", lease.c.expires_at <= expired_before)
-        if not await self.database.look(due.limit(1)):
+        if not await self.database.look(_ANY_LEASE_DUE, now=expired_before):
             return []
         async with self.database.transaction() as connection:
-            locked = due.order_by(lease.c.id).limit(SWEEP).with_for_update(skip_locked=True)
-            rows = (await connection.execute(locked)).all()
+            locked = _LEASES_DUE.order_by(lease.c.id).limit(SWEEP).with_for_update(skip_locked=True)
+            rows = (await connection.execute(locked, {"now": expired_before})).all()
             await self._close(connection, rows)
         return [row.id for row in rows]
 

@@ -25,6 +25,19 @@ LISTED = 1000
 # Numbers of the past stay for a while, for charges that come late and for whoever lists them.
 FORGET_AFTER = 86_400_000_000
 
+# Asked again and again, so made once; see Database.look.
+_OPEN_EXPIRED = sa.select(budget_slice.c.id).where(
+    budget_slice.c.state == "open", budget_slice.c.expires_at <= sa.bindparam("now")
+)
+_EXPIRED = _OPEN_EXPIRED.order_by(budget_slice.c.expires_at).limit(LISTED)
+_EXPIRED_SLOTS = (
+    _OPEN_EXPIRED.join(budget_limit, budget_limit.c.id == budget_slice.c.limit_id, isouter=True)
+    .where(
+        sa.or_(budget_limit.c.measure == "concurrency", budget_slice.c.limit_id.like("plan:%:concurrency:%"))
+    )
+    .limit(LISTED)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -155,11 +168,7 @@ class Slices(BudgetRecords):
 
     async def expired(self, now: int) -> list[str]:
         """Return open slices past their expiry, the longest expired first."""
-        query = sa.select(budget_slice.c.id).where(
-            budget_slice.c.state == "open", budget_slice.c.expires_at <= now
-        )
-        rows = await self.database.look(query.order_by(budget_slice.c.expires_at).limit(LISTED))
-        return [slice_id for (slice_id,) in rows]
+        return [slice_id for (slice_id,) in await self.database.look(_EXPIRED, now=now)]
 
     async def close(self, slice_ids: Sequence[str], expired_before: int) -> list[str]:
         """End slices that expired before a moment, free the rest of them, and return which."""
@@ -171,19 +180,7 @@ class Slices(BudgetRecords):
 
     async def free_slots(self, now: int) -> None:
         """End expired slices of concurrency: nothing is charged to them, so there is nothing to wait for."""
-        query = (
-            sa.select(budget_slice.c.id)
-            .join(budget_limit, budget_limit.c.id == budget_slice.c.limit_id, isouter=True)
-            .where(budget_slice.c.state == "open", budget_slice.c.expires_at <= now)
-            .where(
-                sa.or_(
-                    budget_limit.c.measure == "concurrency",
-                    budget_slice.c.limit_id.like("plan:%:concurrency:%"),
-                )
-            )
-            .limit(LISTED)
-        )
-        if due := [slice_id for (slice_id,) in await self.database.look(query)]:
+        if due := [slice_id for (slice_id,) in await self.database.look(_EXPIRED_SLOTS, now=now)]:
             await self.close(due, now)
 
     async def close_abandoned(self, expired_before: int) -> None:

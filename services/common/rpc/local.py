@@ -186,15 +186,15 @@ class _Pipe:
     Apart from LocalStream, so that a stream its reader dropped is collected and its handler cancelled.
     """
 
-    __slots__ = ("_ended", "_fault", "_kind", "_reader", "_writer", "accept", "buffer", "loop", "producer")
+    __slots__ = ("_ended", "_fault", "_method", "_reader", "_writer", "accept", "buffer", "loop", "producer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, kind: type[Message]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, method: Method) -> None:
         # Kept: asking for the running loop asks the kernel for the process, which counts for each message.
         self.loop = loop
         self.buffer: deque[Message] = deque()
         self.accept: Accept | None = None
         """What the reader takes without being woken."""
-        self._kind = kind
+        self._method = method
         self._fault: Exception | None = None
         self._ended: RpcError | bool = False
         self._reader: asyncio.Future[None] | None = None
@@ -214,8 +214,8 @@ class _Pipe:
         reader = self._reader
         if self.accept is None or self.buffer or reader is None or reader.done():
             return False
-        if type(message) is not self._kind:
-            expected(message, self._kind, "a streamed message")
+        if type(message) not in self._method.givable:
+            expected(message, self._method.response, "a streamed message")
         try:
             return self.accept(message)
         except Exception as error:  # noqa: BLE001 - it is the reader's, who is told
@@ -328,7 +328,7 @@ class LocalStream:
         self._method = method
         self._request: Message | None = copied(request, method.request, "the request")
         self._call = call
-        self._pipe = _Pipe(asyncio.get_running_loop(), method.response)
+        self._pipe = _Pipe(asyncio.get_running_loop(), method)
 
     def offer_to(self, accept: Accept) -> None:
         """Let `accept` have each message first; what it takes is not read. See services.common.rpc.outlet."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from google.api import annotations_pb2
 from google.protobuf import message_factory
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from omnihub.common.v1 import options_pb2
 
@@ -31,6 +31,8 @@ class Method:
     """`/omnihub.billing.v1.BillingService/CreateHold`."""
     request: type[Message]
     response: type[Message]
+    givable: frozenset[type[Message]]
+    """What may pass through an outlet: the response, or the message that one of its fields holds."""
     streams: bool
     public: bool
     anonymous: bool
@@ -44,6 +46,12 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
 
 
+def _givable(descriptor: MethodDescriptor) -> list[Descriptor]:
+    response = descriptor.output_type
+    held = [field.message_type for field in response.fields if field.message_type is not None]
+    return [response, *held] if descriptor.server_streaming else []
+
+
 def _method(descriptor: MethodDescriptor) -> Method:
     options = descriptor.GetOptions().Extensions
     return Method(
@@ -51,6 +59,7 @@ def _method(descriptor: MethodDescriptor) -> Method:
         path=f"/{descriptor.containing_service.full_name}/{descriptor.name}",
         request=message_factory.GetMessageClass(descriptor.input_type),
         response=message_factory.GetMessageClass(descriptor.output_type),
+        givable=frozenset(message_factory.GetMessageClass(each) for each in _givable(descriptor)),
         streams=descriptor.server_streaming,
         public=options[options_pb2.public],
         anonymous=options[options_pb2.anonymous],

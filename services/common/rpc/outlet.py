@@ -16,7 +16,8 @@ from google.protobuf.message import Message
 
 Event = TypeVar("Event", bound=Message)
 Accept = Callable[[Any], bool]
-"""Takes a message, or tells that it does not, having done nothing. It may be offered the same again."""
+"""Takes a message, or tells that it does not, having done nothing. It may be offered the same again, and
+where a handler gives only what its messages hold, both that and whole messages."""
 
 
 class Outlet:
@@ -30,6 +31,8 @@ class Outlet:
     def give(self, message: Message) -> bool:
         """Hand a message over, not to be touched again, and tell whether it was taken.
 
+        It may be the stream's, or just what one of the stream's messages would hold: those of two services
+        are of different types, what they hold often is of the same and can pass through both.
         Only while the handler waits for more, with nothing left to yield: or messages would change places.
         """
         return self.accept is not None and self.accept(message)

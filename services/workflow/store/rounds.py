@@ -23,6 +23,12 @@ SWEEP = 200
 # A message that brings nobody is sent again after twice the time, up to about an hour.
 MOST_DOUBLINGS = 7
 
+# Asked again and again, so made once; see Database.look.
+_POLLS_DUE = sa.select(attempt.c.id).where(
+    attempt.c.state == ACCEPTED, attempt.c.poll_at <= sa.bindparam("now")
+)
+_ANY_POLL_DUE = _POLLS_DUE.limit(1)
+
 
 class Rounds(Records):
     """The clockwork's side."""
@@ -32,14 +38,12 @@ class Rounds(Records):
 
         Replicas do not get the same ones.
         """
-        due = sa.select(attempt.c.id).where(attempt.c.state == ACCEPTED, attempt.c.poll_at <= now)
-        if without:
-            due = due.where(attempt.c.provider.not_in(without))
-        if not await self.database.look(due.limit(1)):
+        due = _POLLS_DUE.where(attempt.c.provider.not_in(without)) if without else _POLLS_DUE
+        if not await self.database.look(due.limit(1) if without else _ANY_POLL_DUE, now=now):
             return []
         async with self.database.transaction() as connection:
             locked = due.order_by(attempt.c.poll_at).limit(SWEEP).with_for_update(skip_locked=True)
-            ids = (await connection.scalars(locked)).all()
+            ids = (await connection.scalars(locked, {"now": now})).all()
             values = {"poll_at": now + round(hide_s * SECOND), "polls": attempt.c.polls + 1}
             taken = sa.update(attempt).where(attempt.c.id.in_(ids)).values(values).returning(*attempt.c)
             rows = (await connection.execute(taken)).all()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -10,16 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omnihub.common.v1.chat_pb2 import Finish, Message, Part, TextPart, Tool, ToolCall, WireFormat
+from omnihub.common.v1.stream_pb2 import RawFrame
 from omnihub.provider.v1 import provider_service_pb2 as provider
 from omnihub.router.v1 import router_service_pb2 as pb
 
 from services.common.rpc import RpcError
+from services.common.rpc.outlet import Outlet, OutletStream, offer
 from services.router.caching import AnswerCache
 from services.router.domain.cacheable import Uncacheable, key_of, raw_document, typed_document
 from services.router.domain.catalogue import Catalogue
 from services.router.domain.replay import assemble, disassemble
 from services.router.settings import CacheSettings, RouteSettings
-from tests.support.fakes import events
+from tests.support.fakes import FakeProviders, events
 from tests.support.router import (
     IDENTITY,
     OPENAI,
@@ -312,6 +316,35 @@ class TestGivenAgain:
         # The frames at hand have no usage chunk, so the surface writes them anew.
         messages = await streamed(router, message)
         assert (text_of(messages), messages[0].start.wire_format) == ("hi", 0)
+
+    async def test_frames_that_pass_without_their_messages_are_kept_too(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        outlet, taken = Outlet(), list[bytes]()
+        delta = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n'
+        chunks = [delta % word for word in (b"hi", b"ho")]
+
+        async def passing() -> AsyncGenerator[Any, None]:
+            yield start(raw=True)
+            yield frame(chunks[0], "hi")
+            while not outlet.give(RawFrame(data=chunks[1], text="ho")):  # noqa: ASYNC110 - nobody tells that the reader waits
+                await asyncio.sleep(0)
+            yield end(None, b'{"last":1}')
+
+        def accept(message: Any) -> bool:
+            if isinstance(message, RawFrame):
+                taken.append(message.data)
+            return isinstance(message, RawFrame)
+
+        monkeypatch.setattr(FakeProviders, "stream_chat", lambda *_: OutletStream(passing(), outlet))
+        router = build("a/x")
+        stream = router.client.stream_chat(request(stream=True, raw=RAW), a_call())
+        offer(stream, accept)
+        read = [each.raw_frame.data async for each in stream if each.HasField("raw_frame")]
+        assert (read, taken) == (chunks[:1], chunks[1:])
+        again = await streamed(router, request(stream=True, raw=RAW))
+        assert again[0].start.cache == "hit"
+        assert b"".join(each.raw_frame.data for each in again) == b"".join(chunks)
 
     async def test_it_is_bound_to_the_organisation_and_to_the_allowed_models(self) -> None:
         router = build("a/x")
