@@ -151,5 +151,5 @@ class MessageWriter:
             )
         if kind == "tool_call" and part.tool_call.signature:
             self._receipts.dropped(f"{name}.signature", "it goes back only to the provider it came from")
-        if kind == "image" and part.image.detail:
+        if kind == "image" and part.image.detail not in {"", "auto"}:
             self._receipts.dropped(f"{name}.detail", "this provider has no level of detail")

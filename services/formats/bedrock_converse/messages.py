@@ -7,7 +7,13 @@ from typing import Any
 
 from omnihub.common.v1.chat_pb2 import Message, Part
 
-from services.formats.bedrock_converse.blocks import BlockWriter, cache_point, is_object, tool_id
+from services.formats.bedrock_converse.blocks import (
+    BlockWriter,
+    cache_point,
+    document_fields,
+    is_object,
+    tool_id,
+)
 from services.formats.documents import says_something
 from services.formats.messages import check_tool_message
 from services.formats.receipts import Receipts
@@ -70,7 +76,9 @@ class MessageWriter:
 
     def _note(self, part: Part, name: str) -> None:
         """Receipt what of a part does not travel."""
-        self._drop_extension(part.extension_json, name)
+        citing = document_fields(part)
+        rest = {key: text for key, text in part.extension_json.items() if key not in citing}
+        self._drop_extension(rest, name)
         match part.WhichOneof("kind"):
             case "tool_call":
                 call = part.tool_call
@@ -84,7 +92,7 @@ class MessageWriter:
                 if call.signature:
                     reason = "it goes back only to the provider it came from"
                     self._receipts.dropped(f"{name}.signature", reason)
-            case "image" if part.image.detail:
+            case "image" if part.image.detail not in {"", "auto"}:
                 self._receipts.dropped(f"{name}.detail", "this provider has no level of detail")
             case "text" if part.text.citations_json:
                 self._receipts.dropped(f"{name}.citations", "citations are not sent back")
