@@ -11,7 +11,7 @@ from omnihub.common.v1.chat_pb2 import ChatInput, Message, Part, WireFormat
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 from pydantic import TypeAdapter
 
-from services.formats import anthropic_messages, openai_chat
+from services.formats import anthropic_messages, bedrock_converse, gemini, openai_chat
 from services.formats.errors import FormatError
 
 OPENAI = WireFormat.WIRE_FORMAT_OPENAI_CHAT
@@ -258,3 +258,44 @@ def test_typed_conversations() -> None:
     assert [entry.name for entry in receipt if entry.outcome == "dropped"] == ["vendor_x"]
     with pytest.raises(FormatError, match="tool_result"):
         openai_chat.write_request(ChatInput(messages=[Message(role="tool", content="x")]), "m", False)
+
+
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
+
+
+def test_no_choice_among_tools_where_none_is_left() -> None:
+    """A vendor refuses to be told how to choose when all tools were another vendor's own."""
+    asked = {
+        "model": "m",
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [SEARCH],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+    }
+    chat = anthropic_messages.read_request(json.dumps(asked).encode())
+    written, receipt = openai_chat.write_request(chat, "m", False, source=ANTHROPIC)
+    assert not {"tools", "tool_choice", "parallel_tool_calls"} & check_openai(written).keys()
+    told = {entry.name: entry.outcome for entry in receipt}
+    assert (told["tool_choice"], told["parallel_tool_calls"]) == ("dropped", "dropped")
+    written, receipt = gemini.write_request(chat, "gemini-x", own=False)
+    assert "toolConfig" not in json.loads(written)
+    told = {entry.name: entry.outcome for entry in receipt}
+    assert (told["tool_choice"], told["parallel_tool_calls"]) == ("dropped", "dropped")
+    # One function among them is something to choose.
+    chat.tools.add(name="look")
+    body = check_openai(openai_chat.write_request(chat, "m", False, source=ANTHROPIC)[0])
+    assert (body["tool_choice"], body["parallel_tool_calls"]) == ("required", False)
+    body = json.loads(gemini.write_request(chat, "gemini-x", own=False)[0])
+    assert body["toolConfig"] == {"functionCallingConfig": {"mode": "ANY"}}
+
+
+@pytest.mark.parametrize("detail", ["auto", "high"])
+def test_only_a_detail_that_says_something_is_lost(detail: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": PIXEL, "detail": detail}}
+    changes = {"messages": [{"role": "user", "content": [part]}]}
+    _, receipt = translate(FULL_OPENAI, **changes)
+    chat = openai_chat.read_request(json.dumps({**FULL_OPENAI, **changes}).encode())
+    converse = {entry.name: entry.outcome for entry in bedrock_converse.write_request(chat, "anthropic.c")[1]}
+    name = "messages[0].content[0].detail"
+    lost = None if detail == "auto" else "dropped"
+    assert (receipt.get(name), converse.get(name)) == (lost, lost)
