@@ -75,7 +75,8 @@ def test_ollama_answers_have_them_in_chat_completions() -> None:
     body = openai_chat.write_response(read.message, FINISH, USAGE, "c", "m", 1)
     choice = ChatCompletion.model_validate_json(body).choices[0]
     assert choice.logprobs is not None
-    first, second = choice.logprobs.content or ()
+    assert choice.logprobs.content is not None
+    first, second = choice.logprobs.content
     assert (first.token, first.logprob, first.top_logprobs[0].token) == ("Grü", -0.5, "Hi")
     assert (second.token, second.top_logprobs) == ("ße", [])
 
