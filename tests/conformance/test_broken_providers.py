@@ -378,12 +378,77 @@ class LosesPieces(WithTools):
         return [message]
 
 
-@breach("TOOL-3", "tools")
+@breach("TOOL-3", "tools/results")
 class RefusesResults(WithTools):
     async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
         if any(message.role == "tool" for message in request.attempt.chat.messages):
             raise RpcError("PROVIDER_REJECTED", "what is a tool result?")
         return await super().chat(request, call)
+
+
+@breach("TOOL-4", "tools")
+class RefusesFailures(WithTools):
+    async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
+        parts = [part for message in request.attempt.chat.messages for part in message.parts]
+        if any(part.tool_result.is_error for part in parts):
+            raise RpcError("PROVIDER_REJECTED", "tools do not fail")
+        return await super().chat(request, call)
+
+
+def offering(*features: str) -> type[Capabilities]:
+    """Return a provider that says it has these."""
+
+    class Offers(Capabilities):
+        def change(self, response: pb.GetCapabilitiesResponse) -> None:
+            response.providers[0].features.extend(features)
+
+    return Offers
+
+
+@breach("SCHEMA-1", "features")
+class ProseInsteadOfJson(offering("json_schema")):  # type: ignore[misc]
+    async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
+        response: pb.ChatResponse = await super().chat(request, call)
+        for entry in response.receipt:
+            entry.outcome = "forwarded"
+        return response
+
+
+@breach("REASON-1", "features")
+class ForgetsItsThoughts(offering("reasoning")):  # type: ignore[misc]
+    async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
+        parts = [part for message in request.attempt.chat.messages for part in message.parts]
+        if any(part.HasField("reasoning") for part in parts):
+            raise RpcError("PROVIDER_REJECTED", "whose thoughts are these?")
+        response: pb.ChatResponse = await super().chat(request, call)
+        response.message.parts.insert(0, Part(reasoning={"text": "Hm.", "signature": "c2ln"}))
+        return response
+
+
+@breach("PREFILL-1", "features")
+class EndsWithTheUser(offering("prefill")):  # type: ignore[misc]
+    async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
+        if request.attempt.chat.messages[-1].role == "assistant":
+            raise RpcError("PROVIDER_FAILED", "it is not my turn")
+        return await super().chat(request, call)
+
+
+@breach("INPUT-3", "inputs/instructions")
+class KnowsNoDevelopers(GoodProvider):
+    async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
+        if any(message.role == "developer" for message in request.attempt.chat.messages):
+            raise RpcError("PROVIDER_REJECTED", "what is a developer?")
+        return await super().chat(request, call)
+
+
+@breach("INPUT-4", "inputs/media")
+class LosesPictures(offering("vision")):  # type: ignore[misc]
+    async def chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
+        for message in request.attempt.chat.messages:
+            del message.parts[1:]
+        response: pb.ChatResponse = await super().chat(request, call)
+        response.receipt.append(ParameterReceipt(name="messages[0].content[1]", outcome="dropped"))
+        return response
 
 
 class Embeddings(GoodProvider):

@@ -12,7 +12,17 @@ from tests.support.providers import settings
 from tests.support.vendors import VENDORS, Vendor
 
 # What a run must at least have judged; a kit that skips everything would pass everything.
-EVERYWHERE = {"ANSWER-3", "STREAM-2", "STREAM-9", "ERROR-4", "RECEIPT-2", "CANCEL-1", "PARALLEL-1", "LIMIT-1"}
+EVERYWHERE = {
+    "ANSWER-3",
+    "STREAM-2",
+    "STREAM-9",
+    "ERROR-4",
+    "RECEIPT-2",
+    "CANCEL-1",
+    "PARALLEL-1",
+    "LIMIT-1",
+    "INPUT-3",
+}
 
 
 async def test_local() -> None:
@@ -23,22 +33,22 @@ async def test_local() -> None:
     assert judged > EVERYWHERE | {"EMBED-1", "EMBED-2", "RECEIPT-4"}
 
 
-TOOLS = {"TOOL-1", "TOOL-2", "TOOL-3"}
+TOOLS = {"TOOL-1", "TOOL-2", "TOOL-3", "TOOL-4", "SCHEMA-1", "INPUT-4"}
 RAW = {"RAW-1", "RAW-2"}
 EMBEDDINGS = {"EMBED-1", "EMBED-2", "EMBED-3"}
 # Ollama and Titan cannot be made to call a tool.
 JUDGED = {
     "openai": TOOLS | RAW | EMBEDDINGS,
     "openai_responses": TOOLS | RAW | EMBEDDINGS,
-    "groq": TOOLS | RAW,
-    "openrouter": TOOLS | RAW,
+    "groq": TOOLS | RAW | {"PREFILL-1"},
+    "openrouter": TOOLS | RAW | {"PREFILL-1"},
     "huggingface": TOOLS | RAW | EMBEDDINGS,
     "self_hosted": TOOLS | RAW | EMBEDDINGS,
-    "anthropic": TOOLS | RAW,
+    "anthropic": TOOLS | RAW | {"PREFILL-1"},
     "gemini": TOOLS | EMBEDDINGS,
     "bedrock": TOOLS | EMBEDDINGS,
     "titan": EMBEDDINGS,
-    "ollama": EMBEDDINGS,
+    "ollama": EMBEDDINGS | {"TOOL-4", "SCHEMA-1", "INPUT-4", "PREFILL-1"},
 }
 CHAT = ("openai-chat-answers", "openai-chat-streams")
 FORMATS = {

@@ -25,6 +25,7 @@ JUDGED = {
     "STREAM-9",
     "ERROR-5",
     "INPUT-2",
+    "INPUT-3",
     "CANCEL-1",
     "PARALLEL-2",
 }

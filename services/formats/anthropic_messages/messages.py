@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import Message, Part
 
-from services.formats.anthropic_messages.blocks import read_blocks, write_block
+from services.formats.anthropic_messages.blocks import PROVIDER, read_blocks, write_block
 from services.formats.documents import (
     Fields,
     is_null,
@@ -22,7 +22,7 @@ from services.formats.documents import (
     take,
 )
 from services.formats.errors import invalid
-from services.formats.messages import check_tool_message
+from services.formats.messages import account_for, check_tool_message
 from services.formats.receipts import Receipts
 
 # Marks a system message that stood among the turns instead of in `system`.
@@ -139,7 +139,8 @@ class MessageWriter:
         return blocks
 
     def _flag(self, part: Part, name: str) -> None:
-        self._drop_extension(part.extension_json, name)
+        if not self._own:
+            account_for(part, name, self._receipts, caches=True)
         kind = part.WhichOneof("kind")
         if (
             kind == "tool_call"
@@ -151,5 +152,11 @@ class MessageWriter:
             )
         if kind == "tool_call" and part.tool_call.signature:
             self._receipts.dropped(f"{name}.signature", "it goes back only to the provider it came from")
-        if kind == "image" and part.image.detail:
+        for index, piece in enumerate(part.tool_result.parts):
+            inner = f"{name}.content[{index}]"
+            if piece.WhichOneof("kind") == "opaque" and piece.opaque.provider != PROVIDER:
+                self._receipts.dropped(inner, "it can only be read by the provider it came from")
+            else:
+                self._flag(piece, inner)
+        if kind == "image" and part.image.detail not in {"", "auto"}:
             self._receipts.dropped(f"{name}.detail", "this provider has no level of detail")

@@ -59,7 +59,9 @@ class BlockWriter:
             case "image" | "audio" | "video" as kind:
                 return write_media(kind, getattr(part, kind), path)
             case "document":
-                return write_document(part.document, path, self._document_names)
+                block = write_document(part.document, path, self._document_names)
+                block["document"].update(document_fields(part))
+                return block
             case "tool_call":
                 return {"toolUse": _write_tool_use(part.tool_call)}
             case "tool_result":
@@ -83,6 +85,26 @@ class BlockWriter:
         if result.is_error:
             fields["status"] = "error"
         return {"toolResult": fields}
+
+
+class _Citing(msgspec.Struct):
+    enabled: bool
+
+
+_DOCUMENT_FIELDS = {"citations": _Citing, "context": str}
+
+
+def document_fields(part: Part) -> dict[str, Any]:
+    """Return what documents of another format say in the words of this one: cite it, and what it is about."""
+    found: dict[str, Any] = {}
+    if part.WhichOneof("kind") != "document":
+        return found
+    for name, kind in _DOCUMENT_FIELDS.items():
+        try:
+            found[name] = msgspec.json.decode(part.extension_json.get(name, "null"), type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+    return found
 
 
 def _write_text(text: str) -> dict[str, Any] | None:

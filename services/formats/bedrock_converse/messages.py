@@ -7,9 +7,16 @@ from typing import Any
 
 from omnihub.common.v1.chat_pb2 import Message, Part
 
-from services.formats.bedrock_converse.blocks import BlockWriter, cache_point, is_object, tool_id
+from services.formats.bedrock_converse.blocks import (
+    PROVIDER,
+    BlockWriter,
+    cache_point,
+    document_fields,
+    is_object,
+    tool_id,
+)
 from services.formats.documents import says_something
-from services.formats.messages import check_tool_message
+from services.formats.messages import account_for, check_tool_message
 from services.formats.receipts import Receipts
 
 _SYSTEM = frozenset({"system", "developer"})
@@ -70,7 +77,15 @@ class MessageWriter:
 
     def _note(self, part: Part, name: str) -> None:
         """Receipt what of a part does not travel."""
-        self._drop_extension(part.extension_json, name)
+        account_for(part, name, self._receipts, caches=True, written=document_fields(part))
+        for index, piece in enumerate(part.tool_result.parts):
+            inner = f"{name}.content[{index}]"
+            if piece.WhichOneof("kind") == "opaque" and piece.opaque.provider != PROVIDER:
+                self._receipts.dropped(inner, "it can only be read by the provider it came from")
+            else:
+                self._note(piece, inner)
+            if piece.cache_hint_json:
+                self._receipts.dropped("cache_control", "this provider has none inside the result of a tool")
         match part.WhichOneof("kind"):
             case "tool_call":
                 call = part.tool_call
@@ -84,10 +99,8 @@ class MessageWriter:
                 if call.signature:
                     reason = "it goes back only to the provider it came from"
                     self._receipts.dropped(f"{name}.signature", reason)
-            case "image" if part.image.detail:
+            case "image" if part.image.detail not in {"", "auto"}:
                 self._receipts.dropped(f"{name}.detail", "this provider has no level of detail")
-            case "text" if part.text.citations_json:
-                self._receipts.dropped(f"{name}.citations", "citations are not sent back")
 
     def _drop(self, message: Message, path: str) -> None:
         self._drop_extension(message.extension_json, path)

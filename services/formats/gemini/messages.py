@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import Message, Part, ToolResult
+from omnihub.common.v1.chat_pb2 import Message, Part
 
 from services.formats.documents import (
     Fields,
@@ -30,7 +30,7 @@ from services.formats.gemini.parts import (
     write_own_result,
     write_part,
 )
-from services.formats.messages import check_tool_message
+from services.formats.messages import account_for, check_tool_message
 from services.formats.receipts import Receipts
 
 # Marks the role as it was written; empty when there was none.
@@ -174,7 +174,7 @@ class ContentWriter:
         rest: list[Part] = []
         for index, part in enumerate(message.parts):
             if part.WhichOneof("kind") == "tool_result":
-                rest.extend(self._take_result(part.tool_result, message, f"{path}.parts[{index}]"))
+                rest.extend(self._take_result(part, message, f"{path}.parts[{index}]"))
             else:
                 rest.append(part)
         return self._written(rest, path)
@@ -193,12 +193,9 @@ class ContentWriter:
                 if part.WhichOneof("kind") != "text":
                     self._receipts.dropped(name, "it can only be read by the provider it came from")
                 continue
-            if part.cache_hint_json:
-                self._receipts.dropped("cache_control", "this provider caches on its own")
             if part.WhichOneof("kind") == "image" and part.image.detail not in {"", "auto"}:
                 self._receipts.dropped(f"{name}.detail", "this provider has no such level of detail")
-            extension = {key: text for key, text in part.extension_json.items() if key != SIGNATURE}
-            self._drop_extension(extension, name)
+            account_for(part, name, self._receipts, written=(SIGNATURE,))
             written.append(piece)
         return written
 
@@ -222,15 +219,21 @@ class ContentWriter:
                 first_call = False
         return parts
 
-    def _take_result(self, result: ToolResult, message: Message, path: str) -> list[Part]:
+    def _take_result(self, part: Part, message: Message, path: str) -> list[Part]:
         """Keep the result, and return its media, which follow as parts of their own."""
+        result = part.tool_result
+        account_for(part, path, self._receipts)
         position, name = self._calls.get(result.call_id, (len(self._calls), ""))
         name = name or result.name or message.name
         if not name:
             hint = "no earlier message has this tool call, and this provider must know the tool's name"
             raise invalid(f"{path}.call_id", hint)
         inner: dict[str, Any] = {"name": name}
-        texts = [piece.text.text for piece in result.parts if piece.WhichOneof("kind") == "text"]
+        texts = []
+        for index, piece in enumerate(result.parts):
+            if piece.WhichOneof("kind") == "text":
+                texts.append(piece.text.text)
+                account_for(piece, f"{path}.content[{index}]", self._receipts)
         media = [piece for piece in result.parts if piece.WhichOneof("kind") != "text"]
         if media:
             self._receipts.translated(f"{path}.content", "media of a tool result follow it")

@@ -123,7 +123,7 @@ def write_request(
         if thinking is not None:
             config["thinkingConfig"] = thinking
         write_tools(fields, chat, receipts)
-    write_tool_config(fields, chat, receipts)
+    write_tool_config(fields, chat, receipts, own)
     if config:
         fields["generationConfig"] = config
     _write_extension(fields, config, chat, receipts, own)

@@ -148,8 +148,14 @@ def read_tool_config(fields: Fields, chat: ChatInput) -> None:
         fields["toolConfig"] = msgspec.Raw(msgspec.json.encode(config))
 
 
-def write_tool_config(fields: dict[str, Any], chat: ChatInput, receipts: Receipts) -> None:
-    """Say how to choose among the tools."""
+def write_tool_config(fields: dict[str, Any], chat: ChatInput, receipts: Receipts, own: bool) -> None:
+    """Say how to choose among the tools; the vendor refuses that where none of them is left."""
+    if not own and "tools" not in fields:
+        parallel = chat.HasField("parallel_tool_calls")
+        for name, given in (("tool_choice", bool(chat.tool_choice.mode)), ("parallel_tool_calls", parallel)):
+            if given:
+                receipts.dropped(name, "there are no tools")
+        return
     if chat.HasField("parallel_tool_calls") and not chat.parallel_tool_calls:
         receipts.dropped("parallel_tool_calls", "this provider may always call several tools")
     elif chat.HasField("parallel_tool_calls"):

@@ -10,7 +10,7 @@ from omnihub.common.v1.chat_pb2 import MediaPart, Message, Part, ToolCall
 from services.formats.documents import is_object, raw_of, says_something
 from services.formats.errors import unsupported
 from services.formats.media import encode_base64
-from services.formats.messages import check_tool_message
+from services.formats.messages import account_for, check_tool_message
 from services.formats.receipts import Receipts
 
 _ROLES = {"developer": "system", "tool": "user"}
@@ -57,6 +57,7 @@ class MessageWriter:
                 rest.append(part)
                 continue
             result = part.tool_result
+            account_for(part, f"{path}.parts[{index}]", self._receipts)
             fields: dict[str, Any] = {"role": "tool"}
             name = self._names.get(result.call_id) or result.name or message.name
             if name:
@@ -88,9 +89,7 @@ class MessageWriter:
                 case _:
                     self._receipts.dropped(name, "it can only be read by the provider it came from")
                     continue
-            if part.cache_hint_json:
-                self._receipts.dropped("cache_control", "this provider caches on its own")
-            self._drop_extension(part.extension_json, name)
+            account_for(part, name, self._receipts)
         fields["content"] = "\n".join(texts)
         if images:
             fields["images"] = images

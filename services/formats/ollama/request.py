@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ from services.formats.receipts import Receipts
 
 # Parameters that only this format has: a caller who sends them in another format means them.
 PARAMETERS = frozenset({"format", "keep_alive", "options", "think"})
+# Parameters of another format that are the same here, and the type of their values.
+_SAME = {"logprobs": re.compile(r"true|false"), "top_logprobs": re.compile(r"\d+")}
 # Parameters of other formats that are options here, under the same name.
 _OPTIONS = frozenset({"frequency_penalty", "presence_penalty"})
 # This family takes a level; the others only take thinking or not.
@@ -121,7 +124,7 @@ def _write_schema(fields: dict[str, Any], chat: ChatInput, receipts: Receipts) -
 
 def _write_extension(fields: dict[str, Any], chat: ChatInput, receipts: Receipts) -> None:
     for name, text in chat.extension_json.items():
-        if name in PARAMETERS:
+        if name in PARAMETERS or (name in _SAME and _SAME[name].fullmatch(text)):
             merge(fields, {name: text})
             receipts.forwarded(name)
         elif name in _OPTIONS or (name == "response_format" and "format" in fields):

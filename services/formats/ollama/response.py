@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import Finish, Message, Part, ToolCall, Usage
+from omnihub.common.v1.chat_pb2 import Finish, Message, Part, TextPart, TokenLogprobs, ToolCall, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.answers import Answer, Event, Progress
 from services.formats.documents import FORMAT, decode_document
 from services.formats.errors import invalid
+from services.formats.ollama.logprobs import last_of, read_logprobs
 from services.formats.usage import reported
 
 _NAME = "ollama"
@@ -38,6 +39,7 @@ class _Answer(msgspec.Struct):
     done_reason: str | None = None
     prompt_eval_count: int | None = None
     eval_count: int | None = None
+    logprobs: msgspec.Raw = msgspec.Raw(b"")
     error: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -77,7 +79,10 @@ def read_response(body: bytes, call_prefix: str) -> Answer:
         message.parts.add().reasoning.text = answer.message.thinking
     calls = answer.message.tool_calls or []
     if answer.message.content or not (calls or message.parts):
-        message.parts.add().text.text = answer.message.content or ""
+        text = answer.message.content or ""
+        # Tokens of thoughts come first in the same list.
+        tokens = last_of(read_logprobs(answer.logprobs), text)
+        message.parts.add().text.MergeFrom(TextPart(text=text, logprobs=tokens))
     for position, call in enumerate(calls):
         read = _call(call, position, call_prefix)
         read.arguments_json = _arguments(call)
@@ -106,7 +111,7 @@ class StreamReader:
             return events
         progress.model = progress.model or answer.model or ""
         if answer.message is not None:
-            self._message(answer.message, events)
+            self._message(answer.message, answer.logprobs, events)
         if answer.done:
             progress.finish = _finish(answer, self._calls > 0)
             progress.usage = _usage(answer)
@@ -119,12 +124,14 @@ class StreamReader:
         self._stop(events)
         return events
 
-    def _message(self, message: _Message, events: list[Event]) -> None:
+    def _message(self, message: _Message, logprobs: msgspec.Raw, events: list[Event]) -> None:
         if message.thinking:
             events.append(PartDelta(index=self._part("reasoning", events), reasoning=message.thinking))
             self.progress.output_chars += len(message.thinking)
         if message.content:
             events.append(PartDelta(index=self._part("text", events), text=message.content))
+            if tokens := last_of(read_logprobs(logprobs), message.content):
+                events.append(PartDelta(index=self._next, logprobs=TokenLogprobs(tokens=tokens)))
             self.progress.output_chars += len(message.content)
         for call in message.tool_calls or ():
             self._stop(events)

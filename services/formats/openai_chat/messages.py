@@ -23,7 +23,7 @@ from services.formats.documents import (
     text_of,
 )
 from services.formats.errors import invalid
-from services.formats.messages import check_tool_message
+from services.formats.messages import account_for, check_tool_message
 from services.formats.openai_chat.parts import read_parts, write_part
 from services.formats.receipts import Receipts
 
@@ -175,13 +175,19 @@ class MessageWriter:
                 if says_something(name, text):
                     self._receipts.dropped(f"{path}.{name}", "it is not part of this provider's messages")
 
+    def _account_for(self, part: Part, path: str) -> None:
+        if not self._own:
+            account_for(part, path, self._receipts)
+
     def _turn(self, message: Message, path: str) -> list[dict[str, Any]]:
         """Return a system or user turn, or the results of tools, which come first."""
         written: list[dict[str, Any]] = []
         rest: list[Part] = []
         for index, part in enumerate(message.parts):
             if part.WhichOneof("kind") == "tool_result":
-                document, media = self._tool_result(part, message, f"{path}.parts[{index}]")
+                name = f"{path}.parts[{index}]"
+                self._account_for(part, name)
+                document, media = self._tool_result(part, message, name)
                 written.append(document)
                 rest.extend(media)
             else:
@@ -263,6 +269,7 @@ class MessageWriter:
             self._receipts.dropped(path, "reasoning goes back only to the provider it came from")
 
     def _tool_call(self, part: Part, path: str) -> dict[str, Any]:
+        self._account_for(part, path)
         call = part.tool_call
         fields: dict[str, Any] = {
             "id": call.id,
@@ -290,8 +297,6 @@ class MessageWriter:
             if piece is None:
                 self._receipts.dropped(name, "it can only be read by the provider it came from")
                 continue
-            if part.cache_hint_json and not self._own:
-                self._receipts.dropped("cache_control", "this provider caches on its own")
-            self._drop_extension(part.extension_json, name)
+            self._account_for(part, name)
             written.append(piece)
         return written

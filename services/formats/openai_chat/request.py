@@ -204,6 +204,7 @@ def write_request(
     fields: dict[str, Any] = {"model": model, "messages": messages}
     receipts.translated("model", model)
     _write_parameters(fields, chat, receipts, source)
+    _write_tool_choice(fields, chat, receipts, source)
     _write_limit(fields, chat, receipts, output_cap, limit_name)
     if chat.tools:
         _write_tools(fields, chat, receipts, own)
@@ -222,9 +223,6 @@ def _write_parameters(
         if chat.HasField(name):
             fields[name] = getattr(chat, name)
             receipts.forwarded(name)
-    if chat.HasField("parallel_tool_calls") and (chat.tools or source == _OWN):
-        fields["parallel_tool_calls"] = chat.parallel_tool_calls
-        receipts.forwarded("parallel_tool_calls")
     if chat.HasField("top_k"):
         if source == WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES:
             receipts.dropped("top_k", "this provider's format has no top_k")
@@ -238,16 +236,35 @@ def _write_parameters(
         if getattr(chat, name):
             fields[name] = getattr(chat, name)
             receipts.forwarded(name)
-    if chat.tool_choice.mode == "named":
-        fields["tool_choice"] = {"type": "function", "function": {"name": chat.tool_choice.name}}
-    elif chat.tool_choice.mode:
-        fields["tool_choice"] = chat.tool_choice.mode
-    if chat.tool_choice.mode:
-        receipts.forwarded("tool_choice")
     if chat.response_schema_json and "response_format" not in chat.extension_json:
         schema = {"name": "answer", "schema": raw_of(chat.response_schema_json)}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         receipts.translated("response_format", "asked for as response_format json_schema")
+
+
+def _write_tool_choice(
+    fields: dict[str, Any], chat: ChatInput, receipts: Receipts, source: WireFormat.ValueType
+) -> None:
+    """Say how to choose among the tools; the vendor refuses that where none of them is left."""
+    kept = chat.tools if source == WireFormat.WIRE_FORMAT_UNSPECIFIED else _functions(chat)
+    given: dict[str, Any] = {}
+    if chat.HasField("parallel_tool_calls"):
+        given["parallel_tool_calls"] = chat.parallel_tool_calls
+    if chat.tool_choice.mode == "named":
+        given["tool_choice"] = {"type": "function", "function": {"name": chat.tool_choice.name}}
+    elif chat.tool_choice.mode:
+        given["tool_choice"] = chat.tool_choice.mode
+    for name, value in given.items():
+        if kept or source == _OWN:
+            fields[name] = value
+            receipts.forwarded(name)
+        else:
+            receipts.dropped(name, "there are no tools")
+
+
+def _functions(chat: ChatInput) -> list[Tool]:
+    """Return the tools that every vendor has."""
+    return [tool for tool in chat.tools if not tool.raw_json]
 
 
 def _write_limit(

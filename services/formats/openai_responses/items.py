@@ -29,7 +29,7 @@ from services.formats.documents import (
 )
 from services.formats.errors import invalid
 from services.formats.facts import is_filled
-from services.formats.messages import check_tool_message
+from services.formats.messages import account_for, check_tool_message
 from services.formats.openai_responses.parts import ITEM, read_parts, write_part
 from services.formats.openai_responses.reasoning import seal, unseal
 from services.formats.receipts import Receipts
@@ -232,6 +232,10 @@ class ItemWriter:
                 if says_something(name, text):
                     self._receipts.dropped(f"{path}.{name}", "it is not part of this provider's items")
 
+    def _account_for(self, part: Part, path: str) -> None:
+        if not self._own:
+            account_for(part, path, self._receipts)
+
     def _turn(self, message: Message, path: str) -> list[Any]:
         """Return a system or user turn, or the results of tools, which come first."""
         items: list[Any] = []
@@ -264,6 +268,7 @@ class ItemWriter:
 
     def _output(self, part: Part, message: Message, path: str) -> dict[str, Any]:
         result = part.tool_result
+        self._account_for(part, path)
         if result.is_error:
             self._receipts.translated(
                 f"{path}.is_error", "this format has no mark for failed tools; the text stays"
@@ -299,7 +304,7 @@ class ItemWriter:
         if kind == "opaque":
             return [raw_of(part.opaque.raw_json)]
         if kind == "tool_call":
-            self._drop(part.extension_json, path)
+            self._account_for(part, path)
             return [self._restored(call_item(part.tool_call), part.extension_json)]
         if self._own and OWN_FIELDS in part.extension_json:
             return [raw_of(part.extension_json[OWN_FIELDS])]
@@ -328,9 +333,7 @@ class ItemWriter:
             if piece is None:
                 self._receipts.dropped(name, "it can only be read by the provider it came from")
                 continue
-            if part.cache_hint_json and not self._own:
-                self._receipts.dropped("cache_control", "this provider caches on its own")
-            self._drop(part.extension_json, name)
+            self._account_for(part, name)
             written.append(piece)
         return written
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from omnihub.common.v1.chat_pb2 import Message, ParameterReceipt, Part, Tool, ToolCall, ToolChoice
+from omnihub.common.v1.chat_pb2 import (
+    Message,
+    ParameterReceipt,
+    Part,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+)
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.providers.conformance.kit import Group, SkippedError, Subject, require
@@ -73,20 +81,43 @@ async def are_called_in_pieces(subject: Subject) -> None:
     require(not broken, "TOOL-2", f"the pieces of the arguments make no JSON: {broken[:1]}")
 
 
-@GROUP.check("TOOL-3", needs=["chat", "tools"])
-async def results_are_taken(subject: Subject) -> None:
-    """A conversation goes on after a tool's result."""
+def _result(call_id: str, said: str, is_error: bool = False) -> Part:
+    part, text = Part(), Part()
+    text.text.text = said
+    part.tool_result.CopyFrom(ToolResult(call_id=call_id, name=NAME, parts=[text], is_error=is_error))
+    return part
+
+
+def _call(call_id: str, city: str) -> Part:
+    part = Part()
+    part.tool_call.CopyFrom(ToolCall(id=call_id, name=NAME, arguments_json=f'{{"city":"{city}"}}'))
+    return part
+
+
+async def _judge_results(
+    subject: Subject, clause: str, calls: Sequence[Part], results: Sequence[Part]
+) -> None:
     attempt = await _attempt(subject)
-    called, result, text = Part(), Part(), Part()
-    called.tool_call.CopyFrom(ToolCall(id="call_1", name=NAME, arguments_json='{"city":"Paris"}'))
-    text.text.text = "18 degrees, light rain"
-    result.tool_result.call_id, result.tool_result.name = "call_1", NAME
-    result.tool_result.parts.append(text)
     attempt.chat.ClearField("tool_choice")
-    attempt.chat.messages.append(Message(role="assistant", parts=[called]))
-    attempt.chat.messages.append(Message(role="tool", parts=[result]))
+    attempt.chat.messages.append(Message(role="assistant", parts=calls))
+    attempt.chat.messages.append(Message(role="tool", parts=results))
     reply = await subject.chat(attempt)
     if reply.status.reason == "PARAMETER_UNSUPPORTED":  # A provider may have models of both kinds.
         raise SkippedError(f"the model takes no results of tools: {reply.status}")
-    require(reply.status.ok, "TOOL-3", f"Chat ended with {reply.status}")
-    require(reply.message.HasField("message"), "TOOL-3", "the answer after a tool's result has no message")
+    require(reply.status.ok, clause, f"Chat ended with {reply.status}")
+    require(reply.message.HasField("message"), clause, "the answer after a tool's result has no message")
+
+
+@GROUP.check("TOOL-3", needs=["chat", "tools"])
+async def results_are_taken(subject: Subject) -> None:
+    """A conversation goes on after a tool's result."""
+    results = [_result("call_1", "18 degrees, light rain")]
+    await _judge_results(subject, "TOOL-3", [_call("call_1", "Paris")], results)
+
+
+@GROUP.check("TOOL-4", needs=["chat", "tools"])
+async def parallel_results_are_taken(subject: Subject) -> None:
+    """A conversation goes on after the results of calls that were made together."""
+    calls = [_call("call_1", "Paris"), _call("call_2", "Atlantis")]
+    results = [_result("call_1", "18 degrees, light rain"), _result("call_2", "no such city", is_error=True)]
+    await _judge_results(subject, "TOOL-4", calls, results)

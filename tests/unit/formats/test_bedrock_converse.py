@@ -160,6 +160,20 @@ def test_media_that_cannot_be_sent(part: Part, message: str) -> None:
 
 
 @cell(9)
+def test_documents_say_whether_to_cite_them() -> None:
+    """What an Anthropic-shaped caller says of a document is said in this vendor's words."""
+    source = {"type": "base64", "media_type": "application/pdf", "data": "JVBERg=="}
+    cited = {"type": "document", "source": source, "citations": {"enabled": True}, "context": "a report"}
+    odd = {"type": "document", "source": source, "citations": {"odd": 1}, "vendor_x": 1}
+    body, outcomes = from_anthropic({"messages": [{"role": "user", "content": [cited, odd]}]})
+    first, second = (block["document"] for block in body["messages"][0]["content"])
+    assert (first["citations"], first["context"]) == ({"enabled": True}, "a report")
+    assert second.keys() == {"format", "name", "source"}
+    dropped = {name for name, outcome in outcomes.items() if outcome == "dropped"}
+    assert dropped == {"messages[0].content[1].citations", "messages[0].content[1].vendor_x"}
+
+
+@cell(9)
 def test_names_of_documents_are_legal_and_unique() -> None:
     names = ["a/b: c_d.pdf", "a b  c.d", "", "ä" * 300, "x" * 300, ".pdf"]
     parts = [Part(document={"data": b"x", "mime": "application/pdf", "name": name}) for name in names * 2]

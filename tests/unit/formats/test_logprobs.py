@@ -1,4 +1,4 @@
-"""How likely tokens were: between OpenAI's chat format and Gemini's, whole and streamed."""
+"""How likely tokens were: between OpenAI's chat format and those of other vendors, whole and streamed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 from google.genai import types
+from ollama import ChatResponse
 from omnihub.common.v1.chat_pb2 import Finish, Usage
+from omnihub.common.v1.stream_pb2 import PartDelta
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from services.formats import gemini, openai_chat
+from services.formats import gemini, ollama, openai_chat
+from tests.support import ollama_wire
 
 FINISH, USAGE = Finish(reason="stop", raw="stop"), Usage(input_total=1, output_total=2)
 RESULT = {
@@ -57,6 +60,52 @@ def test_gemini_streams_have_them_in_chunks() -> None:
     assert tokens == ["Grü", "ße"]
 
 
+OLLAMA = [
+    {"token": "Hm", "logprob": -3.0, "bytes": [72, 109]},
+    {"token": "Grü", "logprob": -0.5, "top_logprobs": [{"token": "Hi", "logprob": -2.0}]},
+    {"token": "ße", "logprob": -0.25},
+]
+
+
+def test_ollama_answers_have_them_in_chat_completions() -> None:
+    """Tokens of a thought are in the same list, and are none of the text's."""
+    said = ollama_wire.line(ollama_wire.DONE, "Grüße", thinking="Hm") | {"logprobs": OLLAMA}
+    ChatResponse.model_validate(said)
+    read = ollama.read_response(json.dumps(said).encode(), "call")
+    body = openai_chat.write_response(read.message, FINISH, USAGE, "c", "m", 1)
+    choice = ChatCompletion.model_validate_json(body).choices[0]
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    first, second = choice.logprobs.content
+    assert (first.token, first.logprob, first.top_logprobs[0].token) == ("Grü", -0.5, "Hi")
+    assert (second.token, second.top_logprobs) == ("ße", [])
+
+
+def test_ollama_streams_have_them() -> None:
+    reader = ollama.StreamReader("call")
+    lines = [
+        ollama_wire.line(thinking="Hm") | {"logprobs": OLLAMA[:1]},
+        ollama_wire.line(content="Grü") | {"logprobs": OLLAMA[1:2]},
+        ollama_wire.line(content="ße") | {"logprobs": OLLAMA[2:]},
+    ]
+    events = [event for line in lines for event in reader.read(b"", json.dumps(line).encode())]
+    found = [event for event in events if isinstance(event, PartDelta) and event.HasField("logprobs")]
+    assert [(event.index, event.logprobs.tokens[0].token) for event in found] == [(1, "Grü"), (1, "ße")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "outcome"),
+    [({"logprobs": True, "top_logprobs": 3}, "forwarded"), ({"logprobs": {"odd": 1}}, "dropped")],
+)
+def test_ollama_is_asked_for_them(asked: dict[str, Any], outcome: str) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **asked}
+    chat = openai_chat.read_request(json.dumps(body).encode())
+    written, receipt = ollama.write_request(chat, "llama", True)
+    sent = {name: value for name, value in json.loads(written).items() if name in asked}
+    assert sent == (asked if outcome == "forwarded" else {})
+    assert {entry.outcome for entry in receipt if entry.name in asked} == {outcome}
+
+
 def test_openai_answers_have_them_typed_and_keep_every_byte() -> None:
     entry = {"token": "Hi", "logprob": -0.1, "bytes": [72, 105], "top_logprobs": []}
     logprobs = {"content": [entry], "refusal": None}
@@ -96,3 +145,4 @@ def test_they_are_asked_for(asked: dict[str, Any], config: dict[str, Any], outco
 def test_what_is_malformed_is_left_out(raw: bytes) -> None:
     assert gemini.logprobs.read_logprobs(msgspec.Raw(raw)) == []
     assert openai_chat.logprobs.read_logprobs(msgspec.Raw(raw)) == []
+    assert ollama.logprobs.read_logprobs(msgspec.Raw(raw)) == []

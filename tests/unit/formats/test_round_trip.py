@@ -169,7 +169,7 @@ def test_openai_requests_are_accounted_for_in_the_other_format(body: dict) -> No
     aliases = {"max_completion_tokens": "max_tokens"}
     for name, value in body.items():
         if value not in (None, "", [], {}) and name != "messages":
-            assert {name, aliases.get(name, name)} & named or name == "parallel_tool_calls", name
+            assert {name, aliases.get(name, name)} & named, name
 
 
 cited = st.lists(record({"type": just("page_location"), "cited_text": text}), min_size=1, max_size=2)

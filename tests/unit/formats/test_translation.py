@@ -11,7 +11,14 @@ from omnihub.common.v1.chat_pb2 import ChatInput, Message, Part, WireFormat
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 from pydantic import TypeAdapter
 
-from services.formats import anthropic_messages, openai_chat
+from services.formats import (
+    anthropic_messages,
+    bedrock_converse,
+    gemini,
+    ollama,
+    openai_chat,
+    openai_responses,
+)
 from services.formats.errors import FormatError
 
 OPENAI = WireFormat.WIRE_FORMAT_OPENAI_CHAT
@@ -258,3 +265,98 @@ def test_typed_conversations() -> None:
     assert [entry.name for entry in receipt if entry.outcome == "dropped"] == ["vendor_x"]
     with pytest.raises(FormatError, match="tool_result"):
         openai_chat.write_request(ChatInput(messages=[Message(role="tool", content="x")]), "m", False)
+
+
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
+
+
+def test_no_choice_among_tools_where_none_is_left() -> None:
+    """A vendor refuses to be told how to choose when all tools were another vendor's own."""
+    asked = {
+        "model": "m",
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [SEARCH],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+    }
+    chat = anthropic_messages.read_request(json.dumps(asked).encode())
+    written, receipt = openai_chat.write_request(chat, "m", False, source=ANTHROPIC)
+    assert not {"tools", "tool_choice", "parallel_tool_calls"} & check_openai(written).keys()
+    told = {entry.name: entry.outcome for entry in receipt}
+    assert (told["tool_choice"], told["parallel_tool_calls"]) == ("dropped", "dropped")
+    written, receipt = gemini.write_request(chat, "gemini-x", own=False)
+    assert "toolConfig" not in json.loads(written)
+    told = {entry.name: entry.outcome for entry in receipt}
+    assert (told["tool_choice"], told["parallel_tool_calls"]) == ("dropped", "dropped")
+    # One function among them is something to choose.
+    chat.tools.add(name="look")
+    body = check_openai(openai_chat.write_request(chat, "m", False, source=ANTHROPIC)[0])
+    assert (body["tool_choice"], body["parallel_tool_calls"]) == ("required", False)
+    body = json.loads(gemini.write_request(chat, "gemini-x", own=False)[0])
+    assert body["toolConfig"] == {"functionCallingConfig": {"mode": "ANY"}}
+
+
+@pytest.mark.parametrize("detail", ["auto", "high"])
+def test_only_a_detail_that_says_something_is_lost(detail: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": PIXEL, "detail": detail}}
+    changes = {"messages": [{"role": "user", "content": [part]}]}
+    _, receipt = translate(FULL_OPENAI, **changes)
+    chat = openai_chat.read_request(json.dumps({**FULL_OPENAI, **changes}).encode())
+    converse = {entry.name: entry.outcome for entry in bedrock_converse.write_request(chat, "anthropic.c")[1]}
+    name = "messages[0].content[0].detail"
+    lost = None if detail == "auto" else "dropped"
+    assert (receipt.get(name), converse.get(name)) == (lost, lost)
+
+
+_SOURCE = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
+_CITATION = {"type": "page_location", "cited_text": "x", "document_index": 0}
+_CALL = {"type": "tool_use", "id": "t1", "name": "f", "input": {}}
+BLOCKS: dict[str, dict[str, Any]] = {
+    "text": {"type": "text", "text": "t", "citations": [_CITATION]},
+    "image": {"type": "image", "source": _SOURCE},
+    "call": {**_CALL, "id": "t2"},
+    "result": {"type": "tool_result", "tool_use_id": "t1", "content": "r"},
+}
+WRITERS: dict[str, Any] = {
+    "openai_chat": lambda chat: openai_chat.write_request(chat, "m", False, source=ANTHROPIC),
+    "openai_responses": lambda chat: openai_responses.write_request(chat, "m", False, source=ANTHROPIC),
+    "gemini": lambda chat: gemini.write_request(chat, "gemini-2", own=False),
+    "ollama": lambda chat: ollama.write_request(chat, "m", False),
+    "bedrock": lambda chat: bedrock_converse.write_request(chat, "anthropic.claude-x"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    ("kind", "nested"), [*((kind, False) for kind in BLOCKS), ("text", True), ("image", True)]
+)
+def test_nothing_beside_a_block_is_lost_in_silence(writer: str, kind: str, nested: bool) -> None:
+    """Unknown fields, citations and marks of a cached prefix: each is written, or in the receipt."""
+    block = {**BLOCKS[kind], "vendor_x": 1, "cache_control": {"type": "ephemeral"}}
+    if nested:
+        block = {**BLOCKS["result"], "content": [block]}
+    role = "assistant" if block["type"] == "tool_use" else "user"
+    messages = [{"role": "assistant", "content": [_CALL]}, {"role": role, "content": [block]}]
+    body = {"model": "m", "max_tokens": 9, "messages": messages}
+    chat = anthropic_messages.read_request(json.dumps(body).encode())
+    written, receipt = WRITERS[writer](chat)
+    dropped = {entry.name.rpartition(".")[2] for entry in receipt if entry.outcome == "dropped"}
+    assert "vendor_x" in dropped
+    assert ("citations" in dropped) == (kind == "text")
+    assert ("cache_control" in dropped) != (b"cachePoint" in written)
+
+
+@pytest.mark.parametrize("writer", ["anthropic", "gemini", "bedrock", "ollama"])
+def test_nothing_beside_a_result_of_a_tool_is_lost_in_silence(writer: str) -> None:
+    function = {"name": "f", "arguments": "{}"}
+    content = [{"type": "text", "text": "r", "vendor_x": 1}, {"type": "invented", "anything": 2}]
+    messages = [
+        {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "c", "content": content},
+    ]
+    chat = openai_chat.read_request(json.dumps({"model": "m", "messages": messages}).encode())
+    write = {"anthropic": lambda chat: anthropic_messages.write_request(chat, "m", False, source=OPENAI)}
+    _, receipt = {**WRITERS, **write}[writer](chat)
+    dropped = [entry.name for entry in receipt if entry.outcome == "dropped"]
+    assert len([name for name in dropped if name.endswith(".vendor_x")]) == 1
+    assert len([name for name in dropped if name.endswith("]")]) == 1
