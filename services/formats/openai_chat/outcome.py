@@ -27,7 +27,7 @@ _WORDS = {
     "context_exceeded": "length",
     "malformed": "error",
     "error": "error",
-    "cancelled": "stop",
+    "cancelled": "error",
 }
 
 

@@ -85,6 +85,26 @@ def read_response_facts(body: bytes) -> AnswerFacts:
     )
 
 
+class _FailedChoice(msgspec.Struct):
+    error: Any = None
+
+
+class _FailedBody(msgspec.Struct):
+    choices: list[_FailedChoice] = []
+
+
+_failed_decoder = msgspec.json.Decoder(_FailedBody)
+
+
+def read_choice_error(body: bytes) -> dict[str, Any] | None:
+    """Return the error object in a choice of an answer; None when there is none."""
+    try:
+        choices = _failed_decoder.decode(body).choices
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None  # The reader of the answer says what is wrong.
+    return next((choice.error for choice in choices if isinstance(choice.error, dict)), None)
+
+
 def _chars(choice: _Choice) -> int:
     message = choice.message or _Message()
     texts = [message.content, message.reasoning_content, message.reasoning]

@@ -238,6 +238,16 @@ async def test_each_choice_must_finish(server: FaultServer, client: ProviderServ
     assert b'"b"' in messages[1].raw_frame.data
 
 
+async def test_a_choice_that_failed_is_no_answer(server: FaultServer, client: ProviderService) -> None:
+    error = {"code": 502, "message": "the upstream hung up"}
+    choice = {"index": 0, "finish_reason": "error", "error": error, "message": {"content": ""}}
+    server.script = answer({"id": "x", "model": "m", "choices": [choice]})
+    told = await failure(client, attempt("openai"), streamed=False)
+    assert (told.reason, told.metadata["http_status"]) == ("PROVIDER_FAILED", "502")
+    assert "the upstream hung up" in told.message
+    assert len(server.requests) == 1
+
+
 async def test_no_request_is_sent_by_a_stopped_service(server: FaultServer) -> None:
     async with running_providers(openai=settings("openai", server.url)) as client:
         pass
