@@ -229,14 +229,17 @@ class Exchange:
         return self._failures.of("PROVIDER_PROTOCOL", message, self.phase, http_status=self.status)
 
     async def read_error(self) -> bytes:
-        """Return the start of an error's body."""
+        """Return the start of an error's body: what of it comes in time. Its status says enough without."""
         pieces: list[bytes] = []
         size = 0
-        while size < _ERROR_BODY_LIMIT and (
-            piece := await self._read(self._loop.time() + self._timeouts.idle_s)
-        ):
-            size += len(piece)
-            pieces.append(piece)
+        deadline = self._loop.time() + self._timeouts.idle_s
+        try:
+            while size < _ERROR_BODY_LIMIT and (piece := await self._read(deadline)):
+                size += len(piece)
+                pieces.append(piece)
+        except ProviderError:
+            if self.status == 200:
+                raise
         return b"".join(pieces)[:_ERROR_BODY_LIMIT]
 
     def read_chunk(self) -> Awaitable[bytes]:

@@ -18,6 +18,7 @@ from omnihub.provider.v1.provider_service_api import ProviderService
 from services.common.rpc import RpcError
 from services.router.admission import Admission
 from services.router.attempts import FINAL, NOT_AGAIN, Opened, address, as_seen, open_stream, provider_id_of
+from services.router.domain.catalogue import Target
 from services.router.domain.policy import Candidate
 from services.router.domain.seam import DivergedError, Event, Overlap, Seam
 from services.router.domain.transcript import Transcript
@@ -85,7 +86,10 @@ class Rescue:
         """
         broken = request.candidate
         diverged = False
+        silent: set[Target] = set()
         for way in self._ways(request, transcript, failure):
+            if way.candidate.target in silent:
+                continue
             if not await self._admission.afford_rescue(request, way.candidate, transcript.attempt_bytes):
                 continue
             try:
@@ -94,6 +98,8 @@ class Rescue:
                 request.candidate = broken
                 if error.reason in ("CANCELLED", "DEADLINE_EXCEEDED"):
                     raise failure from None
+                if error.reason in NOT_AGAIN:
+                    silent.add(way.candidate.target)
             except DivergedError:
                 request.candidate = broken
                 diverged = True

@@ -26,7 +26,6 @@ _WORDS = {
     "refusal": "refusal",
     "content_filter": "refusal",
     "context_exceeded": "model_context_window_exceeded",
-    "cancelled": "end_turn",
 }
 
 

@@ -236,6 +236,8 @@ def _write_tool_choice(fields: dict[str, Any], chat: ChatInput, receipts: Receip
     if parallel is not None and (own or choice["type"] != "none"):
         choice["disable_parallel_tool_use"] = not parallel
         receipts.translated("parallel_tool_calls", "tool_choice.disable_parallel_tool_use")
+    elif parallel is not None:
+        receipts.translated("parallel_tool_calls", "no tool is to be called")
     fields["tool_choice"] = choice
     if mode:
         receipts.forwarded("tool_choice") if own else receipts.translated("tool_choice", choice["type"])

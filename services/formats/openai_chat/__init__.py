@@ -4,7 +4,12 @@ from services.formats.facts import Facts
 from services.formats.openai_chat.errors import write_error
 from services.formats.openai_chat.facts import read_facts
 from services.formats.openai_chat.request import read_request, write_request
-from services.formats.openai_chat.response import read_response, read_response_facts, write_response
+from services.formats.openai_chat.response import (
+    read_choice_error,
+    read_response,
+    read_response_facts,
+    write_response,
+)
 from services.formats.openai_chat.stream_reader import RawReader, StreamReader
 from services.formats.openai_chat.stream_writer import StreamWriter, close_raw_stream, write_stream_error
 
@@ -14,6 +19,7 @@ __all__ = [
     "StreamReader",
     "StreamWriter",
     "close_raw_stream",
+    "read_choice_error",
     "read_facts",
     "read_request",
     "read_response",

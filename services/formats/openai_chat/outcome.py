@@ -10,6 +10,8 @@ from omnihub.common.v1.chat_pb2 import Finish, Usage
 
 from services.formats.usage import reported
 
+FAILED = msgspec.Raw(b'{"message": "the provider ended its answer with an error, and did not say which"}')
+"""The error of a choice that finished with one and tells nothing more."""
 _REASONS = {
     "stop": "stop",
     "length": "length",
@@ -27,7 +29,7 @@ _WORDS = {
     "context_exceeded": "length",
     "malformed": "error",
     "error": "error",
-    "cancelled": "stop",
+    "cancelled": "error",
 }
 
 

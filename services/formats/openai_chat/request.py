@@ -45,9 +45,8 @@ PARAMETERS = frozenset(
         "verbosity",
     }
 )
-# Parameters of responses that mean the same here. What cannot be asked for is how an answer is kept, and
-# logprobs, for which responses have no place that the normalised model knows.
-_FROM_RESPONSES = PARAMETERS - {"logprobs", "store", "top_logprobs"} | {
+# Parameters of responses that mean the same here. What cannot be asked for is how an answer is kept.
+_FROM_RESPONSES = PARAMETERS - {"store"} | {
     "metadata",
     "prompt_cache_options",
     "prompt_cache_retention",

@@ -27,7 +27,14 @@ from services.formats.errors import invalid
 from services.formats.openai_chat.citations import read_annotations, write_annotation
 from services.formats.openai_chat.logprobs import read_logprobs, write_logprobs
 from services.formats.openai_chat.messages import MessageWriter, read_message
-from services.formats.openai_chat.outcome import WireUsage, read_finish, read_usage, write_finish, write_usage
+from services.formats.openai_chat.outcome import (
+    FAILED,
+    WireUsage,
+    read_finish,
+    read_usage,
+    write_finish,
+    write_usage,
+)
 from services.formats.receipts import Receipts
 
 # Marks in Message.extension_json: what an answer holds outside its message.
@@ -83,6 +90,32 @@ def read_response_facts(body: bytes) -> AnswerFacts:
         model=read.model or "",
         output_chars=0 if usage is not None else sum(map(_chars, read.choices)),
     )
+
+
+class _FailedChoice(msgspec.Struct):
+    error: Any = None
+    finish_reason: str | None = None
+
+
+class _FailedBody(msgspec.Struct):
+    choices: list[_FailedChoice] = []
+
+
+_failed_decoder = msgspec.json.Decoder(_FailedBody)
+
+
+def read_choice_error(body: bytes) -> dict[str, Any] | None:
+    """Return the error of a choice of an answer that failed; None when none did."""
+    try:
+        choices = _failed_decoder.decode(body).choices
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None  # The reader of the answer says what is wrong.
+    for choice in choices:
+        if isinstance(choice.error, dict):
+            return choice.error
+        if choice.finish_reason == "error":
+            return msgspec.json.decode(FAILED, type=dict[str, Any])
+    return None
 
 
 def _chars(choice: _Choice) -> int:

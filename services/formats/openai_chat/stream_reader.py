@@ -12,7 +12,7 @@ from services.formats.answers import Event, Progress
 from services.formats.documents import Fields, from_decode_error, read_value
 from services.formats.openai_chat.citations import read_annotations
 from services.formats.openai_chat.logprobs import read_logprobs
-from services.formats.openai_chat.outcome import WireUsage, read_finish, read_usage
+from services.formats.openai_chat.outcome import FAILED, WireUsage, read_finish, read_usage
 
 DONE = b"[DONE]"
 
@@ -45,6 +45,7 @@ class _Choice(msgspec.Struct):
     delta: _Delta | None = None
     finish_reason: str | None = None
     logprobs: msgspec.Raw = msgspec.Raw(b"")
+    error: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Chunk(msgspec.Struct):
@@ -86,6 +87,13 @@ def _read_chunk(data: bytes, progress: Progress, usage_field: str) -> Chunk:
     return chunk
 
 
+def _failure(choice: _Choice) -> msgspec.Raw | None:
+    """Return the error of a choice that failed: some vendors put it there, and nothing at the top."""
+    if choice.error and bytes(choice.error) != _NULL:
+        return choice.error
+    return FAILED if choice.finish_reason == "error" else None
+
+
 class RawReader:
     """Reads the facts of a stream that is passed on, and holds back what ends it."""
 
@@ -115,6 +123,8 @@ class RawReader:
             progress.output_chars += len(text)
         else:
             self._note_finishes(chunk)
+            if progress.error is not None:
+                return b"", ""
             text = self._text(chunk)
             if not chunk.choices and chunk.usage is not None:
                 if self._include_usage:
@@ -130,6 +140,7 @@ class RawReader:
     def _note_finishes(self, chunk: Chunk) -> None:
         """Take down which choices are finished. The answer is, once all that were asked for are."""
         for choice in chunk.choices or ():
+            self.progress.error = self.progress.error or _failure(choice)
             if choice.finish_reason:
                 self._finishes.setdefault(choice.index, choice.finish_reason)
         if self.progress.finish is None and self._finishes and len(self._finishes) >= self._choices:
@@ -172,7 +183,7 @@ def _plain_text(chunk: Chunk) -> str | None:
         return None
     choice = choices[0]
     delta = choice.delta
-    if delta is None or choice.index or choice.finish_reason:
+    if delta is None or choice.index or choice.finish_reason or choice.error:
         return None
     content = delta.content
     if not isinstance(content, str) or delta.reasoning_content or delta.reasoning or delta.refusal:
@@ -201,6 +212,9 @@ class StreamReader:
         events: list[Event] = []
         for choice in chunk.choices or ():
             if choice.index != 0 or self.progress.error is not None:
+                continue
+            self.progress.error = _failure(choice)
+            if self.progress.error is not None:
                 continue
             if choice.delta is not None:
                 self._delta(choice.delta, events)

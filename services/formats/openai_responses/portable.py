@@ -28,7 +28,7 @@ _REASONING_FIELDS = ENVELOPE | {"summary", "content", "encrypted_content"}
 _DEFAULTS = frozenset(
     {b"{}", b'{"format":{"type":"text"}}', b'{"effort":null}', b'{"effort":null,"summary":null}'}
 )
-_SEALED = "reasoning.encrypted_content"
+_SEALED, _LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
 
 
 def read_portable(body: bytes) -> ChatInput:
@@ -74,8 +74,12 @@ def default_receipts(body: bytes) -> list[ParameterReceipt]:
         told["background"] = "answered at once"
     if bytes(fields.get("truncation", b"")) == b'"disabled"':
         told["truncation"] = "nothing is cut off"
-    if "include" in fields and _only_sealed(text_of(fields["include"])):
-        told["include"] = "thoughts come with what they need to go back"
+    if "include" in fields and (wanted := _portable(text_of(fields["include"]))) is not None:
+        told["include"] = (
+            "as logprobs" if _LOGPROBS in wanted else "thoughts come with what they need to go back"
+        )
+    if bytes(fields.get("top_logprobs", b"")) == b"0":
+        told.setdefault("top_logprobs", "no others are asked for")
     for name in ("text", "reasoning"):
         if name in fields and bytes(fields[name]).replace(b" ", b"") in _DEFAULTS:
             told[name] = "it asks for what comes anyway"
@@ -131,15 +135,21 @@ def _read_rest(extension: MutableMapping[str, str]) -> None:
     if reasoning != "null":
         for name, raw in read_object(reasoning.encode()).items():
             extension[f"reasoning.{name}"] = text_of(raw)
-    if _only_sealed(extension.get("include", "null")):
+    wanted = _portable(extension.get("include", "null"))
+    if wanted is not None:
         _taken(extension, "include")
+    if extension.get("top_logprobs", "").strip() == "0":
+        _taken(extension, "top_logprobs")
+    if _LOGPROBS in (wanted or ()) or says_something("top_logprobs", extension.get("top_logprobs", "null")):
+        extension["logprobs"] = "true"
 
 
-def _only_sealed(include: str) -> bool:
-    """Tell whether only thoughts are wanted, which always come."""
+def _portable(include: str) -> set[str] | None:
+    """Return what is to come with the answer: thoughts always do. None when other formats lack some of it."""
     if include.strip() == "null":
-        return False
-    return set(read_value(raw_of(include), list[str], "include")) <= {_SEALED}
+        return None
+    wanted = set(read_value(raw_of(include), list[str], "include"))
+    return wanted if wanted <= {_SEALED, _LOGPROBS} else None
 
 
 def _drop_empty(extension: MutableMapping[str, str]) -> None:

@@ -22,6 +22,7 @@ from services.formats.documents import (
 )
 from services.formats.errors import FormatError, invalid
 from services.formats.openai_chat.citations import write_annotation
+from services.formats.openai_chat.logprobs import write_logprobs
 from services.formats.openai_responses.items import ItemWriter, call_item, read_input, reasoning_item
 from services.formats.openai_responses.outcome import (
     Incomplete,
@@ -275,7 +276,9 @@ def output_items(message: Message, finish: Finish, response_id: str) -> list[Any
                 items.append(message_item(item_id("msg", response_id, len(items)), content, status))
             if kind == "text":
                 annotations = write_annotations(part.text.citations, len(part.text.text))
-                content.append({**text_piece(part.text.text), "annotations": annotations})
+                logprobs = write_logprobs(part.text.logprobs)["content"]
+                piece = {**text_piece(part.text.text), "annotations": annotations, "logprobs": logprobs}
+                content.append(piece)
             else:
                 content.append(refusal_piece(part.refusal.text))
         elif kind == "tool_call":

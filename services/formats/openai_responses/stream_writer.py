@@ -11,6 +11,7 @@ from omnihub.common.v1.chat_pb2 import Citation, Finish, Part, Usage
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.documents import read_object, splice, write_object
+from services.formats.openai_chat.logprobs import write_logprobs
 from services.formats.openai_responses.errors import error_event
 from services.formats.openai_responses.history import History, Item
 from services.formats.openai_responses.items import call_item, reasoning_item
@@ -60,6 +61,7 @@ class _Open:
     citations: list[Citation] = field(default_factory=list)
     annotations: list[Any] = field(default_factory=list)
     """What has been said about a text before the stream broke."""
+    logprobs: list[Any] = field(default_factory=list)
 
 
 class StreamWriter:
@@ -208,6 +210,8 @@ class StreamWriter:
                 return self._more(opened, event.arguments_json)
             case "reasoning":
                 return self._more(opened, event.reasoning)
+            case "logprobs":
+                return self._likely(opened, write_logprobs(event.logprobs.tokens)["content"])
             case "citation":
                 opened.citations.append(event.citation)
             case "signature":
@@ -232,6 +236,11 @@ class StreamWriter:
             part = {"type": "summary_text", "text": ""}
             begun = self._event("response.reasoning_summary_part.added", **opened.where, part=part)
         return begun + self._event("response.reasoning_summary_text.delta", **opened.where, delta=text)
+
+    def _likely(self, opened: _Open, logprobs: list[Any]) -> bytes:
+        """Return how likely the tokens before were; they come with a piece of the text, here an empty one."""
+        opened.logprobs += logprobs
+        return self._event("response.output_text.delta", **opened.where, delta="", logprobs=logprobs)
 
     def part_stop(self, event: PartStop) -> bytes:
         """Return the end of a piece of content or of an item."""
@@ -259,8 +268,9 @@ class StreamWriter:
                     annotation_index=number,
                     annotation=annotation,
                 )
-            piece = {**text_piece(text), "annotations": opened.annotations}
-            done = self._event("response.output_text.done", **where, text=text, logprobs=[])
+            said = {"text": text, "logprobs": opened.logprobs}
+            piece = {**text_piece(text), "annotations": opened.annotations, "logprobs": opened.logprobs}
+            done = self._event("response.output_text.done", **where, **said)
         else:
             piece = refusal_piece(text)
             done = self._event("response.refusal.done", **where, refusal=text)

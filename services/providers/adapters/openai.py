@@ -26,8 +26,9 @@ from services.formats.documents import (
 from services.formats.errors import FormatError, invalid
 from services.formats.receipts import Receipts
 from services.formats.usage import reported
-from services.providers.domain.classification import ErrorTable
+from services.providers.domain.classification import ErrorTable, read_error_object
 from services.providers.domain.estimate import estimate_usage
+from services.providers.domain.failure import Failures
 from services.providers.http import Upstream
 from services.providers.http_adapter import HttpAdapter
 from services.providers.settings import ProviderSettings
@@ -147,6 +148,12 @@ class OpenAIAdapter(HttpAdapter):
     def stream_reader(self) -> StreamReader:
         """Return a reader for chunks that are translated."""
         return openai_chat.StreamReader(self.settings.usage_field)
+
+    def check_body(self, body: bytes, failures: Failures) -> None:
+        """Raise the error that came with status 200; some vendors put it into the choice that failed."""
+        super().check_body(body, failures)
+        if b'"error"' in body and (error := openai_chat.read_choice_error(body)):
+            raise failures.rejected(self.errors.classify(0, read_error_object(error)))
 
     def read_models(self, body: bytes) -> list[pb.ProviderModel]:
         """Return the models of a listing."""

@@ -91,6 +91,9 @@ def _check(document: Mapping[str, Any]) -> None:
         raise Uncacheable("the provider stores the answer")
     if document.get("n") not in (None, 1):
         raise Uncacheable("it asks for more than one answer")
+    include = document.get("include")
+    if isinstance(include, list) and "message.output_text.logprobs" in include:
+        raise Uncacheable(_FORBIDDEN["logprobs"])
     for name, why in _FORBIDDEN.items():
         if document.get(name) not in (None, False, 0, ["text"]):
             raise Uncacheable(why)

@@ -154,6 +154,21 @@ async def test_slow_loris(server: FaultServer, client: ProviderService, ask: Ask
     assert server.injected["endless"] == 1
 
 
+@asks(29, one_way=True)
+@pytest.mark.parametrize("end", ["endless", "disconnect"])
+async def test_a_refusal_is_known_by_its_status_however_its_text_comes(
+    server: FaultServer, client: ProviderService, ask: Ask, end: str
+) -> None:
+    """A trickle holds nobody up, and a cut does not make a refusal worth asking again."""
+    rest = Endless(b"x", 0.02) if end == "endless" else Disconnect()
+    server.script = [Head(400, content_type="text/plain"), Send(b"wrong"), rest]
+    limits = pb.Timeouts(idle_ms=200, total_ms=5000)
+    error = await failure(client, ask, True, ask.attempt(timeouts=limits))
+    assert error.reason == "PROVIDER_REJECTED"
+    assert error.metadata["http_status"] == "400"
+    assert server.injected["status_400"] == server.injected[end] == len(server.requests) == 1
+
+
 @asks(30)
 @pytest.mark.parametrize("cut", ["clean_end", "half_frame", "first_frames"])
 async def test_a_clean_end_without_a_finish(

@@ -238,6 +238,35 @@ async def test_each_choice_must_finish(server: FaultServer, client: ProviderServ
     assert b'"b"' in messages[1].raw_frame.data
 
 
+async def test_a_choice_that_failed_is_no_answer(server: FaultServer, client: ProviderService) -> None:
+    error = {"code": 502, "message": "the upstream hung up"}
+    choice = {"index": 0, "finish_reason": "error", "error": error, "message": {"content": ""}}
+    server.script = answer({"id": "x", "model": "m", "choices": [choice]})
+    told = await failure(client, attempt("openai"), streamed=False)
+    assert (told.reason, told.metadata["http_status"]) == ("PROVIDER_FAILED", "502")
+    assert "the upstream hung up" in told.message
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "translated"])
+@pytest.mark.parametrize(
+    "told", [{"code": 502, "message": "the upstream hung up"}, None], ids=["told", "untold"]
+)
+async def test_a_streamed_choice_that_failed_is_no_end(
+    server: FaultServer, client: ProviderService, told: dict | None, raw: bool
+) -> None:
+    said, failed = wire.openai_chunk(), wire.openai_chunk()
+    said["choices"] = [{"index": 0, "delta": {"content": "half"}}]
+    failed["choices"] = [
+        {"index": 0, "delta": {"content": ""}, "finish_reason": "error"} | ({"error": told} if told else {})
+    ]
+    server.script = stream(frames("openai", [said, failed]))
+    messages, error = await broken_stream(client, attempt("openai", raw))
+    assert text_of(messages[1:]) == "half"
+    assert error.reason == "PROVIDER_FAILED"
+    assert ("hung up" if told else "did not say which") in error.message
+
+
 async def test_no_request_is_sent_by_a_stopped_service(server: FaultServer) -> None:
     async with running_providers(openai=settings("openai", server.url)) as client:
         pass

@@ -9,11 +9,13 @@ import msgspec
 import pytest
 from google.genai import types
 from ollama import ChatResponse
-from omnihub.common.v1.chat_pb2 import Finish, Usage
-from omnihub.common.v1.stream_pb2 import PartDelta
+from omnihub.common.v1.chat_pb2 import Finish, Message, Part, TokenLogprob, Usage, WireFormat
+from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseOutputMessage, ResponseOutputText, ResponseStreamEvent
+from pydantic import TypeAdapter
 
-from services.formats import gemini, ollama, openai_chat
+from services.formats import gemini, ollama, openai_chat, openai_responses
 from tests.support import ollama_wire
 
 FINISH, USAGE = Finish(reason="stop", raw="stop"), Usage(input_total=1, output_total=2)
@@ -139,6 +141,62 @@ def test_they_are_asked_for(asked: dict[str, Any], config: dict[str, Any], outco
     assert sent == config
     types.GenerationConfig.model_validate(sent)
     assert {entry.outcome for entry in receipt if entry.name in asked} == {outcome}
+
+
+TOKENS = [
+    TokenLogprob(token="Grü", logprob=-0.5, top=[TokenLogprob(token="Hi", logprob=-2.0)]),
+    TokenLogprob(token="ße", logprob=-0.25),
+]
+
+
+def test_responses_have_them() -> None:
+    message = Message(role="assistant", parts=[Part(text={"text": "Grüße", "logprobs": TOKENS})])
+    body = openai_responses.write_response(message, FINISH, USAGE, "r", "m", 1)
+    [item] = Response.model_validate_json(body).output
+    assert isinstance(item, ResponseOutputMessage)
+    piece = item.content[0]
+    assert isinstance(piece, ResponseOutputText)
+    first, second = piece.logprobs or ()
+    assert (first.token, first.logprob, first.top_logprobs[0].token) == ("Grü", -0.5, "Hi")
+    assert (second.token, second.bytes, second.top_logprobs) == ("ße", list("ße".encode()), [])
+
+
+def test_streams_of_responses_have_them() -> None:
+    writer = openai_responses.StreamWriter("m", "r", 1, False)
+    data = writer.part_start(PartStart(index=0, part=Part(text={})))
+    for text, token in zip(("Grü", "ße"), TOKENS, strict=True):
+        data += writer.part_delta(PartDelta(index=0, text=text))
+        data += writer.part_delta(PartDelta(index=0, logprobs={"tokens": [token]}))
+    data += writer.part_stop(PartStop(index=0))
+    lines = [line[6:] for line in data.split(b"\n") if line.startswith(b"data: ")]
+    events = [TypeAdapter(ResponseStreamEvent).validate_json(line) for line in lines]
+    told = [token.token for each in events if each.type.endswith("text.delta") for token in each.logprobs]
+    assert told == ["Grü", "ße"]
+    assert "".join(each.delta for each in events if each.type.endswith("text.delta")) == "Grüße"
+    [done] = [each for each in events if each.type == "response.output_text.done"]
+    assert [token.token for token in done.logprobs] == ["Grü", "ße"]
+    [part] = [each.part for each in events if each.type == "response.content_part.done"]
+    assert [token.token for token in part.logprobs] == ["Grü", "ße"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({"include": ["message.output_text.logprobs"]}, {"logprobs": True}),
+        ({"include": ["reasoning.encrypted_content"], "top_logprobs": 0}, {}),
+        ({"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+    ],
+)
+def test_callers_of_responses_ask_for_them(asked: dict[str, Any], sent: dict[str, Any]) -> None:
+    body = json.dumps({"model": "m", "input": "hi", **asked}).encode()
+    source = WireFormat.WIRE_FORMAT_OPENAI_RESPONSES
+    written, receipt = openai_chat.write_request(
+        openai_responses.read_portable(body), "m", False, source=source
+    )
+    assert {name: value for name, value in json.loads(written).items() if "logprobs" in name} == sent
+    assert {entry.name for entry in receipt if entry.outcome == "forwarded"} == set(sent)
+    told = {entry.name for entry in (*receipt, *openai_responses.default_receipts(body))}
+    assert set(asked) <= told
 
 
 @pytest.mark.parametrize("raw", [b"1", b"null", b'{"content": 5}', b'{"chosenCandidates": [1]}', b'"x"'])

@@ -26,6 +26,7 @@ from tests.unit.formats.test_round_trip import (
     text,
 )
 
+LOGPROBS = "message.output_text.logprobs"
 RESPONSES = WireFormat.WIRE_FORMAT_OPENAI_RESPONSES
 envelope = {"id": filled, "status": st.sampled_from(["completed", "incomplete"])}
 part = st.one_of(
@@ -112,7 +113,8 @@ stateless: dict[str, Any] = {
     ),
     "user": text,
     "metadata": json_value,
-    "include": st.none() | st.lists(st.sampled_from(["reasoning.encrypted_content", "x"]), max_size=2),
+    "include": st.none()
+    | st.lists(st.sampled_from(["reasoning.encrypted_content", LOGPROBS, "x"]), max_size=2),
     "truncation": st.sampled_from(["auto", "disabled", None]),
     "service_tier": st.sampled_from(["auto", "flex"]),
     "store": st.none() | just(False),
@@ -183,7 +185,10 @@ def accounted(body: dict, names: set[str]) -> None:
     for name, value in body.items():
         if name in SILENT or value in (None, "", [], {}):
             continue
-        if name == "include" and set(value) == {"reasoning.encrypted_content"}:
+        if name == "include" and set(value) <= {"reasoning.encrypted_content", LOGPROBS}:
+            assert LOGPROBS not in value or "logprobs" in names
+            continue
+        if name == "top_logprobs" and value == 0:
             continue
         if name == "truncation" and value == "disabled":
             continue

@@ -177,4 +177,6 @@ def test_every_finish_has_a_word(module: object) -> None:
     for reason in ("stop", "length", "tool_calls", "content_filter", "refusal", "pause", "context_exceeded"):
         assert outcome.write_finish(Finish(reason=reason))
     assert outcome.write_finish(Finish(reason="unknown", raw="odd")) == "odd"
+    # What was broken off is no whole answer in any format.
+    assert outcome.write_finish(Finish(reason="cancelled")) == outcome.write_finish(Finish(reason="error"))
     assert outcome.read_finish("odd").reason == "unknown"

@@ -149,6 +149,7 @@ class TestUncacheable:
             {"n": 2},
             {"store": True},
             {"logprobs": True},
+            {"include": ["message.output_text.logprobs"]},
             {"modalities": ["text", "audio"]},
             {"web_search_options": {}},
             {"tools": [{"type": "web_search"}]},

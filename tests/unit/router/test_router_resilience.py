@@ -198,6 +198,20 @@ async def test_a_silent_provider_is_not_asked_to_go_on() -> None:
     assert error.reason == "PROVIDER_TIMEOUT"
 
 
+async def test_who_was_silent_when_asked_to_go_on_is_not_asked_to_begin_again() -> None:
+    router = build("a/x", "b/y", features=PREFILLS, breaker={"failures": 100})
+    router.providers.streams["a/x"] = [events(*opening("one "), failed())]
+    router.providers.streams["b/y"] = [
+        events(failed("PROVIDER_TIMEOUT")),
+        events(*opening("one two"), end()),
+    ]
+    request = stream_request()
+    request.options.rescue = "restart"
+    with pytest.raises(RpcError, match="provoked PROVIDER_FAILED"):
+        [_ async for _ in router.client.stream_chat(request, a_call())]
+    assert [attempt.provider for attempt in router.providers.asked] == ["a", "b"]
+
+
 async def test_rescues_come_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     router = build(features=PREFILLS, retries=1, breaker={"failures": 100})
     broken = events(*opening("x"), failed(retryable=True))
