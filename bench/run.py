@@ -41,6 +41,14 @@ class Sample:
     failure: str = ""
 
 
+@dataclass(frozen=True)
+class _Started:
+    """A subject that runs, and what stops it."""
+
+    running: Running
+    stack: AsyncExitStack
+
+
 def progress(text: str) -> None:
     """Tell the person who waits; standard output is for the report alone."""
     print(text, file=sys.stderr, flush=True)
@@ -97,7 +105,7 @@ class Bench:
     async def run(self, cases: list[Case]) -> None:
         """Start what a family needs, run its rounds, stop it."""
         async with AsyncExitStack() as stack:
-            started: dict[tuple[str, Setup], Running] = {}
+            started: dict[tuple[str, Setup], _Started] = {}
             for case in cases:
                 for name in self._able(case):
                     try:
@@ -106,22 +114,41 @@ class Bench:
                         self._fail(case, name, error)
             for number in range(self._tools.plan.rounds):
                 for case in cases:
-                    await self._round(case, number, started)
+                    for name in await self._round(case, number, started):
+                        await self._start_anew(name, case, cases, started)
 
     async def _prepare(
-        self, case: Case, name: str, started: dict[tuple[str, Setup], Running], stack: AsyncExitStack
+        self, case: Case, name: str, started: dict[tuple[str, Setup], _Started], stack: AsyncExitStack
     ) -> None:
         if case.measure.starts:
             return
         if (name, case.setup) not in started:
             progress(f"starting {name} for {case.scenario} {case.size or ''}")
-            place = self._place(name, case.setup)
-            started[name, case.setup] = await stack.enter_async_context(SUBJECTS[name].start(place))
-        await case.measure.prepare(self._tools, started[name, case.setup])
+            own = await stack.enter_async_context(AsyncExitStack())
+            running = await own.enter_async_context(SUBJECTS[name].start(self._place(name, case.setup)))
+            started[name, case.setup] = _Started(running, own)
+        await case.measure.prepare(self._tools, started[name, case.setup].running)
 
-    async def _round(self, case: Case, number: int, started: dict[tuple[str, Setup], Running]) -> None:
-        if case.measure.once and number:
+    async def _start_anew(
+        self, name: str, failed: Case, cases: list[Case], started: dict[tuple[str, Setup], _Started]
+    ) -> None:
+        """Start a subject again that failed: it may be broken for the cases that follow, which it can do."""
+        before = started.pop((name, failed.setup), None)
+        if before is None:
             return
+        await before.stack.aclose()
+        for case in cases:
+            if case.setup == failed.setup and name in self._able(case):
+                try:
+                    await self._prepare(case, name, started, before.stack)
+                except FAILURES as error:
+                    self._fail(case, name, error)
+
+    async def _round(self, case: Case, number: int, started: dict[tuple[str, Setup], _Started]) -> list[str]:
+        """Measure every subject once, and return who failed."""
+        failed: list[str] = []
+        if case.measure.once and number:
+            return failed
         able = self._able(case)
         # Each round begins with another subject, so that none always follows the same neighbour.
         turn = number % len(able) if able else 0
@@ -133,18 +160,22 @@ class Bench:
                 measured = await self._measure(case, name, number, started)
             except FAILURES as error:
                 self._fail(case, name, error)
+                failed.append(name)
                 continue
             sample = Sample(case.scenario, case.size, name, number, measured.values)
             sample.latencies = {
                 series: [round(value, 4) for value in values] for series, values in measured.latencies.items()
             }
             self.samples.append(sample)
+        return failed
 
     async def _measure(
-        self, case: Case, name: str, number: int, started: dict[tuple[str, Setup], Running]
+        self, case: Case, name: str, number: int, started: dict[tuple[str, Setup], _Started]
     ) -> Measured:
         if not case.measure.starts:
-            subject = started[name, case.setup]
+            if (name, case.setup) not in started:
+                raise BenchError("it did not start again")
+            subject = started[name, case.setup].running
             subject.server.check()
             return await case.measure.run(self._tools, subject, number)
         async with SUBJECTS[name].start(self._place(name, case.setup)) as subject:

@@ -5,10 +5,11 @@ import json
 import subprocess
 import sys
 import tomllib
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -17,12 +18,13 @@ from bench.client import Answer, constant_rate, drained, percentile, visit
 from bench.errors import BenchError
 from bench.load import check_answer, lua_script, require_loopback
 from bench.measure import ProcessTree
-from bench.measures import Plan
+from bench.measures import Measure, Measured, Plan, Tools
 from bench.payload import FIRST_PIECE, KINDS, STATIC, VARIANT, Kind, Target
+from bench.processes import Ports
 from bench.report import Report
 from bench.results import Results
-from bench.run import Sample, awake, families, only_run
-from bench.scenarios import SCENARIOS
+from bench.run import Bench, Sample, awake, families, only_run
+from bench.scenarios import SCENARIOS, Case
 from bench.subjects import SUBJECTS
 from bench.subjects.base import Setup, variants
 from bench.subjects.omnihub import configuration
@@ -284,6 +286,54 @@ def test_there_is_one_run_at_a_time(tmp_path, monkeypatch):
         pass
     with only_run():
         pass
+
+
+class Hanging(Measure):
+    """Breaks the server that it is measured at, once."""
+
+    def __init__(self) -> None:
+        self.hung = False
+
+    async def run(self, tools: Tools, running: Any, number: int) -> Measured:
+        if not self.hung:
+            self.hung = running.broken = True
+            raise BenchError("no answer")
+        return Measured({})
+
+
+class Asking(Measure):
+    """Cannot be done at a server that is broken."""
+
+    async def run(self, tools: Tools, running: Any, number: int) -> Measured:
+        if running.broken:
+            raise BenchError("it hangs")
+        return Measured({})
+
+
+class FakeServer:
+    def __init__(self) -> None:
+        self.broken, self.stopped, self.server = False, False, self
+
+    def check(self) -> None:
+        assert not self.stopped
+
+
+async def test_who_failed_is_started_again_for_the_cases_that_follow(tmp_path, monkeypatch):
+    servers: list[FakeServer] = []
+
+    @asynccontextmanager
+    async def start(_: Any) -> AsyncIterator[Any]:
+        servers.append(FakeServer())
+        yield servers[-1]
+        servers[-1].stopped = True
+
+    monkeypatch.setitem(SUBJECTS, "relay", replace(SUBJECTS["relay"], start=start))
+    tools = Tools(Plan(["relay"], [], rounds=2), "wrk", tmp_path / "wrk.lua", None)  # type: ignore[arg-type]
+    bench = Bench(tools, tmp_path, tmp_path, Ports())
+    await bench.run([Case("hangs", 0, Setup(), Hanging()), Case("asks", 0, Setup(), Asking())])
+    told = [(each.scenario, each.round, each.failure) for each in bench.samples]
+    assert told == [("hangs", -1, "no answer"), ("asks", 0, ""), ("asks", 1, "")]
+    assert [server.stopped for server in servers] == [True, True]
 
 
 def test_the_plot_knows_every_subject():
