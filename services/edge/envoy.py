@@ -232,9 +232,9 @@ class Envoy:
     async def _supervise(self) -> None:
         backoff_s = FIRST_BACKOFF_S
         while True:
-            assert self._process is not None
             started = time.monotonic()
-            code = await self._process.wait()
+            # None: it could not even be started.
+            code = await self._process.wait() if self._process is not None else None
             self._ready = False
             self.restarts += 1
             _restarts.add(1)
@@ -246,7 +246,8 @@ class Envoy:
             await self._end()
             try:
                 await self._launch()
-            except EdgeError as error:
+            except (EdgeError, OSError) as error:
+                # The system has no process, memory or file to give at the moment, or Envoy does not start.
                 _logger.error("edge_restart_failed %s", error)
                 self._kill()
 

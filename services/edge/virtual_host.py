@@ -54,6 +54,11 @@ BODY_LIMIT = "x-omnihub-body-limit"
 DISCARD_LIMIT = 512 * 2**20
 # Where the facade reads and refuses what is too large for a REST path. No caller gets there by its name.
 OVERSIZED = "/-/oversized"
+# The SDKs show the message alone, and most who read it have set another base_url than theirs takes.
+UNKNOWN_PATH = (
+    "there is nothing at this path: check it; base_url ends in /v1 for OpenAI's SDKs, "
+    "and without it for Anthropic's"
+)
 # What gRPC adds to an answer and REST callers have no use for.
 _GRPC_HEADERS = (
     "grpc-status",
@@ -339,7 +344,7 @@ def virtual_host(
     """Return the one virtual host of the public port."""
     placed = [*_forwards(rpcs, facade, settings), *_wrong_methods(rpcs, facade)]
     routes = [route for _, group in sorted(placed, key=itemgetter(0)) for route in group]
-    routes.append(_answer({"prefix": "/"}, 404, "there is nothing at this path"))
+    routes.append(_answer({"prefix": "/"}, 404, UNKNOWN_PATH))
     host: Json = {
         "name": "public",
         "domains": ["*"],

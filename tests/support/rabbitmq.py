@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Broker:
         self._log = folder / "broker.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
+        # The kernel ends them with the thread that has started them: this one lives as long as they may.
+        self._starter = ThreadPoolExecutor(1)
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
         (folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
@@ -57,6 +60,8 @@ class Broker:
             "LANG": "C.UTF-8",
             # Else a broker that cannot start leaves it in the folder the tests run in.
             "ERL_CRASH_DUMP": str(home / "erl_crash.dump"),
+            # The script becomes the broker. Else it waits for one, which lives on when the script is killed.
+            "RUNNING_UNDER_SYSTEMD": "true",
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"omnihub{self.port}@localhost",
@@ -94,14 +99,15 @@ class Broker:
             # When this process is killed, so are they.
             command = (guard, "--pdeathsig", "KILL", *command)
         with self._log.open("ab") as log:
-            return subprocess.Popen(
+            return self._starter.submit(
+                subprocess.Popen,
                 command,
                 env=self._environment,
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-            )
+            ).result()
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_LIMIT_S
@@ -140,6 +146,7 @@ class Broker:
             self._epmd.kill()
             self._epmd.wait()
             self._epmd = None
+        self._starter.shutdown()
 
 
 @contextmanager

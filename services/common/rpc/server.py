@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import grpc
 import protovalidate
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -95,12 +95,41 @@ def check_constraints(request: Message, body_field: str = "") -> None:
         return
     fields = []
     for violation in violations:
-        elements = violation.proto.field.elements if violation.proto.field else ()
-        path = ".".join(element.field_name for element in elements).removeprefix(f"{body_field}.")
+        path = _field_path(violation.proto.field).removeprefix(f"{body_field}.")
         # An empty string stands for "not given", which is no choice to offer.
         fields.append(Violation(path, violation.proto.message.replace("in list [, ", "one of [")))
     text = "; ".join(f"{v.field}: {v.description}" for v in fields)
     raise RpcError("INVALID_ARGUMENT", text, violations=fields)
+
+
+def _field_path(path: Any) -> str:
+    """Return the name of a field as callers write it, such as `messages[2].role`."""
+    names = []
+    for element in path.elements if path else ():
+        place = element.subscript
+        names.append(
+            f"{element.field_name}[{place.value}]" if place and place.field == "index" else element.field_name
+        )
+    return ".".join(names)
+
+
+def _reader(method: Method) -> Callable[[bytes], Message | None]:
+    """Return what reads a request. None stands for bytes that are no such message; `_check` refuses it."""
+
+    def read(content: bytes) -> Message | None:
+        try:
+            return method.request.FromString(content)
+        except DecodeError:
+            return None
+
+    return read
+
+
+def _check(request: Message | None, method: Method, context: Any) -> None:
+    if request is None:
+        name = method.request.DESCRIPTOR.full_name
+        raise RpcError("MALFORMED_BODY", f"the request is no {name}: use code generated from the contract")
+    check_constraints(request, _bound_field(method, context))
 
 
 class GrpcServer:
@@ -189,12 +218,12 @@ class GrpcServer:
         ).within(remaining)
 
     def _unary_handler(self, method: Method, handler: Callable[..., Any]) -> Any:
-        async def serve(request: Message, context: Any) -> Message:
+        async def serve(request: Message | None, context: Any) -> Message:
             event = RequestEvent("rpc", method.path)
             try:
                 call = await self._enter(method, context, event)
                 event.identify(call.request_id, call.identity, call.traceparent)
-                check_constraints(request, _bound_field(method, context))
+                _check(request, method, context)
                 response = expected(await handler(request, call), method.response, "the response")
                 event.finish("OK")
             except BaseException as error:  # noqa: BLE001 - the one place where failures become statuses
@@ -203,19 +232,19 @@ class GrpcServer:
 
         return grpc.unary_unary_rpc_method_handler(
             serve,
-            request_deserializer=method.request.FromString,
+            request_deserializer=_reader(method),
             response_serializer=lambda message: message.SerializeToString(),
         )
 
     def _stream_handler(self, method: Method, handler: Callable[..., Any]) -> Any:
         # Written to the context rather than yielded: a generator that the caller abandons would be cleaned
         # up whenever it is collected, in another task.
-        async def serve(request: Message, context: Any) -> None:
+        async def serve(request: Message | None, context: Any) -> None:
             event = RequestEvent("rpc", method.path)
             try:
                 call = await self._enter(method, context, event)
                 event.identify(call.request_id, call.identity, call.traceparent)
-                check_constraints(request, _bound_field(method, context))
+                _check(request, method, context)
                 stream = handler(request, call)
                 try:
                     async for message in stream:
@@ -228,7 +257,7 @@ class GrpcServer:
 
         return grpc.unary_stream_rpc_method_handler(
             serve,
-            request_deserializer=method.request.FromString,
+            request_deserializer=_reader(method),
             response_serializer=lambda message: message.SerializeToString(),
         )
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -170,6 +171,36 @@ class TestLife:
 
             await eventually(came_back)
         finally:
+            await envoy.stop()
+
+    async def test_while_the_system_starts_no_process_it_is_tried_again(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        envoy = make_envoy(tmp_path, free_port())
+        await envoy.start()
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            first = envoy.process_id
+            assert first is not None
+            # Below what is open already: pipes to another process cannot be had.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, files[1]))
+            os.kill(first, signal.SIGKILL)
+
+            async def failed_again() -> bool:
+                return envoy.restarts >= 2
+
+            await eventually(failed_again)
+            assert "edge_restart_failed [Errno 24]" in caplog.text
+            with pytest.raises(EdgeError, match="is being restarted"):
+                envoy.check()
+            resource.setrlimit(resource.RLIMIT_NOFILE, files)
+
+            async def came_back() -> bool:
+                return envoy.process_id is not None
+
+            await eventually(came_back)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, files)
             await envoy.stop()
 
     async def test_a_port_in_use_is_named(self, tmp_path: Path) -> None:

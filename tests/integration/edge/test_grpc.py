@@ -14,6 +14,7 @@ from omnihub.billing.v1 import billing_service_pb2
 from omnihub.router.v1 import router_service_pb2
 
 from services.common.rpc.errors import RpcError
+from services.edge.virtual_host import UNKNOWN_PATH
 from tests.integration.edge.conftest import ORIGIN
 from tests.support.edge import KEY, Backend
 
@@ -118,7 +119,7 @@ async def test_internal_rpcs_reflection_and_health_cannot_be_reached(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await unary(channel, path)(b"", metadata=CREDENTIAL)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert caught.value.details() == "there is nothing at this path"
+        assert caught.value.details() == UNKNOWN_PATH
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -13,6 +13,7 @@ import pytest
 
 from services.common.rpc.errors import RpcError, Violation
 from services.common.rpc.server import SERVER_OPTIONS
+from services.edge.virtual_host import UNKNOWN_PATH
 from tests.support.edge import KEY, Backend, running_backend, running_edge
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -349,10 +350,15 @@ class TestFacade:
         assert not backend.http_requests
 
     async def test_errors_have_the_shape_the_sdks_read(self, client: httpx.AsyncClient) -> None:
+        assert "base_url ends in /v1 for OpenAI's SDKs" in UNKNOWN_PATH
+        for path in ("/chat/completions", "/v1/v1/messages"):
+            wrong_base_url = await client.post(path, json={})
+            assert wrong_base_url.status_code == 404
+            assert UNKNOWN_PATH in wrong_base_url.text
         openai = await client.get("/v1/nothing?key=secret")
         assert openai.status_code == 404
         assert openai.json()["error"] == {
-            "message": "there is nothing at this path",
+            "message": UNKNOWN_PATH,
             "type": "invalid_request_error",
             "param": None,
             "code": "unknown_url",

@@ -85,6 +85,11 @@ def a_consumer(broker: Broker, seen: Seen, url: str = "", make: type[Consumer] =
     )
 
 
+def test_the_broker_itself_dies_with_the_tests(broker):
+    # The kernel ends the process that was started, and none behind it.
+    assert Path(f"/proc/{broker.pid}/comm").read_text() == "beam.smp\n"
+
+
 async def test_messages_arrive_and_leave_the_outbox(broker, outbox):
     seen = Seen()
     relay, consumer = Relay(broker.url, TOPOLOGY, outbox, now), a_consumer(broker, seen)
