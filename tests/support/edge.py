@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -91,14 +91,20 @@ class Backend:
         if self.error is not None:
             raise self.error
 
-    async def hold(self) -> None:
-        """Wait for the test, and tell it when the caller has left."""
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        """Tell the test when the caller leaves in the meantime, be it while something is written to him."""
         cancelled = self.cancelled
         try:
-            await self.go_on.wait()
+            yield
         except (asyncio.CancelledError, GeneratorExit):
             cancelled.set()
             raise
+
+    async def hold(self) -> None:
+        """Wait for the test, and tell it when the caller has left."""
+        with self.noticing():
+            await self.go_on.wait()
 
     def forget(self) -> None:
         """Start afresh for the next test, which shares the servers."""
@@ -160,8 +166,9 @@ class FakeRouter(Unused):
     async def stream_chat(self, request: Any, call: Call) -> AsyncIterator[Any]:
         self._backend.enter(request, call)
         start = router_service_pb2.StreamStart(request_id=call.request_id, model_used="wall/gpt-x")
-        yield router_service_pb2.StreamChatResponse(start=start)
-        await self._backend.hold()
+        with self._backend.noticing():
+            yield router_service_pb2.StreamChatResponse(start=start)
+            await self._backend.hold()
         if self._backend.late_error is not None:
             raise self._backend.late_error
         delta = stream_pb2.PartDelta(index=0, text=ANSWER)
@@ -177,9 +184,10 @@ class FakeRouter(Unused):
 def _facade(backend: Backend) -> web.Application:
     async def stream(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(b'data: {"n": 1}\n\n')
-        await backend.hold()
+        with backend.noticing():
+            await response.prepare(request)
+            await response.write(b'data: {"n": 1}\n\n')
+            await backend.hold()
         await response.write(b"data: [DONE]\n\n")
         return response
 
