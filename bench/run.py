@@ -108,16 +108,22 @@ class Bench:
             started: dict[tuple[str, Setup], _Started] = {}
             for case in cases:
                 for name in self._able(case):
-                    try:
-                        await self._prepare(case, name, started, stack)
-                    except FAILURES as error:
-                        self._fail(case, name, error)
+                    await self._prepare(case, name, started, stack)
             for number in range(self._tools.plan.rounds):
                 for case in cases:
                     for name in await self._round(case, number, started):
                         await self._start_anew(name, case, cases, started)
 
     async def _prepare(
+        self, case: Case, name: str, started: dict[tuple[str, Setup], _Started], stack: AsyncExitStack
+    ) -> None:
+        """Start a subject for a case, unless it runs, and warm it up; keep why where that fails."""
+        try:
+            await self._begin(case, name, started, stack)
+        except FAILURES as error:
+            self._fail(case, name, error)
+
+    async def _begin(
         self, case: Case, name: str, started: dict[tuple[str, Setup], _Started], stack: AsyncExitStack
     ) -> None:
         if case.measure.starts:
@@ -139,10 +145,7 @@ class Bench:
         await before.stack.aclose()
         for case in cases:
             if case.setup == failed.setup and name in self._able(case):
-                try:
-                    await self._prepare(case, name, started, before.stack)
-                except FAILURES as error:
-                    self._fail(case, name, error)
+                await self._prepare(case, name, started, before.stack)
 
     async def _round(self, case: Case, number: int, started: dict[tuple[str, Setup], _Started]) -> list[str]:
         """Measure every subject once, and return who failed."""

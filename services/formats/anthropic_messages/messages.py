@@ -22,7 +22,7 @@ from services.formats.documents import (
     take,
 )
 from services.formats.errors import invalid
-from services.formats.messages import account_for, check_tool_message
+from services.formats.messages import account_for, check_tool_message, is_foreign
 from services.formats.receipts import Receipts
 
 # Marks a system message that stood among the turns instead of in `system`.
@@ -154,9 +154,7 @@ class MessageWriter:
             self._receipts.dropped(f"{name}.signature", "it goes back only to the provider it came from")
         for index, piece in enumerate(part.tool_result.parts):
             inner = f"{name}.content[{index}]"
-            if piece.WhichOneof("kind") == "opaque" and piece.opaque.provider != PROVIDER:
-                self._receipts.dropped(inner, "it can only be read by the provider it came from")
-            else:
+            if not is_foreign(piece, inner, self._receipts, PROVIDER):
                 self._flag(piece, inner)
         if kind == "image" and part.image.detail not in {"", "auto"}:
             self._receipts.dropped(f"{name}.detail", "this provider has no level of detail")

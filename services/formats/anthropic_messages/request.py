@@ -25,6 +25,7 @@ from services.formats.documents import (
     write_object,
 )
 from services.formats.errors import invalid
+from services.formats.messages import drop_tool_choice
 from services.formats.receipts import Receipts
 
 _OWN = WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES
@@ -221,9 +222,7 @@ def _write_tool_choice(fields: dict[str, Any], chat: ChatInput, receipts: Receip
     mode = chat.tool_choice.mode
     parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else None
     if not own and not fields.get("tools"):
-        for name, given in (("tool_choice", mode), ("parallel_tool_calls", parallel is not None)):
-            if given:
-                receipts.dropped(name, "there are no tools")
+        drop_tool_choice(chat, receipts)
         return
     if not mode and parallel and not own:
         receipts.translated("parallel_tool_calls", "this provider does that by itself")

@@ -16,7 +16,7 @@ from services.formats.bedrock_converse.blocks import (
     tool_id,
 )
 from services.formats.documents import says_something
-from services.formats.messages import account_for, check_tool_message
+from services.formats.messages import account_for, check_tool_message, is_foreign
 from services.formats.receipts import Receipts
 
 _SYSTEM = frozenset({"system", "developer"})
@@ -80,9 +80,7 @@ class MessageWriter:
         account_for(part, name, self._receipts, caches=True, written=document_fields(part))
         for index, piece in enumerate(part.tool_result.parts):
             inner = f"{name}.content[{index}]"
-            if piece.WhichOneof("kind") == "opaque" and piece.opaque.provider != PROVIDER:
-                self._receipts.dropped(inner, "it can only be read by the provider it came from")
-            else:
+            if not is_foreign(piece, inner, self._receipts, PROVIDER):
                 self._note(piece, inner)
             if piece.cache_hint_json:
                 self._receipts.dropped("cache_control", "this provider has none inside the result of a tool")

@@ -24,6 +24,7 @@ from services.formats.documents import (
     write_object,
 )
 from services.formats.errors import FormatError
+from services.formats.messages import drop_tool_choice
 from services.formats.receipts import Receipts
 
 # Parameters that only this format has: a caller who sends them in another format means them.
@@ -160,10 +161,7 @@ def _tool_choice(
         else:
             receipts.dropped("parallel_tool_calls", "this provider cannot be kept from parallel calls")
     if not has_tools:
-        parallel = chat.HasField("parallel_tool_calls")
-        for name, given in (("tool_choice", bool(mode)), ("parallel_tool_calls", parallel)):
-            if given:
-                receipts.dropped(name, "there are no tools")
+        drop_tool_choice(chat, receipts)
         return {} if was_called else None
     match mode:
         case "none" if was_called:

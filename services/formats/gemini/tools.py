@@ -22,6 +22,7 @@ from services.formats.documents import (
 )
 from services.formats.errors import invalid
 from services.formats.gemini.schema import receipt_schema, reduce_schema
+from services.formats.messages import drop_tool_choice
 from services.formats.receipts import Receipts
 
 # Marks in Tool.extension_json: the list a declaration stood in, and the name of its schema.
@@ -151,10 +152,7 @@ def read_tool_config(fields: Fields, chat: ChatInput) -> None:
 def write_tool_config(fields: dict[str, Any], chat: ChatInput, receipts: Receipts, own: bool) -> None:
     """Say how to choose among the tools; the vendor refuses that where none of them is left."""
     if not own and "tools" not in fields:
-        parallel = chat.HasField("parallel_tool_calls")
-        for name, given in (("tool_choice", bool(chat.tool_choice.mode)), ("parallel_tool_calls", parallel)):
-            if given:
-                receipts.dropped(name, "there are no tools")
+        drop_tool_choice(chat, receipts)
         return
     if chat.HasField("parallel_tool_calls") and not chat.parallel_tool_calls:
         receipts.dropped("parallel_tool_calls", "this provider may always call several tools")

@@ -23,6 +23,7 @@ from services.formats.documents import (
     write_object,
 )
 from services.formats.errors import invalid
+from services.formats.messages import drop_tool_choice
 from services.formats.openai_chat.messages import MessageWriter, read_message
 from services.formats.receipts import Receipts
 
@@ -246,19 +247,18 @@ def _write_tool_choice(
 ) -> None:
     """Say how to choose among the tools; the vendor refuses that where none of them is left."""
     kept = chat.tools if source == WireFormat.WIRE_FORMAT_UNSPECIFIED else _functions(chat)
-    given: dict[str, Any] = {}
+    if not kept and source != _OWN:
+        drop_tool_choice(chat, receipts)
+        return
     if chat.HasField("parallel_tool_calls"):
-        given["parallel_tool_calls"] = chat.parallel_tool_calls
+        fields["parallel_tool_calls"] = chat.parallel_tool_calls
+        receipts.forwarded("parallel_tool_calls")
     if chat.tool_choice.mode == "named":
-        given["tool_choice"] = {"type": "function", "function": {"name": chat.tool_choice.name}}
+        fields["tool_choice"] = {"type": "function", "function": {"name": chat.tool_choice.name}}
     elif chat.tool_choice.mode:
-        given["tool_choice"] = chat.tool_choice.mode
-    for name, value in given.items():
-        if kept or source == _OWN:
-            fields[name] = value
-            receipts.forwarded(name)
-        else:
-            receipts.dropped(name, "there are no tools")
+        fields["tool_choice"] = chat.tool_choice.mode
+    if chat.tool_choice.mode:
+        receipts.forwarded("tool_choice")
 
 
 def _functions(chat: ChatInput) -> list[Tool]:
