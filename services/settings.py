@@ -77,7 +77,7 @@ class TelemetrySettings(Section):
     """Traces. Metrics are always at /metrics of the internal HTTP listener."""
 
     otlp_endpoint: str = ""
-    """gRPC address of an OpenTelemetry collector; empty: no traces."""
+    """OTLP/gRPC address of a collector, http://host:4317 for plain text, https:// for TLS; empty: none."""
     sample_ratio: float = Field(0.1, ge=0, le=1)
     """Share of requests that are traced when the caller has not decided."""
 

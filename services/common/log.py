@@ -41,15 +41,16 @@ class Subject(Protocol):
 class RequestEvent:
     """The one log line of a request, filled on the way and written at its end."""
 
-    __slots__ = ("_done", "_started", "fields", "kind", "name", "request_id")
+    __slots__ = ("_started", "fields", "kind", "name", "outcome", "request_id")
 
     def __init__(self, kind: str, name: str) -> None:
         self.kind = kind
         self.name = name
         self.request_id = ""
         self.fields: dict[str, Any] = {}
+        self.outcome = ""
+        """How it ended; empty until it has."""
         self._started = time.perf_counter()
-        self._done = False
 
     def identify(self, request_id: str, subject: Subject, traceparent: str = "") -> None:
         """Say which request this is and who asks."""
@@ -65,9 +66,9 @@ class RequestEvent:
 
     def finish(self, outcome: str) -> None:
         """Write the line. Later calls do nothing."""
-        if self._done:
+        if self.outcome:
             return
-        self._done = True
+        self.outcome = outcome
         facts = {
             "name": self.name,
             "request_id": self.request_id,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -32,6 +32,7 @@ else:
     otlp = late("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+NANO = 10**9
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 
 meter = metrics.get_meter("omnihub")
@@ -97,10 +98,10 @@ class Traced:
 
     __slots__ = ("_span", "traceparent")
 
-    def __init__(self, name: str, traceparent: str) -> None:
+    def __init__(self, name: str, traceparent: str, *, wanted: bool = True) -> None:
         self._span: trace.Span | None = None
         self.traceparent = traceparent
-        if recording:
+        if recording and wanted:
             context = extract({"traceparent": traceparent}) if traceparent else None
             self._span = tracer.start_span(name, context=context)
             carrier: dict[str, str] = {}
@@ -114,3 +115,16 @@ class Traced:
             if outcome != "OK":
                 self._span.set_status(trace.StatusCode.ERROR, outcome)
             self._span.end()
+
+
+def note_span(
+    name: str, traceparent: str, started_at: float, duration_s: float, attributes: Mapping[str, Any]
+) -> None:
+    """Record a span of something that has ended; `started_at` is in seconds since 1970."""
+    begun = round(started_at * NANO)
+    span = tracer.start_span(
+        name, extract({"traceparent": traceparent}), trace.SpanKind.CLIENT, attributes, start_time=begun
+    )
+    if "error.type" in attributes:
+        span.set_status(trace.StatusCode.ERROR, attributes["error.type"])
+    span.end(begun + round(duration_s * NANO))

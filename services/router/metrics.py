@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from services.common import telemetry
 from services.common.telemetry import Durations, meter
 from services.router.request import Request
 
@@ -52,6 +53,8 @@ def observe(request: Request, duration_s: float) -> None:
         request.target.provider if request.candidate else "",
         request.state,
     )
+    if telemetry.recording:
+        _trace(request, labels, duration_s)
     _duration.record(duration_s, labels)
     if request.first_token_at is not None:
         _first_token.record(request.first_token_at - request.started, labels)
@@ -61,3 +64,20 @@ def observe(request: Request, duration_s: float) -> None:
     _input_tokens[labels] += request.usage.input_total
     _output_tokens[labels] += request.usage.output_total
     _nano_credits[labels] += request.cost
+
+
+def _trace(request: Request, labels: _Labels, duration_s: float) -> None:
+    operation, model, _, _ = labels
+    attributes = {
+        **_attributes(labels),
+        "gen_ai.response.model": request.target.name if request.candidate else "",
+        "gen_ai.response.finish_reasons": [request.finish.reason] if request.finish.reason else (),
+        "gen_ai.usage.input_tokens": request.usage.input_total,
+        "gen_ai.usage.output_tokens": request.usage.output_total,
+        "omnihub.decision_id": request.decision_id,
+        "omnihub.attempts": len(request.attempts),
+    }
+    if request.state != "complete":
+        attributes["error.type"] = request.reason or request.state
+    name = f"{operation} {model}"
+    telemetry.note_span(name, request.call.traceparent, request.started_at, duration_s, attributes)

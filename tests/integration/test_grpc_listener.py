@@ -1,6 +1,8 @@
-"""What the internal listener says to callers whose requests are none."""
+"""The internal listener: traces of what enters there, and requests that are none."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import grpc
 import pytest
@@ -8,10 +10,42 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from omnihub.auth.v1 import auth_service_pb2
 
-from services.common.rpc.errors import RpcError
+from services.common.rpc import Call, RpcError
 from services.common.rpc.server import GrpcServer, check_constraints
 from services.common.rpc.wire import STATUS_DETAILS
-from tests.support.echo import Echo, EchoService
+from tests.support.echo import CountRequest, Echo, EchoService, SayRequest, SayResponse, grpc_client
+from tests.support.spans import recorded_spans
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+async def test_a_call_is_part_of_its_callers_trace() -> None:
+    heard = []
+
+    async def say(request: Any, call: Call) -> Any:
+        heard.append(call.traceparent)
+        if request.text == "fail":
+            raise RpcError("NOT_FOUND", "nothing")
+        return SayResponse()
+
+    with recorded_spans() as spans:
+        async with grpc_client(Echo(say=say)) as client:
+            await client.say(SayRequest(), Call("req_1", traceparent=TRACEPARENT))
+            with pytest.raises(RpcError):
+                await client.say(SayRequest(text="fail"), Call("req_2", traceparent=TRACEPARENT))
+            counted = client.count(CountRequest(until=2), Call("req_3", traceparent=TRACEPARENT))
+            assert len([message async for message in counted]) == 2
+            # What services watch each second is no part of anybody's request.
+            await client.say(SayRequest(), Call("req_4"))
+    ended = sorted(spans.get_finished_spans(), key=lambda span: span.start_time or 0)
+    names = [span.name.rpartition("/")[2] for span in ended]
+    outcomes = [span.attributes["omnihub.outcome"] for span in ended]
+    assert list(zip(names, outcomes, strict=True)) == [("Say", "OK"), ("Say", "NOT_FOUND"), ("Count", "OK")]
+    for span in ended:
+        assert f"{span.context.trace_id:032x}" == TRACE
+        assert f"{span.parent.span_id:016x}" == "b7ad6b7169203331"
+    assert heard == [*(f"00-{TRACE}-{span.context.span_id:016x}-01" for span in ended[:2]), ""]
 
 
 @pytest.mark.parametrize("method", ["Say", "Count"])

@@ -34,6 +34,7 @@ from services.common.rpc.wire import (
     TRACEPARENT,
 )
 from services.common.sockets import UNIX
+from services.common.telemetry import Traced
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # How long before a caller's deadline its stream ends with a status, at most.
@@ -195,7 +196,7 @@ class GrpcServer:
         """Refuse new calls, let running ones finish within `grace_s` seconds, then cancel them."""
         await self._server.stop(grace_s)
 
-    async def _enter(self, method: Method, context: Any, event: RequestEvent) -> Call:
+    async def _enter(self, method: Method, context: Any, event: RequestEvent, traced: Traced) -> Call:
         headers = dict(context.invocation_metadata() or ())
         # Before anything can fail: also a refusal is found in the log by its id.
         event.request_id = _request_id(headers)
@@ -213,21 +214,23 @@ class GrpcServer:
         return Call(
             event.request_id,
             identity,
-            traceparent=headers.get(TRACEPARENT, ""),
+            traceparent=traced.traceparent,
             idempotency_key=headers.get(IDEMPOTENCY_KEY, ""),
         ).within(remaining)
 
     def _unary_handler(self, method: Method, handler: Callable[..., Any]) -> Any:
         async def serve(request: Message | None, context: Any) -> Message:
-            event = RequestEvent("rpc", method.path)
+            event, traced = RequestEvent("rpc", method.path), _traced(method, context)
             try:
-                call = await self._enter(method, context, event)
+                call = await self._enter(method, context, event, traced)
                 event.identify(call.request_id, call.identity, call.traceparent)
                 _check(request, method, context)
                 response = expected(await handler(request, call), method.response, "the response")
                 event.finish("OK")
             except BaseException as error:  # noqa: BLE001 - the one place where failures become statuses
                 await _abort(context, error, event)
+            finally:
+                traced.end(event.outcome, event.fields)
             return response
 
         return grpc.unary_unary_rpc_method_handler(
@@ -240,9 +243,9 @@ class GrpcServer:
         # Written to the context rather than yielded: a generator that the caller abandons would be cleaned
         # up whenever it is collected, in another task.
         async def serve(request: Message | None, context: Any) -> None:
-            event = RequestEvent("rpc", method.path)
+            event, traced = RequestEvent("rpc", method.path), _traced(method, context)
             try:
-                call = await self._enter(method, context, event)
+                call = await self._enter(method, context, event, traced)
                 event.identify(call.request_id, call.identity, call.traceparent)
                 _check(request, method, context)
                 stream = handler(request, call)
@@ -254,12 +257,23 @@ class GrpcServer:
                 event.finish("OK")
             except BaseException as error:  # noqa: BLE001 - the one place where failures become statuses
                 await _abort(context, error, event)
+            finally:
+                traced.end(event.outcome, event.fields)
 
         return grpc.unary_stream_rpc_method_handler(
             serve,
             request_deserializer=_reader(method),
             response_serializer=lambda message: message.SerializeToString(),
         )
+
+
+def _traced(method: Method, context: Any) -> Traced:
+    """Return the span of what a caller asks and of what that leads to. What services watch has none."""
+    traceparent = ""
+    for key, value in context.invocation_metadata() or ():
+        if key == TRACEPARENT:
+            traceparent = value
+    return Traced(method.path, traceparent, wanted=method.public or bool(traceparent))
 
 
 async def _write(context: Any, message: Message) -> None:

@@ -11,16 +11,14 @@ import anthropic
 import openai
 import pytest
 import pytest_asyncio
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from services.common import telemetry
 from services.router.settings import RouteSettings
 from tests.support.chat_stack import KEY as CALLERS_KEY
 from tests.support.chat_stack import Stack, running_stack
 from tests.support.fault_server import FaultServer, Head, Recorded, Send, SharedFaultServer, Step, answer
 from tests.support.providers import KEY
+from tests.support.spans import recorded_spans
 from tests.support.vendors import TEXT, VENDORS, Ask
 from tests.support.vendors.refusals import PAGE
 from tests.support.vendors.table import PROMPT, asks
@@ -48,15 +46,10 @@ async def stack(
 
 
 @pytest.fixture
-def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+def spans() -> Iterator[InMemorySpanExporter]:
     """Traces as they would be sent away."""
-    exporter = InMemorySpanExporter()
-    tracers = TracerProvider()
-    tracers.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(telemetry, "recording", True)
-    monkeypatch.setattr(telemetry, "tracer", tracers.get_tracer("test"))
-    yield exporter
-    tracers.shutdown()
+    with recorded_spans() as exporter:
+        yield exporter
 
 
 def gpt(stack: Stack) -> openai.AsyncOpenAI:
