@@ -8,7 +8,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from services.common.settings import Section
 from services.credits.money import parse_nano
-from services.router.domain.breaker import RETURN_S
 
 
 def _check_amount(amount: str) -> str:
@@ -203,7 +202,7 @@ class BreakerSettings(Section):
     """Failures within the window that open the circuit, if they are at least half of all outcomes."""
     window_s: float = Field(30, gt=0, le=600)
     """How long an outcome counts."""
-    open_s: float = Field(10, gt=0, le=RETURN_S)
+    open_s: float = Field(10, gt=0, le=25)
     """How long nobody asks; then one request at a time probes. A provider that has recovered is asked again
     within 25 s, also when the probe before that hangs."""
     credential_pause_s: float = Field(60, gt=0, le=3600)

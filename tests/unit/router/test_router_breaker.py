@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.rpc import RpcError
-from services.router.domain.breaker import Breaker, Limits
+from services.router.domain.breaker import RETURN_S, Breaker, Limits
 from services.router.domain.catalogue import Target
 from services.router.health import TARGETS, Health
 from services.router.settings import BreakerSettings
@@ -122,6 +122,12 @@ def test_a_probe_that_hangs_as_its_provider_recovers_is_not_waited_for() -> None
     assert not breaker.failed(40, began=25)
     assert not breaker.admits(49.9)
     assert breaker.admits(50), "40 and 25 s more would be too late"
+
+
+def test_no_pause_can_be_set_that_is_longer() -> None:
+    assert BreakerSettings(open_s=RETURN_S).open_s == RETURN_S < 30
+    with pytest.raises(ValueError, match="open_s"):
+        BreakerSettings(open_s=RETURN_S + 0.1)
 
 
 def test_failures_that_took_long_tell_of_long_ago() -> None:
