@@ -44,6 +44,6 @@ def account_for(
         if name not in written and says_something(name, text):
             receipts.dropped(f"{path}.{name}", "it is not part of this provider's messages")
     if part.cache_hint_json and not caches:
-        receipts.dropped("cache_control", "this provider caches on its own")
+        receipts.dropped("cache_control", "this provider's format has no such mark")
     if part.text.citations_json:
         receipts.dropped(f"{path}.citations", "citations are not sent back")

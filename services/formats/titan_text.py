@@ -13,7 +13,9 @@ from services.formats.bedrock_converse import EXCEPTION, read_exception
 from services.formats.documents import from_decode_error, says_something, write_object
 from services.formats.errors import invalid, unsupported
 from services.formats.media import decode_base64
+from services.formats.messages import account_for
 from services.formats.receipts import Receipts
+from services.formats.search_results import as_text
 from services.formats.usage import believable, reported
 
 _REASONS = {
@@ -53,7 +55,7 @@ def write_request(
         config["stopSequences"] = list(chat.stop)
         receipts.translated("stop", "textGenerationConfig.stopSequences")
     _drop(chat, receipts)
-    fields: dict[str, Any] = {"inputText": _prompt(chat)}
+    fields: dict[str, Any] = {"inputText": _prompt(chat, receipts)}
     if config:
         fields["textGenerationConfig"] = config
     return write_object(fields), receipts.all()
@@ -76,11 +78,11 @@ def _drop(chat: ChatInput, receipts: Receipts) -> None:
             receipts.dropped(name, "this model takes text and four parameters only")
 
 
-def _prompt(chat: ChatInput) -> str:
+def _prompt(chat: ChatInput, receipts: Receipts) -> str:
     instructions: list[str] = []
     turns: list[str] = []
-    for index, message in enumerate(chat.messages):
-        text = _text(message, f"messages[{index}]")
+    for index, message in enumerate(as_text(chat.messages, receipts)):
+        text = _text(message, f"messages[{index}]", receipts)
         if message.role in _SPEAKERS:
             turns.append(_SPEAKERS[message.role] + text)
         else:
@@ -88,14 +90,23 @@ def _prompt(chat: ChatInput) -> str:
     return "\n".join([*instructions, *turns, "Bot:"])
 
 
-def _text(message: Message, path: str) -> str:
+def _text(message: Message, path: str, receipts: Receipts) -> str:
     if message.role == "tool":
         raise unsupported(f"{path}.role", "this model knows no tools")
+    if message.name:
+        receipts.dropped(f"{path}.name", "this model's speakers have no name")
+    for name, text in message.extension_json.items():
+        if says_something(name, text):
+            receipts.dropped(f"{path}.{name}", "this model takes text only")
     texts = [message.content] if message.content else []
     for index, part in enumerate(message.parts):
-        kind = part.WhichOneof("kind")
+        name, kind = f"{path}.content[{index}]", part.WhichOneof("kind")
+        if kind in {"reasoning", "opaque"}:
+            receipts.dropped(name, "it can only be read by the provider it came from")
+            continue
         if kind not in {"text", "refusal"}:
-            raise unsupported(f"{path}.content[{index}]", f"this model takes text only, no {kind}")
+            raise unsupported(name, f"this model takes text only, no {kind}")
+        account_for(part, name, receipts)
         texts.append(part.text.text or part.refusal.text)
     return "\n".join(texts)
 

@@ -207,8 +207,7 @@ def checked_model(name: str) -> str:
 def _read_routing(headers: Mapping[str, str], request: pb.ChatRequest | pb.StreamChatRequest) -> None:
     """Take in how candidates are to be asked, and what the response cache is to do. Raises FormatError."""
     options = request.options
-    if headers.get("x-omnihub-strict", "").lower() == "true":
-        options.strict = True
+    options.strict = is_strict(headers)
     if rescue := headers.get("x-omnihub-rescue"):
         options.rescue = _one_of("x-omnihub-rescue", rescue, ("off", "continue", "restart"))
     if strategy := headers.get("x-omnihub-strategy"):
@@ -227,6 +226,11 @@ def _read_routing(headers: Mapping[str, str], request: pb.ChatRequest | pb.Strea
         options.cache = _one_of("x-omnihub-cache", cache, ("on", "off", "refresh"))
     if ttl := headers.get("x-omnihub-cache-ttl"):
         options.cache_ttl_s = _whole("x-omnihub-cache-ttl", ttl, 1, 2_592_000)
+
+
+def is_strict(headers: Mapping[str, str]) -> bool:
+    """Tell whether the caller wants a refusal instead of a request without one of its parameters."""
+    return headers.get("x-omnihub-strict", "").lower() == "true"
 
 
 def _whole(name: str, value: str, least: int, most: int) -> int:

@@ -14,7 +14,7 @@ from services.common.log import RequestEvent
 from services.common.rpc import Call
 from services.formats.documents import from_decode_error
 from services.formats.errors import invalid
-from services.gateway.chat import checked_model, note, outcome_headers
+from services.gateway.chat import checked_model, is_strict, note, outcome_headers
 from services.gateway.exchange import Exchange, attribution
 from services.gateway.rate_limits import openai_headers
 
@@ -42,7 +42,13 @@ class EmbeddingsEndpoint:
         read = _read(body)
         event.fields["model"] = read.model
         agent_id, run_id = attribution(exchange.headers)
-        request = pb.EmbedRequest(model=read.model, raw_body=body, agent_id=agent_id, run_id=run_id)
+        request = pb.EmbedRequest(
+            model=read.model,
+            raw_body=body,
+            strict=is_strict(exchange.headers),
+            agent_id=agent_id,
+            run_id=run_id,
+        )
         answer = await self._router.embed(request, call)
         note(event, answer.outcome)
         document = answer.raw_body if answer.HasField("raw_body") else _write(answer, read)

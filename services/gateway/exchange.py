@@ -88,6 +88,9 @@ class Exchange:
             limit = min(limit, int(edge_limit[:18]))
         if int(self.headers.get("content-length") or 0) > limit:
             raise _too_large(limit)
+        if self.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+            # What little comes may mean much: it is not unpacked to be told apart.
+            raise RpcError("MALFORMED_BODY", "bodies are not unpacked here; send it without Content-Encoding")
         size = 0
         while not self._read_whole:
             chunk = await self._next_piece()

@@ -67,6 +67,8 @@ class ProviderSettings(Section):
     """An OpenAI-shaped server has `/responses`, too; others are asked for a chat. Unset: as known."""
     usage_field: str = ""
     """The object in a chunk in which an OpenAI-shaped server reports usage, when it is not at the top."""
+    reasoning_details: bool | None = None
+    """An OpenAI-shaped server takes back thoughts in the `reasoning_details` it sent. Unset: as known."""
     prefill: Literal["", "no", "last_message", "continue_final_message"] = ""
     """How an OpenAI-shaped server goes on with an answer: it continues a last message of the assistant, wants
     vLLM's parameter for that, or cannot. Empty for what is known of the provider."""

@@ -140,11 +140,12 @@ class RouterServer:
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         asked = _asked_to_embed(request)
         admitted = await self._admission.admit(asked, call)
-        message = provider.EmbedRequest(inputs=request.inputs, raw_body=asked.raw_body)
+        message = provider.EmbedRequest(inputs=request.inputs, raw_body=asked.raw_body, strict=request.strict)
         if request.HasField("dimensions"):
             message.dimensions = request.dimensions
         try:
             answer = await self._execution.embed(admitted, message)
+            admitted.receipt = list(answer.receipt)
             admitted.complete(answer.usage, Finish(reason="stop"), 0)
             await self._admission.conclude(admitted)
         except BaseException as error:

@@ -203,7 +203,8 @@ class BreakerSettings(Section):
     window_s: float = Field(30, gt=0, le=600)
     """How long an outcome counts."""
     open_s: float = Field(10, gt=0, le=25)
-    """How long nobody asks; then one request at a time probes."""
+    """How long nobody asks; then one request at a time probes. A provider that has recovered is asked again
+    within 25 s, also when the probe before that hangs."""
     credential_pause_s: float = Field(60, gt=0, le=3600)
     """The same for a provider that refuses the credential or has no money left."""
 

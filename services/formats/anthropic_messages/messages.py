@@ -9,6 +9,7 @@ import msgspec
 from omnihub.common.v1.chat_pb2 import Message, Part
 
 from services.formats.anthropic_messages.blocks import PROVIDER, read_blocks, write_block
+from services.formats.details import is_sealed
 from services.formats.documents import (
     Fields,
     is_null,
@@ -129,7 +130,7 @@ class MessageWriter:
         blocks = []
         for index, part in enumerate(message.parts):
             name = f"{path}.content[{index}]"
-            block = write_block(part, name, self._own)
+            block = None if is_sealed(part.reasoning) else write_block(part, name, self._own)
             if block is None:
                 if part.WhichOneof("kind") != "text":
                     self._receipts.dropped(name, "it can only be read by the provider it came from")

@@ -11,6 +11,7 @@ from omnihub.common.v1.chat_pb2 import OpaquePart, Part, ToolCall
 
 from services.formats.bedrock_converse.citations import read_citation
 from services.formats.bedrock_converse.media import mime_of, write_document, write_media
+from services.formats.details import is_sealed
 from services.formats.documents import (
     Fields,
     from_decode_error,
@@ -23,6 +24,7 @@ from services.formats.documents import (
 )
 from services.formats.errors import FormatError, invalid, unsupported
 from services.formats.media import decode_base64
+from services.formats.search_results import SearchResult, read_search_result
 
 # Opaque parts of this provider are sent back to it.
 PROVIDER = "bedrock"
@@ -70,6 +72,8 @@ class BlockWriter:
                 return _write_reasoning(part)
             case "opaque" if part.opaque.provider == PROVIDER:
                 return raw_of(part.opaque.raw_json)
+            case "opaque" if (found := read_search_result(part)) is not None:
+                return _write_search_result(found)
         return None
 
     def _write_tool_result(self, part: Part, path: str) -> dict[str, Any]:
@@ -112,6 +116,17 @@ def _write_text(text: str) -> dict[str, Any] | None:
     return {"text": text} if text.strip() else None
 
 
+def _write_search_result(found: SearchResult) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "source": found.source,
+        "title": found.title,
+        "content": [{"text": piece.text} for piece in found.content],
+    }
+    if found.citations is not None:
+        fields["citations"] = {"enabled": found.citations.enabled}
+    return {"searchResult": fields}
+
+
 def _write_tool_use(call: ToolCall) -> dict[str, Any]:
     if is_object(call.arguments_json):
         arguments: Any = raw_of(call.arguments_json)
@@ -122,6 +137,8 @@ def _write_tool_use(call: ToolCall) -> dict[str, Any]:
 
 def _write_reasoning(part: Part) -> dict[str, Any] | None:
     reasoning = part.reasoning
+    if is_sealed(reasoning):
+        return None
     if reasoning.redacted:
         # What is no base64 comes from another provider.
         if decode_base64(reasoning.encrypted) is None:

@@ -18,6 +18,7 @@ from services.formats.bedrock_converse.blocks import (
 from services.formats.documents import says_something
 from services.formats.messages import account_for, check_tool_message, is_foreign
 from services.formats.receipts import Receipts
+from services.formats.search_results import account_for_result, read_search_result
 
 _SYSTEM = frozenset({"system", "developer"})
 
@@ -68,21 +69,25 @@ class MessageWriter:
             if block is None:
                 if part.WhichOneof("kind") not in {"text", "refusal"}:
                     self._receipts.dropped(name, "it can only be read by the provider it came from")
+                elif part.text.text or part.refusal.text:
+                    self._receipts.translated(name, "blank text, which this provider refuses, is left out")
                 continue
             self._note(part, name)
             blocks.append(block)
-            if part.cache_hint_json:
-                blocks.append(cache_point(part.cache_hint_json))
+            if hint := _cache_hint(part):
+                blocks.append(cache_point(hint))
         return blocks
 
     def _note(self, part: Part, name: str) -> None:
         """Receipt what of a part does not travel."""
         account_for(part, name, self._receipts, caches=True, written=document_fields(part))
+        if (found := read_search_result(part)) is not None:
+            account_for_result(found, name, self._receipts)
         for index, piece in enumerate(part.tool_result.parts):
             inner = f"{name}.content[{index}]"
-            if not is_foreign(piece, inner, self._receipts, PROVIDER):
+            if read_search_result(piece) or not is_foreign(piece, inner, self._receipts, PROVIDER):
                 self._note(piece, inner)
-            if piece.cache_hint_json:
+            if _cache_hint(piece):
                 self._receipts.dropped("cache_control", "this provider has none inside the result of a tool")
         match part.WhichOneof("kind"):
             case "tool_call":
@@ -109,3 +114,9 @@ class MessageWriter:
         for name, text in extension.items():
             if says_something(name, text):
                 self._receipts.dropped(f"{path}.{name}", "it is not part of this provider's messages")
+
+
+def _cache_hint(part: Part) -> str:
+    """Return the mark that a prefix worth caching ends here."""
+    found = read_search_result(part)
+    return part.cache_hint_json if found is None else found.cache_hint

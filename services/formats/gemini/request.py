@@ -33,6 +33,7 @@ from services.formats.gemini.tools import (
     write_tools,
 )
 from services.formats.receipts import Receipts
+from services.formats.search_results import as_text
 
 # Parameters that only this format has: a caller who sends them in another format means them.
 PARAMETERS = frozenset({"cachedContent", "generationConfig", "safetySettings", "toolConfig"})
@@ -107,7 +108,10 @@ def write_request(
     """
     receipts = Receipts()
     writer = ContentWriter(receipts, model)
-    system, contents = write_own(chat.messages) if own else writer.write(chat.messages)
+    if own:
+        system, contents = write_own(chat.messages)
+    else:
+        system, contents = writer.write(as_text(chat.messages, receipts))
     fields: dict[str, Any] = {"contents": contents}
     receipts.translated("model", model)
     if system is not None:

@@ -110,7 +110,7 @@ def write_tools(fields: dict[str, Any], chat: ChatInput, receipts: Receipts) -> 
         if tool.strict:
             receipts.dropped(f"{path}.strict", "this provider does not enforce the schema of a tool")
         if tool.cache_hint_json:
-            receipts.dropped("cache_control", "this provider caches on its own")
+            receipts.dropped("cache_control", "this provider's format has no such mark")
         if any(says_something(name, text) for name, text in tool.extension_json.items()):
             receipts.dropped(path, "its vendor fields; the function stays")
         declarations.append(declaration)

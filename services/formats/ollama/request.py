@@ -11,6 +11,7 @@ from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt
 from services.formats.documents import merge, raw_of, read_value, says_something, write_object
 from services.formats.ollama.messages import MessageWriter
 from services.formats.receipts import Receipts
+from services.formats.search_results import as_text
 
 # Parameters that only this format has: a caller who sends them in another format means them.
 PARAMETERS = frozenset({"format", "keep_alive", "options", "think"})
@@ -32,7 +33,7 @@ def write_request(
     this format has no word for.
     """
     receipts = Receipts()
-    messages = MessageWriter(receipts).write(chat.messages)
+    messages = MessageWriter(receipts).write(as_text(chat.messages, receipts))
     fields: dict[str, Any] = {"model": model, "messages": messages, "stream": stream}
     receipts.translated("model", model)
     _write_tools(fields, chat, receipts)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import Message, OpaquePart, Part, ToolCall, ToolResult
 
+from services.formats.details import write_detail
 from services.formats.documents import (
     Fields,
     is_null,
@@ -32,6 +33,8 @@ PROVIDER_TOOL_CALL = "openai.tool_calls"
 # How OpenAI-shaped clients carry the signature of a call, and the mark that one did.
 _EXTRA = "extra_content"
 _SIGNED = "@signature"
+# Names the field of an answer that held a thought; empty when the message's own fields hold it.
+FIELD = "@field"
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
@@ -151,10 +154,12 @@ def _read_tool_result(fields: Fields, message: Message, path: str) -> None:
 class MessageWriter:
     """Writes messages as this format has them; what it has no place for is receipted."""
 
-    def __init__(self, receipts: Receipts, own: bool) -> None:
+    def __init__(self, receipts: Receipts, own: bool, details: bool = False) -> None:
         self._receipts = receipts
         self._own = own
         """Raw JSON inside the messages is in this format."""
+        self._details = details
+        """The provider takes back thoughts that came with details."""
 
     def write(self, messages: Iterable[Message]) -> list[dict[str, Any]]:
         """Return the messages; tool results become messages of their own."""
@@ -262,9 +267,12 @@ class MessageWriter:
             fields["content"] = self._text_or_parts(content, path)
 
     def _reasoning(self, fields: dict[str, Any], part: Part, path: str, keep_it: bool) -> None:
-        if keep_it and part.reasoning.text:
-            name = part.extension_json.get("@field", "reasoning_content")
-            fields[name] = fields.get(name, "") + part.reasoning.text
+        detail = write_detail(part.reasoning) if self._details and not keep_it else None
+        if detail is not None:
+            fields.setdefault("reasoning_details", []).append(detail)
+        elif keep_it and part.reasoning.text:
+            if name := part.extension_json.get(FIELD, "reasoning_content"):
+                fields[name] = fields.get(name, "") + part.reasoning.text
         elif not keep_it:
             self._receipts.dropped(path, "reasoning goes back only to the provider it came from")
 

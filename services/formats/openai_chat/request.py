@@ -26,6 +26,7 @@ from services.formats.errors import invalid
 from services.formats.messages import drop_tool_choice
 from services.formats.openai_chat.messages import MessageWriter, read_message
 from services.formats.receipts import Receipts
+from services.formats.search_results import as_text
 
 _OWN = WireFormat.WIRE_FORMAT_OPENAI_CHAT
 # Marks in ChatInput.extension_json: how the caller wrote what has a field.
@@ -191,16 +192,17 @@ def write_request(
     source: WireFormat.ValueType = _OWN,
     output_cap: int = 0,
     limit_name: str = "max_completion_tokens",
+    details: bool = False,
 ) -> tuple[bytes, list[ParameterReceipt]]:
     """Write a conversation as a chat completion body.
 
     `source` is the format the raw JSON in `chat` came in, unspecified for typed callers.
-    `output_cap` is asked for when the caller named no limit. Raises FormatError for content
-    that this format has no word for.
+    `output_cap` is asked for when the caller named no limit. `details` says that the provider takes back
+    thoughts in the details that it sent. Raises FormatError for content that this format has no word for.
     """
     receipts = Receipts()
     own = source in (_OWN, WireFormat.WIRE_FORMAT_UNSPECIFIED)
-    messages = MessageWriter(receipts, own).write(chat.messages)
+    messages = MessageWriter(receipts, own, details).write(as_text(chat.messages, receipts))
     fields: dict[str, Any] = {"model": model, "messages": messages}
     receipts.translated("model", model)
     _write_parameters(fields, chat, receipts, source)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from omnihub.common.v1.chat_pb2 import Finish, Message, TextPart, Usage
+from omnihub.common.v1.chat_pb2 import Finish, Message, Part, TextPart, Usage
 
 from services.formats.answers import Answer, AnswerFacts
+from services.formats.details import read_detail, read_details
 from services.formats.documents import (
     FORMAT,
     Fields,
@@ -26,7 +27,7 @@ from services.formats.documents import (
 from services.formats.errors import invalid
 from services.formats.openai_chat.citations import read_annotations, write_annotation
 from services.formats.openai_chat.logprobs import read_logprobs, write_logprobs
-from services.formats.openai_chat.messages import MessageWriter, read_message
+from services.formats.openai_chat.messages import FIELD, MessageWriter, read_message
 from services.formats.openai_chat.outcome import (
     FAILED,
     WireUsage,
@@ -125,8 +126,11 @@ def _chars(choice: _Choice) -> int:
     return sum(len(text) for text in texts + calls if isinstance(text, str))
 
 
-def read_response(body: bytes) -> Answer:
-    """Read a chat completion. Raises FormatError naming the field that is wrong."""
+def read_response(body: bytes, call_prefix: str = "") -> Answer:
+    """Read a chat completion; calls without an id get one that starts with `call_prefix`, unless it is empty.
+
+    Raises FormatError naming the field that is wrong.
+    """
     fields = read_object(body)
     choices = take(fields, "choices", list[msgspec.Raw], "")
     if not choices:
@@ -136,6 +140,8 @@ def read_response(body: bytes) -> Answer:
     if inner is None:
         raise invalid("choices[0].message", "the answer has no message")
     message = _read_answer(inner)
+    if call_prefix:
+        _name_calls(message, call_prefix)
     if tokens := read_logprobs(choice.get("logprobs", msgspec.Raw(b""))):
         text = _text_of(message)
         if text is not None:
@@ -163,7 +169,8 @@ def read_response(body: bytes) -> Answer:
 def _read_answer(fields: Fields) -> Message:
     """Read the message of an answer: as in a request, with thoughts as parts."""
     thoughts: dict[str, str] = {}
-    for name in _REASONING_FIELDS:
+    details = read_details(fields.get("reasoning_details", msgspec.Raw(b"[]")))
+    for name in () if details else _REASONING_FIELDS:
         raw = fields.get(name)
         if raw is not None and starts_with(raw, b'"') and not thoughts and len(raw) > 2:
             thoughts[name] = take(fields, name, str, "choices[0].message") or ""
@@ -174,17 +181,36 @@ def _read_answer(fields: Fields) -> Message:
         cited = _text_of(message)
         if cited is not None:
             cited.citations.extend(citations)
+    parts = [*map(read_detail, details)]
     for name, text in thoughts.items():
-        parts = list(message.parts)
-        del message.parts[:]
-        thought = message.parts.add()
-        thought.reasoning.text = text
-        thought.extension_json["@field"] = name
-        if message.content:
-            message.parts.add().text.text = message.content
-            message.content = ""
-        message.parts.extend(parts)
+        parts.append(Part())
+        parts[-1].reasoning.text = text
+        parts[-1].extension_json[FIELD] = name
+    for part in parts:  # Thoughts that came as details stay in the message's own fields, too.
+        part.extension_json.setdefault(FIELD, "")
+    _put_first(message, parts)
     return message
+
+
+def _put_first(message: Message, thoughts: list[Part]) -> None:
+    """Put thoughts before what was said after them."""
+    if not thoughts:
+        return
+    said = list(message.parts)
+    del message.parts[:]
+    message.parts.extend(thoughts)
+    if message.content:
+        message.parts.add().text.text = message.content
+        message.content = ""
+    message.parts.extend(said)
+
+
+def _name_calls(message: Message, prefix: str) -> None:
+    """Give an id to each call that has none: clients match results by it, through all turns."""
+    for position, part in enumerate(message.parts):
+        if part.HasField("tool_call") and not part.tool_call.id:
+            part.tool_call.id, part.tool_call.id_synthesised = f"{prefix}_{position}", True
+            part.extension_json.pop("id", None)
 
 
 def _text_of(message: Message) -> TextPart | None:

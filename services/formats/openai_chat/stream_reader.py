@@ -9,6 +9,7 @@ from omnihub.common.v1.chat_pb2 import Part, TokenLogprobs, ToolCall
 from omnihub.common.v1.stream_pb2 import PartDelta, PartStart, PartStop
 
 from services.formats.answers import Event, Progress
+from services.formats.details import Detail, read_detail, read_details, read_text, seal, text_field
 from services.formats.documents import Fields, from_decode_error, read_value
 from services.formats.openai_chat.citations import read_annotations
 from services.formats.openai_chat.logprobs import read_logprobs
@@ -32,6 +33,7 @@ class _Delta(msgspec.Struct):
     content: Any = None
     reasoning_content: str | None = None
     reasoning: Any = None
+    reasoning_details: msgspec.Raw = msgspec.Raw(b"")
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
     annotations: msgspec.Raw = msgspec.Raw(b"")
@@ -194,13 +196,19 @@ def _plain_text(chunk: Chunk) -> str | None:
 class StreamReader:
     """Turns chunks into typed events. Only the first choice is read."""
 
-    def __init__(self, usage_field: str = "") -> None:
-        """`usage_field` names the object in a chunk that holds the usage where it is not at the top."""
+    def __init__(self, usage_field: str = "", call_prefix: str = "call") -> None:
+        """`usage_field` names the object in a chunk that holds the usage where it is not at the top.
+
+        Calls without an id get one that starts with `call_prefix`.
+        """
         self.progress = Progress()
         self._usage_field = usage_field
+        self._call_prefix = call_prefix
         self._next = 0
         self._open: tuple[str, int] | None = None
         """The kind and index of the text, thought or refusal being written."""
+        self._detail: Detail = {}
+        """What stands beside the text of the thought being written."""
         self._tools: dict[int, int] = {}
 
     def read(self, event: bytes, data: bytes) -> list[Event]:
@@ -236,7 +244,10 @@ class StreamReader:
 
     def _delta(self, delta: _Delta, events: list[Event]) -> None:
         thought = delta.reasoning_content or delta.reasoning
-        if isinstance(thought, str) and thought:
+        if details := read_details(delta.reasoning_details) if delta.reasoning_details else ():
+            for detail in details:
+                self._think(detail, events)
+        elif isinstance(thought, str) and thought:
             events.append(PartDelta(index=self._part("reasoning", events), reasoning=thought))
             self.progress.output_chars += len(thought)
         for text in _texts(delta.content):
@@ -249,6 +260,22 @@ class StreamReader:
             self.progress.output_chars += len(delta.refusal)
         for position, call in enumerate(delta.tool_calls or ()):
             self._tool_call(call, position, events)
+
+    def _think(self, detail: Detail, events: list[Event]) -> None:
+        """Take a detail: a sealed one is whole, others are pieces of a thought with their kind and number."""
+        if not text_field(detail):
+            self._stop_text(events)
+            events.append(PartStart(index=self._next, part=read_detail(detail)))
+            events.append(PartStop(index=self._next))
+            self._next += 1
+            return
+        if self._detail and any(detail.get(name) != self._detail.get(name) for name in ("type", "index")):
+            self._stop_text(events)
+        index, text = self._part("reasoning", events), read_text(detail)
+        self._detail.update((name, value) for name, value in detail.items() if value is not None)
+        if text:
+            events.append(PartDelta(index=index, reasoning=text))
+            self.progress.output_chars += len(text)
 
     def _part(self, kind: str, events: list[Event]) -> int:
         if self._open is not None and self._open[0] == kind:
@@ -263,6 +290,9 @@ class StreamReader:
 
     def _stop_text(self, events: list[Event]) -> None:
         if self._open is not None:
+            if self._detail:
+                events.append(PartDelta(index=self._open[1], signature=seal(self._detail)))
+                self._detail = {}
             events.append(PartStop(index=self._open[1]))
             self._open = None
 
@@ -272,7 +302,7 @@ class StreamReader:
         if key not in self._tools:
             self._stop_text(events)
             self._tools[key] = self._next
-            identifier = call.id or f"call_{key}"
+            identifier = call.id or f"{self._call_prefix}_{key}"
             part = ToolCall(id=identifier, name=function.name or "", id_synthesised=not call.id)
             events.append(PartStart(index=self._next, part=Part(tool_call=part)))
             self.progress.output_chars += len(part.name)

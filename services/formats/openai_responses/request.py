@@ -27,6 +27,7 @@ from services.formats.errors import invalid
 from services.formats.facts import is_filled
 from services.formats.openai_responses.items import BARE, INSTRUCTIONS, ItemWriter, read_input
 from services.formats.receipts import Receipts
+from services.formats.search_results import as_text
 
 _OWN = WireFormat.WIRE_FORMAT_OPENAI_RESPONSES
 # Parameters that mean the same in the vendor's other format.
@@ -163,7 +164,7 @@ def write_request(
     own = source == _OWN
     fields: dict[str, Any] = {"model": model}
     receipts.translated("model", model)
-    _write_input(fields, list(chat.messages), receipts, own)
+    _write_input(fields, list(as_text(chat.messages, receipts)), receipts, own)
     _write_parameters(fields, chat, receipts, output_cap, own)
     if chat.tools:
         _write_tools(fields, chat, receipts, own)

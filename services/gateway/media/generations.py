@@ -18,7 +18,7 @@ from services.common.log import RequestEvent
 from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import TABLE, Violation
 from services.formats.errors import FormatError, invalid
-from services.gateway.chat import checked_model, receipt_header, told
+from services.gateway.chat import checked_model, is_strict, receipt_header, told
 from services.gateway.exchange import Exchange, header_value
 from services.gateway.media.fields import Fields
 
@@ -80,7 +80,7 @@ class Generations:
         checked_model(request.model)
         event.fields["model"] = request.model
         request.input.extension_json = fields.rest_json()
-        request.strict = exchange.headers.get("x-omnihub-strict", "").lower() == "true"
+        request.strict = is_strict(exchange.headers)
         request.idempotency_key = _key_in(exchange)
         if request.strict and fields.receipt:
             first = fields.receipt[0]

@@ -11,6 +11,7 @@ from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.formats import anthropic_messages
 from services.formats.answers import Answer, AnswerFacts, RawReader, StreamReader
+from services.formats.details import SEALED
 from services.formats.documents import from_decode_error, is_null, read_object, write_object
 from services.formats.receipts import Receipts
 from services.providers.adapter import conversation_of
@@ -101,6 +102,8 @@ class AnthropicAdapter(HttpAdapter):
 
     def patch(self, attempt: pb.Attempt, stream: bool) -> tuple[bytes, list[ParameterReceipt]]:
         """Change the model, and add the output limit where the caller named none."""
+        if SEALED in attempt.raw_body:  # Thoughts of another vendor, which this one would refuse.
+            return self.write_request(anthropic_messages.read_request(attempt.raw_body), attempt, stream)
         fields = read_object(attempt.raw_body)
         receipts = Receipts()
         model = msgspec.Raw(msgspec.json.encode(attempt.model))

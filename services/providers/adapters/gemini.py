@@ -23,6 +23,7 @@ from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import Failures
 from services.providers.embedding import embedding_inputs
 from services.providers.http_adapter import HttpAdapter
+from services.providers.receipts import embedding_receipt
 
 _UNABLE = ("not supported for counttokens",)
 # The vendor takes no more texts at once.
@@ -130,10 +131,11 @@ class GeminiAdapter(HttpAdapter):
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Return vectors in the order of the inputs, asking for at most 100 at once."""
         inputs, dimensions = embedding_inputs(request)
+        receipt = embedding_receipt(self.name, request, {"dimensions": "outputDimensionality"})
         failures = self.failures(request.model)
         limits = self.timeouts(request.timeouts)
         url = self._operation(request.model, "batchEmbedContents")
-        response = pb.EmbedResponse(model=request.model)
+        response = pb.EmbedResponse(model=request.model, receipt=receipt)
         usage, reported = Usage(), True
         for start in range(0, len(inputs), _EMBED_BATCH):
             batch = inputs[start : start + _EMBED_BATCH]

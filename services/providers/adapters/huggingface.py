@@ -13,6 +13,7 @@ from services.providers.adapters.openai import OpenAIAdapter
 from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import UnsupportedError
 from services.providers.embedding import embedding_inputs
+from services.providers.receipts import embedding_receipt
 
 # It becomes part of a path.
 _MODEL = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
@@ -29,6 +30,7 @@ class HuggingFaceAdapter(OpenAIAdapter):
         if dimensions is not None:
             message = f"{self.name} cannot be asked for a number of dimensions"
             raise UnsupportedError(self.name, message, "dimensions")
+        receipt = embedding_receipt(self.name, request, {})
         failures = self.failures(request.model)
         if not _MODEL.fullmatch(request.model):
             raise failures.of("MODEL_NOT_FOUND", "no model has such a name; expected owner/name")
@@ -47,7 +49,7 @@ class HuggingFaceAdapter(OpenAIAdapter):
         if len(vectors) != len(inputs) or not all(vectors):
             message = f"returned {len(vectors)} vectors for {len(inputs)} inputs"
             raise failures.of("PROVIDER_PROTOCOL", message)
-        response = pb.EmbedResponse(model=request.model)
+        response = pb.EmbedResponse(model=request.model, receipt=receipt)
         for values in vectors:
             response.embeddings.add(values=values)
         response.usage.CopyFrom(estimate_usage(sum(map(len, inputs)), 0))

@@ -13,7 +13,7 @@ PLUGIN = "plugin"
 _HTTP_ONLY = (
     *("workflows", "webhook_keys_url"),
     *("base_url", "api_key", "region", "access_key_id", "secret_access_key", "session_token"),
-    *("headers", "output_limit_parameter", "prefill", "responses"),
+    *("headers", "output_limit_parameter", "prefill", "responses", "reasoning_details"),
 )
 _PLUGIN_ONLY = ("address", "remote_provider", "tls", "ca_file")
 # What nearly every OpenAI-shaped server but the original calls the limit.
@@ -39,6 +39,7 @@ class Known:
     other_key_variables: tuple[str, ...] = ()
     """Read when the first is not set."""
     usage_field: str = ""
+    reasoning_details: bool = False
     prefill: Literal["no", "last_message", "continue_final_message"] = "no"
 
 
@@ -64,7 +65,12 @@ KNOWN: Mapping[str, Known] = {
         usage_field="x_groq",
     ),
     "openrouter": Known(
-        "openai", "https://openrouter.ai/api/v1", "openrouter", "OPENROUTER_API_KEY", prefill="last_message"
+        "openai",
+        "https://openrouter.ai/api/v1",
+        "openrouter",
+        "OPENROUTER_API_KEY",
+        prefill="last_message",
+        reasoning_details=True,
     ),
     "huggingface": Known("huggingface", "https://router.huggingface.co/v1", "huggingface", "HF_TOKEN"),
     "gemini": Known(
@@ -146,6 +152,9 @@ def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
             "base_url": base_url.replace("{region}", settings.region),
             "vendor": settings.vendor or known.vendor,
             "responses": known.responses if settings.responses is None else settings.responses,
+            "reasoning_details": (
+                known.reasoning_details if settings.reasoning_details is None else settings.reasoning_details
+            ),
             "output_limit_parameter": settings.output_limit_parameter or known.output_limit_parameter,
             "usage_field": settings.usage_field or known.usage_field,
             "prefill": settings.prefill or known.prefill,

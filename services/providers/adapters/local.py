@@ -28,7 +28,7 @@ from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import Failures, UnsupportedError
 from services.providers.embedding import embedding_inputs
 from services.providers.http import Upstream
-from services.providers.receipts import receipt_of, refuse_drops
+from services.providers.receipts import embedding_receipt, receipt_of, refuse_drops
 from services.providers.settings import ProviderSettings
 
 MODELS = {"echo": "Rule-based chat (not a model)", "hash": "Hashed n-gram embeddings (not a model)"}
@@ -100,7 +100,8 @@ class LocalAdapter:
         size = dimensions or DIMENSIONS
         if size > _LARGEST:
             raise invalid("dimensions", f"expected a whole number from 1 to {_LARGEST}")
-        response = pb.EmbedResponse(model=request.model)
+        receipt = embedding_receipt(self._name, request, {"dimensions": "dimensions"})
+        response = pb.EmbedResponse(model=request.model, receipt=receipt)
         for text in inputs:
             response.embeddings.add(values=_embed(text, size))
         response.usage.input_total = sum(_count(text) for text in inputs)

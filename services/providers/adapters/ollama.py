@@ -22,6 +22,7 @@ from services.providers.frames import FrameParser
 from services.providers.http import FRAME_LIMIT
 from services.providers.http_adapter import HttpAdapter
 from services.providers.lines import LineParser
+from services.providers.receipts import embedding_receipt
 
 # Its errors are texts alone.
 _ERRORS = ErrorTable(
@@ -84,6 +85,7 @@ class OllamaAdapter(HttpAdapter):
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Return vectors in the order of the inputs."""
         inputs, dimensions = embedding_inputs(request)
+        receipt = embedding_receipt(self.name, request, {"dimensions": "dimensions"})
         failures = self.failures(request.model)
         fields: dict[str, Any] = {"model": request.model, "input": inputs}
         if dimensions is not None:
@@ -97,7 +99,7 @@ class OllamaAdapter(HttpAdapter):
         if len(read.embeddings) != len(inputs):
             message = f"returned {len(read.embeddings)} vectors for {len(inputs)} inputs"
             raise failures.of("PROVIDER_PROTOCOL", message)
-        response = pb.EmbedResponse(model=read.model or request.model)
+        response = pb.EmbedResponse(model=read.model or request.model, receipt=receipt)
         for values in read.embeddings:
             response.embeddings.add(values=values)
         response.usage.CopyFrom(estimate_usage(sum(map(len, inputs)), 0))

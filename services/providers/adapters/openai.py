@@ -12,6 +12,7 @@ import msgspec
 from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, Usage, WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
+from services.common.ids import new_id
 from services.formats import openai_chat
 from services.formats.answers import Answer, AnswerFacts, RawReader, StreamReader
 from services.formats.documents import (
@@ -24,13 +25,14 @@ from services.formats.documents import (
     write_object,
 )
 from services.formats.errors import FormatError, invalid
-from services.formats.receipts import Receipts
+from services.formats.receipts import MOST, Receipts
 from services.formats.usage import reported
 from services.providers.domain.classification import ErrorTable, read_error_object
 from services.providers.domain.estimate import estimate_usage
 from services.providers.domain.failure import Failures
 from services.providers.http import Upstream
 from services.providers.http_adapter import HttpAdapter
+from services.providers.receipts import embedding_receipt
 from services.providers.settings import ProviderSettings
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
@@ -125,6 +127,7 @@ class OpenAIAdapter(HttpAdapter):
             source=attempt.wire_format,
             output_cap=attempt.output_cap,
             limit_name=self.settings.output_limit_parameter,
+            details=bool(self.settings.reasoning_details),
         )
         if attempt.prefill_text and self.settings.prefill == "continue_final_message":
             body = splice(splice(body, "continue_final_message", True), "add_generation_prompt", False)
@@ -136,7 +139,7 @@ class OpenAIAdapter(HttpAdapter):
 
     def read_response(self, body: bytes) -> Answer:
         """Return a chat completion in the normalised model."""
-        return openai_chat.read_response(body)
+        return openai_chat.read_response(body, new_id("call"))
 
     def raw_reader(self, attempt: pb.Attempt) -> RawReader:
         """Return a reader for chunks that are passed on, of as many choices as were asked for."""
@@ -147,7 +150,7 @@ class OpenAIAdapter(HttpAdapter):
 
     def stream_reader(self) -> StreamReader:
         """Return a reader for chunks that are translated."""
-        return openai_chat.StreamReader(self.settings.usage_field)
+        return openai_chat.StreamReader(self.settings.usage_field, new_id("call"))
 
     def check_body(self, body: bytes, failures: Failures) -> None:
         """Raise the error that came with status 200; some vendors put it into the choice that failed."""
@@ -175,11 +178,12 @@ class OpenAIAdapter(HttpAdapter):
         """Return vectors in the order of the inputs."""
         failures = self.failures(request.model)
         if request.raw_body:
-            fields = read_object(request.raw_body)
-            _set_model(fields, request.model, Receipts())
-            body = write_object(fields)
+            fields, receipts = read_object(request.raw_body), Receipts()
+            _set_model(fields, request.model, receipts)
+            body, receipt = write_object(fields), receipts.rest(fields)[:MOST]
         else:
             body = _embed_body(request)
+            receipt = embedding_receipt(self.name, request, {"inputs": "input", "dimensions": "dimensions"})
         answer, _ = await self.ask(
             self.url("/embeddings"), body, self.headers, self.timeouts(request.timeouts), failures
         )
@@ -193,6 +197,7 @@ class OpenAIAdapter(HttpAdapter):
         usage = usage or estimate_usage(len(body), 0)
         usage.output_total = 0
         response.usage.CopyFrom(usage)
+        response.receipt.extend(receipt)
         return response
 
 

@@ -32,7 +32,7 @@ from services.providers.domain.plugin import Plugin, choose_provider
 from services.providers.domain.stream_contract import StreamContract
 from services.providers.embedding import embedding_inputs
 from services.providers.http import Timeouts
-from services.providers.receipts import account
+from services.providers.receipts import account, embedding_receipt
 from services.providers.settings import TimeoutSettings
 
 SERVICE = ProviderService.DESCRIPTOR.full_name
@@ -213,7 +213,10 @@ class PluginAdapter:
         forwarded = pb.EmbedRequest()
         forwarded.CopyFrom(request)
         forwarded.provider = self._remote
-        if request.raw_body and WireFormat.WIRE_FORMAT_OPENAI_CHAT not in self.wire_formats:
+        receipt: Sequence[ParameterReceipt] = ()
+        if not request.raw_body or WireFormat.WIRE_FORMAT_OPENAI_CHAT not in self.wire_formats:
+            receipt = embedding_receipt(self.name, request, {"dimensions": "dimensions"})
+        if request.raw_body and receipt:
             inputs, dimensions = embedding_inputs(request)
             forwarded.raw_body = b""
             forwarded.inputs.extend(inputs)
@@ -233,6 +236,9 @@ class PluginAdapter:
         if not response.HasField("usage"):
             response.usage.CopyFrom(estimate_usage(forwarded.ByteSize(), 0))
             response.usage.output_total = 0
+        told = _embedding_told(request, response.receipt, receipt)
+        response.ClearField("receipt")
+        response.receipt.extend(told)
         return response
 
     async def count_tokens(self, attempt: pb.Attempt) -> pb.CountTokensResponse:
@@ -300,6 +306,18 @@ def _accounted(
         model = ParameterReceipt(name="model", outcome="translated", detail=attempt.model)
         told = account(attempt, [model, *told])
     return told[:MOST_RECEIPTS]
+
+
+def _embedding_told(
+    request: pb.EmbedRequest, told: Sequence[ParameterReceipt], own: Sequence[ParameterReceipt]
+) -> Sequence[ParameterReceipt]:
+    """Return a plugin's receipt in the caller's terms, with what it does not mention as it was `own`."""
+    if not own:
+        return told[:MOST_RECEIPTS]
+    # The plugin's name of the model is its own business; a body has another name for the texts.
+    known = [each for each in told if each.name not in ("model", "inputs" if request.raw_body else "")]
+    names = {each.name for each in known}
+    return [*(each for each in own if each.name not in names), *known][:MOST_RECEIPTS]
 
 
 def _size_of(attempt: pb.Attempt) -> int:

@@ -27,6 +27,10 @@ _BY_STATUS = {
 }
 
 
+# Of the 400 class, those that say that the same request may succeed later.
+_PASSING = frozenset({408, 429, 498})
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorFacts:
     """A provider's error object, as far as it could be read."""
@@ -55,17 +59,20 @@ class ErrorTable:
     def classify(self, status: int, facts: ErrorFacts, retry_after_s: float | None = None) -> Rejection:
         """Return what an error with HTTP `status` (0 when it came after a 200) means."""
         status = status or facts.status
-        reason = self._reason(status, facts)
+        named = self._named(status, facts)
         return Rejection(
-            reason=reason,
+            reason=named or _by_status(status, facts),
             message=facts.message or f"answered with HTTP status {status}",
             code=facts.code or facts.kind,
             param=facts.param,
             http_status=status,
             retry_after_s=facts.retry_after_s if retry_after_s is None else retry_after_s,
+            # What a vendor calls a failure of its own is one, whatever its status.
+            again=bool(named) or status in _PASSING or not 400 <= status < 500,
         )
 
-    def _reason(self, status: int, facts: ErrorFacts) -> str:
+    def _named(self, status: int, facts: ErrorFacts) -> str:
+        """Return what the error says in words; empty when only its status speaks."""
         if status == 413:  # Some vendors' codes call it a rate limit, but no wait makes a request smaller.
             return "CONTEXT_LENGTH_EXCEEDED"
         for word in (facts.code, facts.kind):
@@ -75,14 +82,16 @@ class ErrorTable:
         for phrase, reason in self.phrases:
             if phrase in message:
                 return reason
-        if facts.flagged:
-            return "CONTENT_FILTERED"
-        if status == 404:
-            # Without an error object it is the address that is wrong, not the model.
-            return "MODEL_NOT_FOUND" if facts.found else "PROVIDER_FAILED"
-        if status in _BY_STATUS:
-            return _BY_STATUS[status]
-        return "PROVIDER_REJECTED" if 400 <= status < 500 else "PROVIDER_FAILED"
+        return "CONTENT_FILTERED" if facts.flagged else ""
+
+
+def _by_status(status: int, facts: ErrorFacts) -> str:
+    if status == 404:
+        # Without an error object it is the address that is wrong, not the model.
+        return "MODEL_NOT_FOUND" if facts.found else "PROVIDER_FAILED"
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    return "PROVIDER_REJECTED" if 400 <= status < 500 else "PROVIDER_FAILED"
 
 
 def read_error(body: bytes) -> ErrorFacts:

@@ -127,6 +127,8 @@ class Rejection:
     param: str = ""
     http_status: int = 0
     retry_after_s: float | None = None
+    again: bool = True
+    """Asking the same provider again may help, where the reason allows that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +151,14 @@ class Failures:
         param: str = "",
         retry_after_s: float | None = None,
         sent: bool = True,
+        again: bool = True,
     ) -> ProviderError:
         """Return the error for `reason`."""
         metadata = {
             "provider": self.provider,
             "model": self.model,
             "phase": phase,
-            "retryable": "true" if reason in _RETRYABLE else "false",
+            "retryable": "true" if again and reason in _RETRYABLE else "false",
         }
         for name, value in (
             ("http_status", str(http_status) if http_status else ""),
@@ -178,6 +181,7 @@ class Failures:
             code=rejection.code,
             param=rejection.param,
             retry_after_s=rejection.retry_after_s,
+            again=rejection.again,
         )
 
     def clean(self, text: str) -> str:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 # Outcomes that are remembered; more would not change the judgement.
 MEMORY = 50
+# Seconds after a request that failed has begun until another may ask, however long the failing took: who has
+# recovered meanwhile is found out within this time.
+RETURN_S = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class Limits:
     """Failures within the window that open it, once they are at least half of all outcomes."""
     window_s: float
     open_s: float
-    """How long nobody asks; then one request at a time probes."""
+    """How long nobody asks; then one request at a time probes. At most RETURN_S."""
 
 
 class Breaker:
@@ -72,7 +75,7 @@ class Breaker:
         """Take in a failure of a request that `began` then. Tells whether it opened the circuit."""
         if self._until is not None:
             if began >= self._opened_at:
-                self._open(now, self._limits.open_s)
+                self._open(now, self._pause_after(now, began))
             return False
         self._outcomes.append((now, False))
         while self._outcomes[0][0] <= now - self._limits.window_s:
@@ -80,8 +83,12 @@ class Breaker:
         failures = sum(not good for _, good in self._outcomes)
         if failures < self._limits.failures or 2 * failures < len(self._outcomes):
             return False
-        self._open(now, self._limits.open_s)
+        self._open(now, self._pause_after(now, began))
         return True
+
+    def _pause_after(self, now: float, began: float) -> float:
+        """Return the pause after a failure: one that took long tells of a provider as it was long ago."""
+        return max(0.0, min(self._limits.open_s, began + RETURN_S - now))
 
     def trip(self, now: float, pause_s: float) -> bool:
         """Open at once, for `pause_s`. Tells whether it was closed."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 import struct
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -390,6 +392,28 @@ async def test_body_in_pieces(facade: Facade, http: httpx.AsyncClient) -> None:
     assert facade.router.requests[0].raw_body == document
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/embeddings"])
+async def test_packed_bodies_are_not_unpacked(facade: Facade, http: httpx.AsyncClient, path: str) -> None:
+    """A gzip bomb is nothing but its few bytes; a body that would be good is refused in the same words."""
+    packed = {"content-encoding": "gzip"}
+    bomb = gzip.compress(json.dumps(BODY).encode() + b" " * 2**21)
+    assert len(bomb) < BODY_LIMIT
+    for body in (bomb, gzip.compress(json.dumps(BODY).encode())):
+        tracemalloc.start()
+        try:
+            response = await http.post(path, content=body, headers=packed)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert response.status_code == 400
+        assert "send it without Content-Encoding" in response.json()["error"]["message"]
+        assert peak < 2**20
+    assert facade.router.requests == []
+    facade.router.answer = raw_answer(COMPLETION)
+    plain = await http.post(CHAT, json=BODY, headers={"content-encoding": "identity"})
+    assert plain.status_code == 200
+
+
 @pytest.mark.parametrize("path", [CHAT, "/v1/embeddings"])
 async def test_caller_who_leaves_cancels_an_answer(facade: Facade, path: str) -> None:
     async def never(request: Any, call: Any) -> Any:
@@ -496,6 +520,18 @@ async def test_embeddings(facade: Facade, client: openai.AsyncOpenAI, http: http
     packed = base64.b64decode(plain.json()["data"][0]["embedding"])
     assert struct.unpack("<2f", packed) == (1.0, 0.5)
     assert plain.headers["x-omnihub-cost"] == "0.00002"
+    assert not facade.router.requests[-1].strict
+
+
+async def test_embeddings_say_what_became_of_parameters(facade: Facade, http: httpx.AsyncClient) -> None:
+    outcome = an_outcome()
+    outcome.receipt.add(name="user", outcome="dropped", detail="no such parameter")
+    facade.router.answer = pb.EmbedResponse(embeddings=[pb.Vector(values=[1.0])], outcome=outcome)
+    body = {"model": "m", "input": "t", "user": "u"}
+    answer = await http.post("/v1/embeddings", json=body, headers={"x-omnihub-strict": "true"})
+    assert facade.router.requests[-1].strict
+    told = json.loads(answer.headers["x-omnihub-receipt"])
+    assert told == [{"name": "user", "outcome": "dropped", "detail": "no such parameter"}]
 
 
 @pytest.mark.parametrize(

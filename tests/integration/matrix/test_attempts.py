@@ -131,6 +131,22 @@ async def test_some_retries_with_jitter_then_the_next(
 
 
 @pytest.mark.usefixtures("jitter")
+@asks(20, one_way=True)
+async def test_what_asking_again_cannot_mend_goes_to_the_next_at_once(
+    listener: SharedFaultServer, client: ProviderService, ask: Ask
+) -> None:
+    """Of the 400 class only 408 and 429 may pass; a 404 without an error is of an address, not of a model."""
+    for status, body in ((409, {"error": {"message": "changed meanwhile"}}), (404, b"404 page not found")):
+        server = listener.fresh()
+        server.script = answer(body, status)
+        good_next(server)
+        router = await router_of(client, ask, "backup/b", retries=2)
+        assert (await get(router, ask)).model_used == "backup/b"
+        assert server.injected[f"status_{status}"] == 1
+        assert asked(server) == (1, 1)
+
+
+@pytest.mark.usefixtures("jitter")
 @asks(24, one_way=True)
 async def test_a_stream_that_cannot_begin_begins_elsewhere(
     server: FaultServer, client: ProviderService, ask: Ask

@@ -111,6 +111,7 @@ STATUSES = [
     ("openai", 500, openai_error("oops"), "PROVIDER_FAILED"),
     ("openai", 502, b"<html><body>Bad gateway</body></html>", "PROVIDER_FAILED"),
     ("openai", 404, b"<html>nothing here</html>", "PROVIDER_FAILED"),
+    ("openai", 409, openai_error("changed meanwhile"), "PROVIDER_FAILED"),
     ("openai", 302, b"", "PROVIDER_FAILED"),
     ("openai", 500, {"error": "model runner has stopped"}, "PROVIDER_FAILED"),
     ("anthropic", 401, anthropic_error("authentication_error", "bad"), "PROVIDER_CREDENTIAL_REFUSED"),
@@ -158,8 +159,9 @@ async def test_status_and_body_are_classed(
     assert error.reason == reason
     assert error.metadata["http_status"] == str(status)
     assert error.metadata["phase"] == "before_first_byte"
-    retryable = {"PROVIDER_RATE_LIMITED", "PROVIDER_OVERLOADED", "PROVIDER_FAILED"}
-    assert error.metadata["retryable"] == ("true" if reason in retryable else "false")
+    retryable = reason in {"PROVIDER_RATE_LIMITED", "PROVIDER_OVERLOADED", "PROVIDER_FAILED"}
+    retryable = retryable and status not in (404, 409)
+    assert error.metadata["retryable"] == ("true" if retryable else "false")
     assert "<" not in error.message
     assert server.injected[f"status_{status}"] == len(server.requests) == 1  # never a retry
 

@@ -71,6 +71,30 @@ async def broken_stream(client: ProviderService, asked: pb.Attempt) -> tuple[lis
     return messages, caught.value
 
 
+@pytest.mark.parametrize("adapter", VENDORS)
+async def test_ids_of_calls_without_one_are_new_in_each_answer(
+    server: FaultServer, client: ProviderService, adapter: str
+) -> None:
+    """Clients match results to calls by id, through all turns of a conversation."""
+    calls = [{"type": "function", "function": {"name": "f", "arguments": "{}"}} for _ in range(2)]
+    choice = {"index": 0, "message": {"role": "assistant", "content": None, "tool_calls": calls}}
+    whole = {"id": "c", "model": "x", "choices": [{**choice, "finish_reason": "tool_calls"}], "usage": COUNTS}
+    pieces = [{"index": index, **call} for index, call in enumerate(calls)]
+    delta = {"index": 0, "delta": {"tool_calls": pieces}, "finish_reason": "tool_calls"}
+    chunk = {"id": "c", "model": "x", "choices": [delta], "usage": COUNTS}
+    ids = []
+    for _ in range(2):
+        server.script = answer(whole)
+        message = (await chat(client, attempt(adapter, raw=False))).message
+        ids += [part.tool_call.id for part in message.parts if part.tool_call.id_synthesised]
+        server.script = stream(sse(chunk, b"[DONE]"))
+        events = await stream_chat(client, attempt(adapter, raw=False))
+        starts = [event.part_start.part for event in events if event.HasField("part_start")]
+        ids += [part.tool_call.id for part in starts if part.tool_call.id_synthesised]
+    assert len(ids) == len(set(ids)) == 8
+    assert all(len(identifier) <= 40 for identifier in ids)
+
+
 @pytest.mark.parametrize("adapter", cells(1, *VENDORS))
 async def test_extra_fields_travel_on(server: FaultServer, client: ProviderService, adapter: str) -> None:
     extras = {

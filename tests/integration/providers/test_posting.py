@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import socket
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ BODY = b'{"model":"m"}'
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{"good": 1}'
 FAILURES = Failures("wall", "m")
 LIMITS = Timeouts(2, 2, 2, 5)
+MIB = 2**20
 
 Serve = Callable[[int, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -100,6 +103,31 @@ def answering(server: Wire, *answers: bytes) -> Serve:
             writer.write(answer)
 
     return serve
+
+
+async def test_a_gzip_bomb_in_answer_to_a_large_body_is_stopped(upstream: Upstream) -> None:
+    """Large bodies go through the session, which unpacks by itself: what it holds is bounded, too."""
+    bomb = gzip.compress(b"{" + b" " * (96 * MIB), compresslevel=1)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n"
+    server = Wire()
+    async with wire(answering(server, b"%bContent-Length: %d\r\n\r\n%b" % (head, len(bomb), bomb)), server):
+        exchange = await upstream.send(
+            server.url, HEADERS, b"x" * (LARGEST_BODY + 1), LIMITS, FAILURES, stream=False
+        )
+        tracemalloc.start()
+        try:
+            with pytest.raises(ProviderError) as caught:
+                await exchange.read_body(MIB)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            exchange.close()
+        await server.ended.wait()
+    assert caught.value.reason == "PROVIDER_PROTOCOL"
+    assert f"exceeds {MIB} bytes" in caught.value.message
+    [(_, _, sent)] = server.requests
+    assert len(sent) > LARGEST_BODY
+    assert peak < 16 * MIB
 
 
 async def test_what_is_sent_is_what_the_session_sends(upstream: Upstream) -> None:

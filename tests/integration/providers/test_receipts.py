@@ -45,7 +45,7 @@ OPENAI_VALUES: dict[str, Any] = {
     "frequency_penalty": 0.5,
     "max_completion_tokens": 50,
     "max_tokens": 60,
-    "n": 1,
+    "n": 2,
     "parallel_tool_calls": True,
     "presence_penalty": 0.5,
     "reasoning_effort": "low",
@@ -235,6 +235,17 @@ async def test_strict_refuses_before_anything_is_sent(
         assert server.requests == []
     own = {"openai": OPENAI, "anthropic": ANTHROPIC}.get(adapter) == form
     assert bool(refused - {"stream_options"}) != own
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+async def test_what_means_the_same_as_none_is_no_drop(client: Any, adapter: str) -> None:
+    body = {name: OPENAI_VALUES[name] for name in ("model", "messages", "max_tokens")}
+    for choices in (1, 2):
+        asked = attempt(adapter, OPENAI, {**body, "n": choices, "logprobs": False})
+        told = {entry.name: entry.outcome for entry in (await chat(client, asked)).receipt}
+        lost = choices == 2 and adapter != "openai"
+        assert (told["n"] == "dropped") == lost
+        assert told["logprobs"] != "dropped"
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

@@ -154,5 +154,7 @@ def checked(error: RpcError, ask: Ask) -> RpcError:
     assert "<html" not in told
     assert len(error.message) < 700
     assert (error.metadata["provider"], error.metadata["model"]) == (ask.vendor.name, ask.vendor.model)
-    assert error.metadata["retryable"] == ("true" if error.reason in RETRYABLE else "false")
+    # A wrong address stays wrong, whoever answers at it.
+    passing = error.reason in RETRYABLE and error.metadata.get("http_status") != "404"
+    assert error.metadata["retryable"] == ("true" if passing else "false")
     return error

@@ -18,8 +18,10 @@ from services.formats import (
     ollama,
     openai_chat,
     openai_responses,
+    titan_text,
 )
 from services.formats.errors import FormatError
+from tests.support.botocore_judge import check_request
 
 OPENAI = WireFormat.WIRE_FORMAT_OPENAI_CHAT
 ANTHROPIC = WireFormat.WIRE_FORMAT_ANTHROPIC_MESSAGES
@@ -360,3 +362,56 @@ def test_nothing_beside_a_result_of_a_tool_is_lost_in_silence(writer: str) -> No
     dropped = [entry.name for entry in receipt if entry.outcome == "dropped"]
     assert len([name for name in dropped if name.endswith(".vendor_x")]) == 1
     assert len([name for name in dropped if name.endswith("]")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("writer", "nested"),
+    [("titan", False), *((writer, nested) for writer in WRITERS for nested in (False, True))],
+)
+def test_search_results_are_read_by_every_model(writer: str, nested: bool) -> None:
+    """As blocks where the format has them, else as text; what is lost of them is in the receipt."""
+    found = {"type": "search_result", "source": "https://example.com/a", "title": "Tides", "vendor_x": 1}
+    found |= {"content": [{"type": "text", "text": "High at noon."}], "citations": {"enabled": True}}
+    found |= {"cache_control": {"type": "ephemeral"}}
+    block = {**BLOCKS["result"], "content": [found]} if nested else found
+    messages = [{"role": "assistant", "content": [_CALL]}] if nested else []
+    body = {"model": "m", "max_tokens": 9, "messages": [*messages, {"role": "user", "content": [block]}]}
+    chat = anthropic_messages.read_request(json.dumps(body).encode())
+    titan = {"titan": lambda chat: titan_text.write_request(chat, "amazon.titan-text-lite-v1")}
+    written, receipt = {**WRITERS, **titan}[writer](chat)
+    dropped = {entry.name.rpartition(".")[2] for entry in receipt if entry.outcome == "dropped"}
+    for text in (b"https://example.com/a", b"Tides", b"High at noon."):
+        assert text in written
+    if writer == "bedrock":
+        content = check_request(written)["messages"][-1]["content"]
+        content = content[0]["toolResult"]["content"] if nested else content
+        sent = {"source": "https://example.com/a", "title": "Tides", "content": [{"text": "High at noon."}]}
+        assert content[0] == {"searchResult": {**sent, "citations": {"enabled": True}}}
+        assert dropped == ({"vendor_x", "cache_control"} if nested else {"vendor_x"})
+        assert (b"cachePoint" in written) != nested
+    else:
+        assert dropped == {"vendor_x", "citations", "cache_control"}
+
+
+def test_nothing_beside_a_text_for_a_model_of_text_is_lost_in_silence() -> None:
+    part = {"type": "text", "text": "hi", "vendor_x": 1, "cache_control": {"type": "ephemeral"}}
+    spoken = [{"role": "user", "name": "bob", "content": [part]}]
+    spoken += [{"role": "assistant", "content": "ok", "vendor_y": 1}]
+    chat = openai_chat.read_request(json.dumps({"model": "m", "messages": spoken}).encode())
+    chat.messages[1].parts.add().reasoning.text = "hm"
+    _, receipt = titan_text.write_request(chat, "amazon.titan-text-lite-v1")
+    assert {entry.name for entry in receipt if entry.outcome == "dropped"} == {
+        "messages[0].name",
+        "messages[0].content[0].vendor_x",
+        "cache_control",
+        "messages[1].vendor_y",
+        "messages[1].content[0]",
+    }
+
+
+def test_blank_text_that_is_left_out_is_named() -> None:
+    blank = [{"type": "text", "text": " "}, {"type": "text", "text": "hi"}]
+    body = {"model": "m", "messages": [{"role": "user", "content": blank}]}
+    chat = openai_chat.read_request(json.dumps(body).encode())
+    _, receipt = bedrock_converse.write_request(chat, "anthropic.claude-x")
+    assert ("messages[0].content[0]", "translated") in {(each.name, each.outcome) for each in receipt}

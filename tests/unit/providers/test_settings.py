@@ -6,12 +6,17 @@ import re
 from pathlib import Path
 
 import pytest
+from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.common.rpc import Connector, Registry
 from services.common.service import Infrastructure, StartupError
 from services.providers.adapters.known import complete, providers_from_environment
+from services.providers.adapters.openai import OpenAIAdapter
 from services.providers.app import build
+from services.providers.http import Timeouts, Upstream
 from services.providers.settings import ProviderSettings
+from services.router.attempts import timeouts_of
+from services.router.settings import RouteSettings
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,15 @@ def test_known_providers(name: str, adapter: str, base_url: str, limit: str) -> 
         base_url,
         limit,
     )
+
+
+def test_limits_that_nobody_named() -> None:
+    """Of a provider, and of a route, which names them to its provider: connect, first token, idle, total."""
+    adapter = OpenAIAdapter("openai", complete("openai", ProviderSettings()), Upstream())
+    assert adapter.timeouts(pb.Timeouts()) == Timeouts(5, 15, 15, 600)
+    named = timeouts_of(RouteSettings(route=["openai/m"]).timeouts)
+    assert named == pb.Timeouts(connect_ms=5_000, first_token_ms=15_000, idle_ms=15_000, total_ms=600_000)
+    assert adapter.timeouts(named) == Timeouts(5, 15, 15, 600)
 
 
 def test_what_is_configured_wins() -> None:

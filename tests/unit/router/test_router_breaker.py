@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.rpc import RpcError
-from services.router.domain.breaker import Breaker, Limits
+from services.router.domain.breaker import RETURN_S, Breaker, Limits
 from services.router.domain.catalogue import Target
 from services.router.health import TARGETS, Health
 from services.router.settings import BreakerSettings
@@ -111,6 +111,49 @@ def test_whatever_happens_a_recovered_provider_is_asked_again_in_time(steps: lis
         assert not breaker.admits(later)
         breaker.succeeded(later + 1, later)
     assert breaker.closed
+
+
+def test_a_probe_that_hangs_as_its_provider_recovers_is_not_waited_for() -> None:
+    breaker = Breaker(Limits(failures=3, window_s=30, open_s=25))
+    for _ in range(3):
+        breaker.failed(0, 0)
+    assert breaker.admits(25)
+    # From 25.1 on the provider answers again; the probe is told so by its limit alone.
+    assert not breaker.failed(40, began=25)
+    assert not breaker.admits(49.9)
+    assert breaker.admits(50), "40 and 25 s more would be too late"
+
+
+def test_no_pause_can_be_set_that_is_longer() -> None:
+    assert BreakerSettings(open_s=RETURN_S).open_s == RETURN_S < 30
+    with pytest.raises(ValueError, match="open_s"):
+        BreakerSettings(open_s=RETURN_S + 0.1)
+
+
+def test_failures_that_took_long_tell_of_long_ago() -> None:
+    breaker = Breaker(Limits(failures=3, window_s=30, open_s=25))
+    assert [breaker.failed(60, 0) for _ in range(3)] == [False, False, True]
+    assert breaker.admits(60)
+    assert not breaker.admits(60), "one probe at a time"
+
+
+@given(open_s=st.floats(1, 25), hang_s=st.floats(0, 60), recovery=st.floats(0, 120))
+@settings(max_examples=200, deadline=None)
+def test_a_provider_that_recovers_is_asked_again_within_30_s(
+    open_s: float, hang_s: float, recovery: float
+) -> None:
+    """Requests come all the time, and each that meets the silent provider fails only after `hang_s`."""
+    clock = Clock()
+    health = Health(BreakerSettings(failures=2, open_s=open_s), clock)
+    hanging: list[float] = []
+    recovered_at = clock() + recovery
+    while clock() < recovered_at or health.pause(TARGET):
+        while hanging and hanging[0] + hang_s <= clock():
+            health.failed(TARGET, failure("PROVIDER_TIMEOUT"), hanging.pop(0))
+        if clock() < recovered_at and not health.objection(TARGET):
+            hanging.append(clock())
+        clock.now += 0.5
+        assert clock() <= recovered_at + 30
 
 
 @given(STEPS)

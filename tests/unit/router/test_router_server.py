@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from omnihub.common.v1.chat_pb2 import Usage
+from omnihub.common.v1.chat_pb2 import ParameterReceipt, Usage
 from omnihub.provider.v1 import provider_service_pb2 as provider
 from omnihub.router.v1 import router_service_pb2 as pb
 
@@ -634,11 +634,17 @@ async def test_embeddings() -> None:
     ]
     with pytest.raises(RpcError):
         await router.client.embed(pb.EmbedRequest(model="m", inputs=["t"]), a_call())
-    router.providers.answers["a/x"] = [provider.EmbedResponse(embeddings=vectors, usage=a_usage(10, 0))]
-    answer = await router.client.embed(pb.EmbedRequest(model="m", inputs=["t"], dimensions=2), a_call())
+    receipt = [ParameterReceipt(name="user", outcome="dropped", detail="no such parameter")]
+    router.providers.answers["a/x"] = [
+        provider.EmbedResponse(embeddings=vectors, usage=a_usage(10, 0), receipt=receipt)
+    ]
+    request_ = pb.EmbedRequest(model="m", inputs=["t"], dimensions=2, strict=True)
+    answer = await router.client.embed(request_, a_call())
     assert list(answer.embeddings[0].values) == [1, 2]
     assert answer.outcome.cost == format_nano(10 * INPUT_NANO)
-    assert router.providers.asked[-1].dimensions == 2
+    assert (router.providers.asked[-1].dimensions, router.providers.asked[-1].strict) == (2, True)
+    assert list(answer.outcome.receipt) == receipt
+    assert list(router.journal.decisions[-1].receipt) == receipt
     assert [charge.modality for charge in router.journal.charges] == ["embeddings"]
     assert is_clean(router)
 

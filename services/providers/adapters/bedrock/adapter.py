@@ -34,6 +34,7 @@ from services.providers.embedding import embedding_inputs
 from services.providers.frames import FrameParser
 from services.providers.http import FRAME_LIMIT, Exchange, Upstream
 from services.providers.http_adapter import HttpAdapter
+from services.providers.receipts import embedding_receipt
 from services.providers.settings import ProviderSettings
 
 _FEATURES = ("chat", "stream", "embed", "tools", "vision", "audio", "documents", "json_schema", "reasoning")
@@ -142,6 +143,7 @@ class _Service(HttpAdapter):
             message = f"{self.name} has embeddings of Amazon Titan only, not of {request.model}"
             raise UnsupportedError(self.name, message, "model")
         inputs, dimensions = embedding_inputs(request)
+        receipt = embedding_receipt(self.name, request, {"dimensions": "dimensions"})
         bodies = [titan_text.write_embedding(text, request.model, dimensions) for text in inputs]
         limit = asyncio.Semaphore(_EMBED_AT_A_TIME)
         tasks = [asyncio.create_task(self._embed_one(body, request, limit)) for body in bodies]
@@ -150,7 +152,7 @@ class _Service(HttpAdapter):
         finally:
             for task in tasks:
                 task.cancel()
-        response = pb.EmbedResponse(model=request.model)
+        response = pb.EmbedResponse(model=request.model, receipt=receipt)
         total = 0
         for (vector, tokens), body in zip(answers, bodies, strict=True):
             response.embeddings.add(values=vector)
