@@ -57,7 +57,7 @@ into bench/.work/ when they are first needed. bench/README.md says how it is mea
 Exit code: 0, or 1 when a subject failed at what it can do, 130 after Ctrl-C.
 
 parts alone: python -m bench.scale (workers, split deployment), bench.billing, bench.jobs, bench.router_path,
-bench.planning, bench.provider_call, bench.fast_lane
+bench.planning, bench.provider_call, bench.transport, bench.fast_lane
 """.format(scenarios="\n".join(f"  {name:20}{each.title}" for name, each in SCENARIOS.items()))
 
 
