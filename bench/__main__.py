@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from bench.errors import BenchError
+from bench.install import python_home
 from bench.measures import Plan
 from bench.report import Report, machine, write
 from bench.run import execute
@@ -45,30 +46,66 @@ def bounded(low: float, high: float) -> Callable[[str], float]:
     return number
 
 
+EPILOG = """\
+scenarios:
+{scenarios}
+
+The report (Markdown) goes to standard output; report, every sample (JSON) and a plot (PNG) to
+bench/results/<time>.*. `python -m bench.report FILE.json` prints a report once more. Subjects are installed
+into bench/.work/ when they are first needed. bench/README.md says how it is measured, and what is unfair.
+
+Exit code: 0, or 1 when a subject failed at what it can do, 130 after Ctrl-C.
+
+parts alone: python -m bench.scale (workers, split deployment), bench.billing, bench.jobs, bench.router_path,
+bench.planning, bench.provider_call, bench.transport, bench.fast_lane
+""".format(scenarios="\n".join(f"  {name:20}{each.title}" for name, each in SCENARIOS.items()))
+
+
 def parse(arguments: list[str]) -> Plan:
     """Return the plan that the arguments ask for."""
     usual = Plan(list(SUBJECTS), list(SCENARIOS))
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description="Measures the request path beside its rivals; README.md says how."
+        prog="python -m bench",
+        description="Measures OmniHub's request path beside bare Envoy and its rivals, all on this machine "
+        "and the same upstream, in interleaved rounds. Without options: everything, 35 to 45 minutes.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--subjects",
         type=names_of(SUBJECTS, always=("direct",)),
         default=usual.subjects,
-        help=f"any of {', '.join(SUBJECTS)}; default all; `direct` always runs",
+        metavar="NAME,NAME",
+        help=f"who is measured: any of {', '.join(SUBJECTS)}; default all; `direct` always runs",
     )
     parser.add_argument(
         "--scenarios",
         type=names_of(SCENARIOS),
         default=usual.scenarios,
-        help=f"any of {', '.join(SCENARIOS)}; default all",
-    )
-    parser.add_argument("--rounds", type=int, choices=range(1, 12), default=usual.rounds, metavar="1..11")
-    parser.add_argument(
-        "--seconds", type=bounded(1, 60), default=usual.seconds, help="of load in each sample"
+        metavar="NAME,NAME",
+        help="what is asked of them: any of the scenarios below; default all",
     )
     parser.add_argument(
-        "--constant-seconds", type=bounded(1, 120), default=usual.constant_seconds, help="at a constant rate"
+        "--rounds",
+        type=int,
+        choices=range(1, 12),
+        default=usual.rounds,
+        metavar="1..11",
+        help=f"how often each subject is measured in each scenario, in turns; default {usual.rounds}",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=bounded(1, 60),
+        default=usual.seconds,
+        metavar="1..60",
+        help=f"of full load in each sample; default {usual.seconds:g}",
+    )
+    parser.add_argument(
+        "--constant-seconds",
+        type=bounded(1, 120),
+        default=usual.constant_seconds,
+        metavar="1..120",
+        help=f"of fixed rate in each sample of latencies; default {usual.constant_seconds:g}",
     )
     parser.add_argument(
         "--awake", action="store_true", help="let idle cores wait in a loop instead of asleep; needs root"
@@ -94,6 +131,8 @@ async def run(plan: Plan) -> bool:
     if task is not None:
         # Like Ctrl-C: everything that was started is stopped.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    # Before anything is measured: what cannot be installed is told now, not in half an hour.
+    await asyncio.to_thread(python_home, "plot")
     samples = await execute(plan)
     report = Report(plan, samples, machine(plan))
     print(report.markdown())

@@ -144,12 +144,18 @@ class Chunks(Measure):
 
 @dataclass(frozen=True)
 class IdleStreams(Measure):
-    """What an open stream weighs. Memory once used is not given back: the first round counts."""
+    """What an open stream weighs, in a process that has just been started and in one round.
+
+    Memory once used is not given back: after other scenarios a part of it would already be there.
+    """
 
     once = True
+    starts = True
 
     async def run(self, tools: Tools, running: Running, number: int) -> Measured:
         """Measure memory per stream."""
+        chat = KINDS["chat"]
+        await check_answer(chat, running.target(chat))
         return Measured(await stream_weight(running.server.tree, running.target(KINDS["paced2000"])))
 
 

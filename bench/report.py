@@ -1,4 +1,9 @@
-"""The report of a run: Markdown tables, a JSON file with every sample, and a plot."""
+"""The report of a run: Markdown tables, a JSON file with every sample, and a plot.
+
+    python -m bench.report RESULTS.json      # the same tables once more, from the file
+
+Its sections "In short" and "Targets" are the tables of README.md and docs/performance.md.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -85,6 +91,17 @@ COLUMNS: dict[type[Measure], tuple[Column, ...]] = {
 }
 
 
+SHORT = (
+    ("chat", Column("requests/s", "requests_per_s")),
+    ("chat", Column("CPU us/request", "cpu_us")),
+    ("chat", Column("of it Envoy", "cpu_us_envoy")),
+    ("chat", Column("CPU, times ours", "cpu_us", 2, times=OURS)),
+    ("latency", Column("added p50 ms at 50/s", "added_last_byte_p50_ms", 2)),
+    ("latency", Column("added p99 ms at 50/s", "added_last_byte_p99_ms", 2)),
+    ("chat", Column("memory MiB", "memory_mib")),
+)
+
+
 def table(headings: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
@@ -96,7 +113,7 @@ def latency_columns(series: str) -> tuple[Column, ...]:
     shown = [Column(f"added p{percent} ms", f"added_{series}_p{percent}_ms", 3) for percent in (50, 90, 99)]
     ratios = [
         Column(f"p{percent} times Envoy's", f"added_{series}_p{percent}_ms", 2, times=FLOOR)
-        for percent in (50, 99)
+        for percent in (50, 90, 99)
     ]
     return (Column("p50 ms", f"{series}_p50_ms", 3), *shown, *ratios)
 
@@ -200,6 +217,25 @@ class Report:
         rows = [[each.label, each.wanted, each.measured, MARKS[each.met]] for each in verdicts(self.results)]
         return table(["target", "wanted", "measured", ""], rows) if rows else ""
 
+    def short(self) -> str:
+        """Return the table of README.md: cost of a small chat, what it adds at a fixed rate, memory."""
+        rows = [
+            [subject, *(column.cell(self.results, scenario, subject) for scenario, column in SHORT)]
+            for subject in self.plan.subjects
+            if self.results.names("chat", 0, subject)
+        ]
+        return table(["", *(column.heading for _, column in SHORT)], rows) if rows else ""
+
+    def _failures(self) -> str:
+        """Return what failed, and how many rounds its figures, if there are any, are of."""
+        rows = []
+        for (scenario, size, subject), failure in self.results.failures.items():
+            number = self.results.failed_in[scenario, size, subject]
+            case = f"{scenario} {size:,}" if size else scenario
+            figures = f"of {number} of {self.plan.rounds} rounds" if number > 0 else "none"
+            rows.append([subject, case, figures, failure.replace("|", "/").replace("\n", " ")])
+        return table(["", "failed in", "its figures", "why"], rows) if rows else ""
+
     def noise(self) -> str:
         """Return how much others disturbed the run."""
         others, stolen = (self.results.largest(name) for name in ("other_programs_cores", "stolen_cores"))
@@ -219,6 +255,10 @@ class Report:
             "upstream share the machine. CPU is user and system time of all processes of a subject."
         )
         yield self.noise()
+        if failures := self._failures():
+            yield f"## Failed\n\nStarted anew, and not asked the same again.\n\n{failures}"
+        if short := self.short():
+            yield f"## In short\n\n{short}"
         if targets := self._targets():
             yield f"## Targets\n\n{targets}"
         yield f"## What each row does\n\n{self._features()}"
@@ -280,8 +320,8 @@ def machine(plan: Plan) -> dict[str, str]:
     return facts | {f"{name}:": SUBJECTS[name].version() for name in plan.subjects}
 
 
-def write(report: Report, samples: list[Sample]) -> list[Path]:
-    """Write JSON, Markdown and plot to files named after the time, and return their paths."""
+def write(report: Report, samples: list[Sample]) -> Iterator[Path]:
+    """Write JSON, Markdown and plot to files named after the time, and yield each path once it is there."""
     now = datetime.now(UTC)
     RESULTS.mkdir(exist_ok=True)
     data, text, plot = (RESULTS / f"{now:%Y-%m-%dT%H-%M-%SZ}{ending}" for ending in (".json", ".md", ".png"))
@@ -295,8 +335,23 @@ def write(report: Report, samples: list[Sample]) -> list[Path]:
         "samples": [asdict(sample) for sample in samples if not sample.failure],
     }
     data.write_text(json.dumps(content) + "\n")
+    yield data
     text.write_text(report.markdown())
+    yield text
     # The plot is drawn from the file alone, by a Python of its own: nothing else here needs matplotlib.
     python = python_home("plot") / "bin" / "python"
     subprocess.run([str(python), str(HERE / "plot.py"), str(data), str(plot)], check=True)
-    return [data, text, plot]
+    yield plot
+
+
+def read(file: Path) -> Report:
+    """Return the report of a run from its file."""
+    content = json.loads(file.read_text())
+    samples = [Sample(**each) for each in (*content["failures"], *content["samples"])]
+    return Report(Plan(**content["plan"]), samples, content["machine"])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m bench.report bench/results/<time>.json")
+    print(read(Path(sys.argv[1])).markdown())

@@ -41,11 +41,10 @@ class Results:
     """All samples by scenario, size, subject and round; latencies are added to `direct` of the same round."""
 
     def __init__(self, samples: list[Sample]) -> None:
-        self.failures = {
-            (sample.scenario, sample.size, sample.subject): sample.failure
-            for sample in samples
-            if sample.failure
-        }
+        failed = [sample for sample in samples if sample.failure]
+        self.failures = {(sample.scenario, sample.size, sample.subject): sample.failure for sample in failed}
+        self.failed_in = {(sample.scenario, sample.size, sample.subject): sample.round for sample in failed}
+        """The round of each failure; -1 when it was not measured at all."""
         self._values: dict[Key, dict[int, dict[str, float]]] = {}
         self._latencies: dict[tuple[Key, str], list[float]] = {}
         for sample in samples:

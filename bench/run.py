@@ -30,7 +30,10 @@ FAILURES = (BenchError, OSError, TimeoutError, aiohttp.ClientError, subprocess.C
 
 @dataclass
 class Sample:
-    """One subject in one case and round; with `failure` in place of values where it did not do it."""
+    """One subject in one case and round; with `failure` in place of values where it did not do it.
+
+    A round of -1 is before the first one.
+    """
 
     scenario: str
     size: int
@@ -85,13 +88,13 @@ class Bench:
             directory, self._logs / f"{directory.name}.log", self._ports, self._tools.upstream, setup
         )
 
-    def _fail(self, case: Case, subject: str, error: BaseException) -> None:
-        """Keep why a subject did not do a case, and leave it out from then on."""
+    def _fail(self, case: Case, subject: str, error: BaseException, number: int = -1) -> None:
+        """Keep why a subject did not do a case, and in which round, and leave it out from then on."""
         if (case.scenario, case.size, subject) not in self._failed:
             self._failed.add((case.scenario, case.size, subject))
             text = str(error) or repr(error)
             progress(f"{case.scenario}: {subject} failed: {text}")
-            self.samples.append(Sample(case.scenario, case.size, subject, -1, failure=text[:300]))
+            self.samples.append(Sample(case.scenario, case.size, subject, number, failure=text[:300]))
 
     def _able(self, case: Case) -> list[str]:
         """Return the subjects that can do a case and have not failed in it."""
@@ -162,7 +165,7 @@ class Bench:
             try:
                 measured = await self._measure(case, name, number, started)
             except FAILURES as error:
-                self._fail(case, name, error)
+                self._fail(case, name, error, number)
                 failed.append(name)
                 continue
             sample = Sample(case.scenario, case.size, name, number, measured.values)

@@ -30,6 +30,9 @@ RATIOS = (
     Ratio("latency", "added_last_byte_p50_ms", "envoy", 3, "added p50, times bare Envoy's"),
     Ratio("latency", "added_last_byte_p99_ms", "envoy", 5, "added p99, times bare Envoy's"),
     Ratio(
+        "latency", "added_last_byte_p99_ms", "litellm", 10, "LiteLLM's added p99, times ours", inverse=True
+    ),
+    Ratio(
         "first-token", "added_first_token_p50_ms", "envoy", 3, "first token, added p50, times bare Envoy's"
     ),
     Ratio(

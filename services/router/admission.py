@@ -24,7 +24,7 @@ from services.router.budgets import Budgets
 from services.router.caching import OFF, AnswerCache
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.errors import RoutingError
-from services.router.domain.estimate import LARGEST, input_bound
+from services.router.domain.estimate import LARGEST
 from services.router.domain.limits import OrganisationRules
 from services.router.domain.policy import Candidate, Plan
 from services.router.domain.strategy import Strategy, arranged, strategy_of
@@ -158,7 +158,7 @@ class Admission:
 
     def _tokens_bound(self, asked: Asked, candidate: Candidate) -> int:
         """Return the most tokens a request can have, in and out."""
-        tokens = input_bound(asked.raw_body, asked.chat) + self.planner.output_bound(asked, candidate.model)
+        tokens = asked.input_sizes[0] + self.planner.output_bound(asked, candidate.model)
         return min(LARGEST, tokens)
 
     async def reserve_more(self, request: Request, nano: int, tokens: int = 0) -> bool:

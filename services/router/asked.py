@@ -9,6 +9,8 @@ from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, WireFormat
 from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.cached_answer_pb2 import CachedAnswer
 
+from services.router.domain.estimate import input_sizes
+
 # Parts of a message that are paid as text is; all others may have a price of their own.
 _PLAIN_KINDS = frozenset({"text", "tool_call", "reasoning", "refusal", None})
 
@@ -48,6 +50,18 @@ class Asked:
     """What kind of work the rpc itself says this is; empty when it does not."""
     service_tier: str = ""
     """The tier the caller wants to be served in."""
+    _sizes: list[tuple[int, int]] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def input_sizes(self) -> tuple[int, int]:
+        """Return the most tokens the input can have, and about how many it has.
+
+        Kept: prices and limits both ask, and looking through 100 kB takes as long as planning its route.
+        """
+        if not self._sizes:
+            # A body without facts is an embedding's, which has no tools.
+            self._sizes.append(input_sizes(self.raw_body, self.chat, tools=self.tools))
+        return self._sizes[0]
 
     @property
     def media(self) -> bool:

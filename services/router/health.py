@@ -171,7 +171,9 @@ class Health:
         breaker = self._targets.get(target)
         if breaker is None:
             if len(self._targets) >= TARGETS:
-                self._targets.pop(next(iter(self._targets)))
+                oldest = next(iter(self._targets))
+                del self._targets[oldest]
+                self._reasons.pop(oldest.name, None)
             breaker = self._targets[target] = Breaker(self._limits)
         return breaker
 

@@ -44,6 +44,10 @@ REFUSED_S = 0.1
 RENEW_EVERY_S = 8.0
 # Unused for this long, a lease goes back.
 IDLE_S = 20.0
+# Nobody who waits for an idle lease to be returned has waited so long: calls of billing end before.
+RETURNS_KEPT_S = 60.0
+# Of so many organisations is kept how much they had, for the size of their next lease.
+ORGANISATIONS = 10_000
 
 _logger = logging.getLogger(__name__)
 
@@ -248,7 +252,10 @@ class Leases:
         )
         self._open[lease.lease_id] = lease
         self._current[organisation_id] = lease
+        self._available.pop(organisation_id, None)
         self._available[organisation_id] = answer.available_nano_credits
+        if len(self._available) > ORGANISATIONS:
+            del self._available[next(iter(self._available))]
 
     async def _hold(self, organisation_id: str, amount: int, hold_ttl_s: int) -> Reservation:
         """Reserve for this one request at billing."""
@@ -364,11 +371,21 @@ class Leases:
 
     async def maintain(self) -> None:
         """Renew leases in use, return idle and replaced ones. Call it every RENEW_EVERY_S seconds."""
+        self._forget_old()
         await self._renew_holds()
         await self._renew()
         failure = await self._close_unused(self._is_idle)
         if failure is not None:
             raise failure
+
+    def _forget_old(self) -> None:
+        """Forget what says nothing any more of organisations that may never ask again."""
+        now = time.monotonic()
+        for refusals in (self._refusals, self._lease_refusals):
+            for organisation_id in [key for key, each in refusals.items() if now >= each.until]:
+                del refusals[organisation_id]
+        for organisation_id in [key for key, at in self._returned_at.items() if now > at + RETURNS_KEPT_S]:
+            del self._returned_at[organisation_id]
 
     def _is_idle(self, lease: Lease) -> bool:
         replaced = self._current.get(lease.organisation_id) is not lease

@@ -13,12 +13,18 @@ from opentelemetry.metrics import CallbackOptions, Observation
 
 from services.common import telemetry
 from services.common.telemetry import Durations, meter
+from services.router.domain.policy import Candidate
 from services.router.request import Request
 
 _NAMES = ("gen_ai.operation.name", "gen_ai.request.model", "gen_ai.provider.name", "omnihub.state")
 _PROMETHEUS_NAMES = [name.replace(".", "_") for name in _NAMES]
 _duration = Durations("gen_ai_server_request_duration_seconds", _PROMETHEUS_NAMES)
 _first_token = Durations("gen_ai_server_time_to_first_token_seconds", _PROMETHEUS_NAMES)
+
+# Callers can name any model of a provider; names must not fill the memory, here or at who scrapes.
+NAMED_DIRECTLY = 1000
+OTHER = "other"
+_named: set[str] = set()
 
 _Labels = tuple[str, str, str, str]
 _input_tokens: defaultdict[_Labels, int] = defaultdict(int)
@@ -45,11 +51,22 @@ meter.create_observable_counter("gen_ai.client.token.usage", [_read_tokens], uni
 meter.create_observable_counter("omnihub.credits", [_read_credits], unit="{credit}")
 
 
+def _shown(candidate: Candidate) -> str:
+    """Return a model's name as a label: configured ones always, those that callers make up to a number."""
+    name = candidate.target.name
+    if candidate.model.configured or name in _named:
+        return name
+    if len(_named) >= NAMED_DIRECTLY:
+        return OTHER
+    _named.add(name)
+    return name
+
+
 def observe(request: Request, duration_s: float) -> None:
     """Take in one ended request."""
     labels = (
         request.asked.modality,
-        request.plan.chain[0].target.name,
+        _shown(request.plan.chain[0]),
         request.target.provider if request.candidate else "",
         request.state,
     )

@@ -15,7 +15,7 @@ from services.formats.turns import Turns, needed_capabilities, read_turns
 from services.router.asked import Asked
 from services.router.detection import Detector
 from services.router.domain.catalogue import AUTO, Catalogue, Model
-from services.router.domain.estimate import LARGEST, input_sizes
+from services.router.domain.estimate import LARGEST
 from services.router.domain.limits import OrganisationRules
 from services.router.domain.policy import (
     Exclusion,
@@ -151,7 +151,7 @@ class Planner:
         shortlist = self._shortlist(requested, identity.allowed_models, rules, catalogue, unit)
         policy = policy or self._policies(identity.organisation_id)
         wishes = self._resolve(chat, policy)
-        bound_tokens, likely = input_sizes(asked.raw_body, chat)
+        bound_tokens, likely = asked.input_sizes
         if shortlist.scored and asked.feature != "embed":
             detection, sticky_key = await self._read(asked, identity, wishes)
         else:

@@ -25,7 +25,7 @@ from services.credits.savings import Savings, note_savings
 from services.router.aside import Aside, sum_of
 from services.router.asked import Asked, Look
 from services.router.domain.catalogue import Target
-from services.router.domain.estimate import likely_input, likely_tokens
+from services.router.domain.estimate import likely_tokens
 from services.router.domain.policy import Candidate, Plan
 from services.router.domain.record import add_candidates, inputs_of
 from services.router.domain.strategy import Strategy
@@ -198,8 +198,7 @@ class Request:
         )
 
     def _likely_input(self) -> int:
-        asked = self.asked
-        return likely_input(asked.raw_body, asked.chat) + likely_tokens(self.broken.prefill_bytes)
+        return self.asked.input_sizes[1] + likely_tokens(self.broken.prefill_bytes)
 
     @property
     def margin(self) -> Margin | None:

@@ -17,6 +17,16 @@ TOLERATED = 1
 _Answer = TypeVar("_Answer")
 
 
+class _Turn:
+    """The turns of one key, for as long as anybody has one or waits."""
+
+    __slots__ = ("gate", "users")
+
+    def __init__(self, at_once: int) -> None:
+        self.gate = asyncio.Semaphore(at_once)
+        self.users = 0
+
+
 class Turns:
     """Turns of each key, `at_once` at a time.
 
@@ -25,20 +35,28 @@ class Turns:
 
     def __init__(self, at_once: int = 1) -> None:
         self._at_once = at_once
-        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._turns: dict[str, _Turn] = {}
         self._silences: dict[str, list[float]] = {}
 
     @asynccontextmanager
     async def of(self, key: str) -> AsyncIterator[None]:
         """Wait for a turn and take it. Raises RpcError when the peer has not answered meanwhile."""
         came = time.monotonic()
-        if (turns := self._turns.get(key)) is None:
-            turns = self._turns[key] = asyncio.Semaphore(self._at_once)
-        async with turns:
-            silences = self._silences.get(key, ())
-            if len(silences) > TOLERATED and came < silences[-1 - TOLERATED]:
-                raise RpcError("UNAVAILABLE", "billing does not answer; retry", retry_after_s=1)
-            yield
+        if (turn := self._turns.get(key)) is None:
+            turn = self._turns[key] = _Turn(self._at_once)
+        turn.users += 1
+        try:
+            async with turn.gate:
+                silences = self._silences.get(key, ())
+                if len(silences) > TOLERATED and came < silences[-1 - TOLERATED]:
+                    raise RpcError("UNAVAILABLE", "billing does not answer; retry", retry_after_s=1)
+                yield
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                # Nothing is kept of who has had a turn once: whoever comes later has not waited in silence.
+                del self._turns[key]
+                self._silences.pop(key, None)
 
     async def ask(self, key: str, asked: Awaitable[_Answer]) -> _Answer:
         """Return what the peer answers, and note whether it does."""

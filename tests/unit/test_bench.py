@@ -1,6 +1,7 @@
 """The arithmetic of the benchmark harness; the servers themselves are run by `python -m bench --quick`."""
 
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from bench.measure import ProcessTree
 from bench.measures import Measure, Measured, Plan, Tools
 from bench.payload import FIRST_PIECE, KINDS, STATIC, VARIANT, Kind, Target
 from bench.processes import Ports
-from bench.report import Report
+from bench.regression import ratio
+from bench.report import Report, read, write
 from bench.results import Results
 from bench.run import Bench, Sample, awake, families, only_run
 from bench.scenarios import SCENARIOS, Case
@@ -99,6 +101,45 @@ def test_growth_of_several_subjects_is_reported_row_by_row():
     text = Report(plan, grown, {"cpu": "none"}).markdown()
     assert "| envoy | 100 | 25 | 6 | 0.25 | 0.06 |" in text
     assert "| omnihub | 800 | 200 | 50 | 0.25 | 0.06 |" in text
+
+
+def test_the_report_says_what_failed_and_how_many_rounds_its_figures_are_of():
+    found = samples(*[40] * 3)
+    found = [each for each in found if (each.subject, each.round) != ("omnihub", 2)]
+    found += [Sample("latency", 0, "omnihub", 2, failure="no | answer"), Sample("chat", 0, "omnihub", -1)]
+    found[-1].failure = "does not start"
+    plan = Plan(["direct", "envoy", "omnihub"], ["latency", "chat"], rounds=3)
+    text = Report(plan, found, {}).markdown()
+    assert "| omnihub | latency | of 2 of 3 rounds | no / answer |" in text
+    assert "| omnihub | chat | none | does not start |" in text
+    assert "## Failed" not in Report(plan, samples(40), {}).markdown()
+
+
+def test_a_report_comes_back_from_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.report.RESULTS", tmp_path)
+    chats = [
+        Sample("chat", 0, name, 0, {"cpu_us": cpu, "memory_mib": cpu, "requests_per_s": 1e6 / cpu})
+        for name, cpu in (("envoy", 60.0), ("omnihub", 720.0))
+    ]
+    found = [*samples(40), *chats, Sample("chat", 0, "litellm", 1, failure="no answer")]
+    report = Report(Plan(["direct", "envoy", "omnihub"], ["chat", "latency"]), found, {"cpu": "one"})
+    data, text = itertools.islice(write(report, found), 2)
+    assert read(data).markdown() == report.markdown() == text.read_text()
+    assert "| omnihub | 1389 | 720 | - | - | 20.00 | 40.00 | 720 |" in report.short()
+
+
+def test_the_short_form_compares_the_cheapest_rounds():
+    rounds = {"envoy": (60, 90, 70), "omnihub": (1200, 720, 2000)}
+    found = [
+        Sample("chat", 0, name, number, {"cpu_us": cpu})
+        for name, cpus in rounds.items()
+        for number, cpu in enumerate(cpus)
+    ]
+    assert ratio(Results(found)) == 12
+    with pytest.raises(BenchError, match="not measured"):
+        ratio(Results([*found, Sample("chat", 0, "omnihub", 2, failure="no answer")]))
+    with pytest.raises(BenchError, match="no CPU time"):
+        ratio(Results(found[:3]))
 
 
 def test_the_report_says_why_a_subject_has_no_figures():
@@ -332,7 +373,7 @@ async def test_who_failed_is_started_again_for_the_cases_that_follow(tmp_path, m
     bench = Bench(tools, tmp_path, tmp_path, Ports())
     await bench.run([Case("hangs", 0, Setup(), Hanging()), Case("asks", 0, Setup(), Asking())])
     told = [(each.scenario, each.round, each.failure) for each in bench.samples]
-    assert told == [("hangs", -1, "no answer"), ("asks", 0, ""), ("asks", 1, "")]
+    assert told == [("hangs", 0, "no answer"), ("asks", 0, ""), ("asks", 1, "")]
     assert [server.stopped for server in servers] == [True, True]
 
 

@@ -37,31 +37,23 @@ def _media_tokens(size: int) -> int:
     return max(_MEDIA_TOKENS, size // _MEDIA_BYTES_PER_TOKEN)
 
 
-def input_sizes(raw_body: bytes, chat: ChatInput) -> tuple[int, int]:
-    """Return `input_bound` and `likely_input` for the price of one."""
-    text, media = _sizes(raw_body, chat)
+def input_sizes(raw_body: bytes, chat: ChatInput, *, tools: bool = False) -> tuple[int, int]:
+    """Return how many tokens the input does not exceed, and about how many it is, which is never more.
+
+    `tools`: the raw body offers tools.
+    """
+    # Bytes of text, each at most a token, and tokens of media.
+    text, media = _raw_sizes(raw_body, tools=tools) if raw_body else _typed_sizes(chat)
     return max(1, min(LARGEST, text + media)), max(1, min(LARGEST, likely_tokens(text) + media))
 
 
-def input_bound(raw_body: bytes, chat: ChatInput) -> int:
-    """Return a number of tokens the input does not exceed."""
-    text, media = _sizes(raw_body, chat)
-    return max(1, min(LARGEST, text + media))
+def input_bound(raw_body: bytes, chat: ChatInput, *, tools: bool = False) -> int:
+    """Return how many tokens the input does not exceed."""
+    return input_sizes(raw_body, chat, tools=tools)[0]
 
 
-def likely_input(raw_body: bytes, chat: ChatInput) -> int:
-    """Return about how many tokens the input is, never more than `input_bound`."""
-    text, media = _sizes(raw_body, chat)
-    return max(1, min(LARGEST, likely_tokens(text) + media))
-
-
-def _sizes(raw_body: bytes, chat: ChatInput) -> tuple[int, int]:
-    """Return the bytes of text, each at most a token, and the tokens of media."""
-    return _raw_sizes(raw_body) if raw_body else _typed_sizes(chat)
-
-
-def _raw_sizes(body: bytes) -> tuple[int, int]:
-    text = len(body) + (_TOOLS_TOKENS if b'"tools"' in body else 0)
+def _raw_sizes(body: bytes, *, tools: bool) -> tuple[int, int]:
+    text = len(body) + (_TOOLS_TOKENS if tools else 0)
     media, inline = 0, False
     for found in _MEDIA.finditer(body):
         start, end = found.span("value")

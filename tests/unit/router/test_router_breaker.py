@@ -237,6 +237,10 @@ def test_a_refused_credential_is_marked_at_once(
 
 
 def test_invented_models_do_not_fill_the_memory(health: Health, clock: Clock) -> None:
+    # Refused for one model: its circuit opens at once, and the reason is kept.
+    refused = failure("PROVIDER_CREDENTIAL_REFUSED", http_status="403")
     for number in range(TARGETS + 10):
-        health.failed(Target("a", f"m{number}"), failure("MODEL_NOT_FOUND"), clock())
-    assert len(health._targets) <= TARGETS
+        health.failed(Target("a", f"m{number}"), refused, clock())
+    assert len(health._targets) == len(health._reasons) == TARGETS
+    assert health.state(Target("a", "m9"))[0] == "closed"
+    assert health.state(Target("a", "m10"))[2] == "PROVIDER_CREDENTIAL_REFUSED"

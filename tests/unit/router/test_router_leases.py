@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from omnihub.billing.v1 import billing_service_pb2 as billing
 
 from services.common.rpc import RpcError
+from services.router import leases as leases_module
 from services.router.leases import Leases, Reservation
 from tests.support.fakes import FakeBilling
 from tests.support.router import bounded
@@ -314,3 +316,26 @@ async def test_what_outlives_the_process_is_held_also_after_a_free_candidate() -
     # Neither part of a lease, which would stay open for it, nor renewed here for ever.
     assert (reservation.lease, bool(reservation.hold_id), world.leases._holds) == (None, True, {})
     assert world.billing.leases == {}
+
+
+async def test_organisations_that_asked_once_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases_module, "ORGANISATIONS", 3)
+    poor, rich = World(available=0), World()
+    names = [f"org_{number}" for number in range(10)]
+    for name in names:
+        with pytest.raises(RpcError):
+            await poor.leases.reserve(name, 10)
+        rich.leases.spend(await rich.leases.reserve(name, 10), 10)
+    await rich.leases.close()
+    assert list(rich.leases._available) == names[-3:]
+    assert (
+        len(poor.leases._refusals) == len(poor.leases._lease_refusals) == len(rich.leases._returned_at) == 10
+    )
+    # Later.
+    monkeypatch.setattr(leases_module, "RETURNS_KEPT_S", -1.0)
+    for refusals in (poor.leases._refusals, poor.leases._lease_refusals):
+        refusals.update({name: replace(each, until=0.0) for name, each in refusals.items()})
+    for world in (poor, rich):
+        await world.leases.maintain()
+    kept = (poor.leases._refusals, poor.leases._lease_refusals, rich.leases._returned_at)
+    assert kept == ({}, {}, {})

@@ -14,6 +14,7 @@ from services.router import leases as leases_module
 from services.router.budgets import Budgets
 from services.router.domain.limits import Rule
 from services.router.leases import HOLDS_AT_ONCE, Leases
+from services.router.turns import Turns
 from tests.support.fakes import FakeBilling
 from tests.support.router import bounded
 
@@ -147,3 +148,22 @@ async def test_two_who_need_an_idle_lease_return_it_once() -> None:
         both = await asyncio.gather(leases.reserve(ORG, 460), leases.reserve(ORG, 460))
     assert all(reservation.hold_id for reservation in both)
     assert len(settled) == 1
+
+
+async def test_nothing_is_kept_of_who_has_had_a_turn() -> None:
+    turns = Turns()
+
+    async def silent() -> None:
+        raise RpcError("UNAVAILABLE", "billing does not answer")
+
+    async def take(key: str) -> None:
+        async with turns.of(key):
+            await turns.ask(key, silent())
+
+    async with bounded():
+        # Two for each: the second one waits for the first.
+        crowd = [take(f"org_{number // 2}") for number in range(200)]
+        outcomes = await asyncio.gather(*crowd, return_exceptions=True)
+    assert [getattr(outcome, "reason", None) for outcome in outcomes] == ["UNAVAILABLE"] * 200
+    assert not turns._turns
+    assert not turns._silences
