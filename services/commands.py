@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from services.access import CommandError, platform_key, platform_url
 from services.settings import Settings
 
 TIMEOUT_S = 300
@@ -21,17 +22,12 @@ CHUNK = 1 << 16
 DONE, DIFFERENT, FAILED = 0, 1, 2
 
 
-class CommandError(Exception):
-    """It could not be done; the message says why."""
-
-
 class Platform:
     """The public port, and a key for it."""
 
     def __init__(self, settings: Settings, options: argparse.Namespace) -> None:
-        scheme = "https" if settings.edge.certificate_file else "http"
-        self._url = (options.url or f"{scheme}://127.0.0.1:{settings.port}").rstrip("/")
-        self._key = _key(settings, options.key_file)
+        self._url = platform_url(settings, options.url)
+        self._key = platform_key(settings, options.key_file)
 
     def open(self, path: str, body: Mapping[str, Any] | None = None) -> BinaryIO:
         """Send a request and return the answer's body. Raises CommandError."""
@@ -46,7 +42,9 @@ class Platform:
         except urllib.error.HTTPError as error:
             raise CommandError(_message(error)) from None
         except (OSError, ValueError) as error:
-            raise CommandError(f"{self._url} cannot be reached: {error}; is it running? See --url") from None
+            raise CommandError(
+                f"{self._url} cannot be reached: {error}; start it with `omnihub serve`, or set OMNIHUB_URL"
+            ) from None
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the JSON that answers a JSON body. Raises CommandError."""
@@ -60,18 +58,6 @@ def _message(error: urllib.error.HTTPError) -> str:
         return f"{told['reason']}: {told['message']}"
     except (ValueError, KeyError, TypeError):
         return f"HTTP {error.code}"
-
-
-def _key(settings: Settings, file: str) -> str:
-    if not file and settings.bootstrap_api_key is not None:
-        return settings.bootstrap_api_key.get_secret_value()
-    path = Path(file) if file else settings.data_dir / "bootstrap-key"
-    try:
-        return sys.stdin.readline().strip() if file == "-" else path.read_text().strip()
-    except OSError as error:
-        raise CommandError(
-            f"no key: {path}: {error.strerror}; name a file with an API key with --key-file"
-        ) from None
 
 
 def add_commands(commands: Any, billing: Any) -> None:
@@ -102,8 +88,14 @@ def _add(
     if period:
         parser.add_argument("--from", dest="start", default="", help="date or RFC 3339 time")
         parser.add_argument("--to", dest="end", default="", help="exclusive; default: now")
-    parser.add_argument("--url", default="", help="the public address; default: this machine's")
-    parser.add_argument("--key-file", default="", help="file with an API key; `-`: standard input")
+    parser.add_argument(
+        "--url", default="", help="the public address; default: OMNIHUB_URL, else this machine's"
+    )
+    parser.add_argument(
+        "--key-file",
+        default="",
+        help="file with an API key, `-`: standard input; default: OMNIHUB_API_KEY, else the bootstrap key",
+    )
 
     def run(settings: Settings, options: argparse.Namespace) -> int:
         try:

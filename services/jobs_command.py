@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from services.access import CommandError, platform_key, platform_url
 from services.common.late import late
 from services.settings import Settings
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 else:
     aiohttp = late("aiohttp")
 
-BOOTSTRAP_FILE = "bootstrap-key"
 ENDED = ("succeeded", "failed", "cancelled", "expired")
 CONNECT_LIMIT_S = 5.0
 BAR = 30
@@ -29,10 +29,6 @@ PIECE = 64 * 1024
 RENEWALS = 5
 _EVENT = b"data:"
 Json = dict[str, Any]
-
-
-class CommandError(Exception):
-    """The command cannot go on; the message says what to do."""
 
 
 class Platform:
@@ -86,7 +82,10 @@ class Platform:
                     async for piece in answer.content.iter_chunked(PIECE):
                         file.write(piece)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise self._unreachable(error) from None
+            raise CommandError(
+                f"{url.partition('?')[0]} cannot be fetched ({type(error).__name__});"
+                " links begin with the OMNIHUB_PUBLIC_URL of the server"
+            ) from None
         except OSError as error:
             raise CommandError(f"cannot write {to}: {error.strerror}") from None
 
@@ -112,23 +111,10 @@ async def _check(answer: aiohttp.ClientResponse) -> None:
 
 @asynccontextmanager
 async def _platform(settings: Settings) -> AsyncIterator[Platform]:
-    url = (settings.url or f"http://127.0.0.1:{settings.port}").rstrip("/")
-    headers = {"Authorization": f"Bearer {_key(settings)}"}
+    headers = {"Authorization": f"Bearer {platform_key(settings)}"}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_LIMIT_S)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=True) as session:
-        yield Platform(session, url)
-
-
-def _key(settings: Settings) -> str:
-    """Return the key to call with. Raises CommandError."""
-    for given in (settings.api_key, settings.bootstrap_api_key):
-        if given is not None:
-            return given.get_secret_value()
-    path = settings.data_dir / BOOTSTRAP_FILE
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        raise CommandError(f"set OMNIHUB_API_KEY: no key in {path} ({error.strerror})") from None
+        yield Platform(session, platform_url(settings))
 
 
 class Display:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 
 from services import jobs_command
+from services.access import CommandError, platform_key, platform_url
+from services.commands import FAILED
 from services.commands import add_commands as add_questions
 from services.common.late import late
 from services.settings import Settings
@@ -65,9 +68,12 @@ def _replay(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _evaluate(settings: Settings, options: argparse.Namespace) -> int:
-    scheme = "https" if settings.edge.certificate_file else "http"
-    key_file = settings.data_dir / "bootstrap-key"
-    return evaluating.run(f"{scheme}://127.0.0.1:{settings.port}", key_file, options)
+    try:
+        key = platform_key(settings, options.key_file)
+    except CommandError as error:
+        sys.stderr.write(f"evaluate: {error}\n")
+        return FAILED
+    return evaluating.run(platform_url(settings, options.url), key, options)
 
 
 def _models(settings: Settings, options: argparse.Namespace) -> int:

@@ -45,8 +45,10 @@ class EvaluationError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument("--url", default="", help="of the suite; default: this machine's")
-    parser.add_argument("--key-file", type=Path, help="holds an API key; default: the bootstrap key")
+    parser.add_argument("--url", default="", help="of the suite; default: OMNIHUB_URL, else this machine's")
+    parser.add_argument(
+        "--key-file", default="", help="holds an API key; default: OMNIHUB_API_KEY, else the bootstrap key"
+    )
     parser.add_argument("--workload", type=Path, default=WORKLOAD, help="JSON; default: what is shipped")
     parser.add_argument(
         "--policy",
@@ -64,16 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write everything that was measured there")
 
 
-def run(default_url: str, default_key_file: Path, options: argparse.Namespace) -> int:
+def run(url: str, key: str, options: argparse.Namespace) -> int:
     """Evaluate, print the report, enable what is to be enabled, and return the exit status."""
     try:
-        key_file = options.key_file or default_key_file
-        key = key_file.read_text().strip()
         prompts = read_workload(options.workload)
         policies = [read_policy(each) for each in options.policy or ["balanced"]]
         if options.enable and len(policies) != 1:
             raise EvaluationError("--enable takes one --policy")
-        return asyncio.run(_evaluate(options.url or default_url, key, prompts, policies, options))
+        return asyncio.run(_evaluate(url, key, prompts, policies, options))
     except (OSError, EvaluationError, WorkloadError, aiohttp.ClientError, TimeoutError) as error:
         sys.stderr.write(f"evaluate: {error or type(error).__name__}\n")
         return UNUSABLE

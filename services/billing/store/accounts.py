@@ -19,10 +19,10 @@ from services.billing.domain.accounts import (
     wallet_of,
 )
 from services.billing.domain.errors import NotFoundError
-from services.billing.store.tables import account, audit
+from services.billing.store.auditing import keep_audit
+from services.billing.store.tables import account
 from services.common.crash import CrashPoints
 from services.common.db import Database
-from services.common.ids import new_id
 
 AVAILABLE = account.c.posted - account.c.held - account.c.leased
 OPEN, CLOSED = "open", "closed"
@@ -97,30 +97,8 @@ class Accounts:
                     f"there is no organisation {organisation_id}", organisation_id=organisation_id
                 )
             if changed is not None:
-                await self._audit(connection, f"account.{state}", organisation_id, wallet, actor, note, now)
+                await keep_audit(connection, f"account.{state}", organisation_id, wallet, actor, note, now)
         return changed is not None
-
-    async def _audit(
-        self,
-        connection: AsyncConnection,
-        action: str,
-        organisation_id: str,
-        subject: str,
-        actor: str,
-        note: str,
-        now: int,
-    ) -> None:
-        """Keep who did what, in the transaction that does it."""
-        row = {
-            "id": new_id("audit"),
-            "at": now,
-            "actor": actor,
-            "action": action,
-            "organisation_id": organisation_id,
-            "subject": subject,
-            "note": note,
-        }
-        await connection.execute(sa.insert(audit), row)
 
     async def _insert_new(self, connection: AsyncConnection, table: sa.Table, row: dict[str, Any]) -> bool:
         """Insert a row unless its id exists; tell whether it was inserted."""

@@ -25,6 +25,7 @@ from services.billing.domain.errors import (
     NotFoundError,
 )
 from services.billing.domain.purse import COVER, RELEASE, UNCOVER, Posting, Purse, burned
+from services.billing.store.auditing import keep_audit
 from services.billing.store.postings import Postings
 from services.billing.store.tables import (
     correction,
@@ -201,7 +202,7 @@ class Corrections(Postings):
             "balance_after": purse.posted,
         }
         await connection.execute(sa.insert(correction), row)
-        await self._audit(
+        await keep_audit(
             connection,
             step.kind,
             purse.organisation_id,

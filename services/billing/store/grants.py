@@ -19,6 +19,7 @@ from services.billing.domain.grant import Grant, allowance_grant
 from services.billing.domain.ledger import LARGEST_AMOUNT
 from services.billing.domain.purse import Posting, Purse, Slice
 from services.billing.store.accounts import Balance
+from services.billing.store.auditing import keep_audit
 from services.billing.store.postings import Postings
 from services.billing.store.tables import account, credit_grant, ledger_transaction
 
@@ -101,7 +102,7 @@ class Grants(Postings):
         await self._add_grant(connection, grant, posting, purse, now)
         await self._write(connection, [posting], now, claimed=posting.id)
         if grant.actor:
-            await self._audit(
+            await keep_audit(
                 connection, "grant", grant.organisation_id, grant.id, grant.actor, grant.note, now
             )
         return Balance(purse.posted)

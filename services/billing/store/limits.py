@@ -19,6 +19,7 @@ from services.billing.domain.accounts import wallet_of
 from services.billing.domain.errors import NotFoundError
 from services.billing.domain.limit import Limit
 from services.billing.domain.plan import Plan, PlanBook, plan_from_json
+from services.billing.store.auditing import keep_audit
 from services.billing.store.budget_tables import (
     budget_counter,
     budget_limit,
@@ -26,11 +27,10 @@ from services.billing.store.budget_tables import (
     organisation_plan,
     plan,
 )
-from services.billing.store.tables import account, audit, usage_event
+from services.billing.store.tables import account, usage_event
 from services.common.change_feed import ChangeFeed
 from services.common.crash import CrashPoints
 from services.common.db import Database
-from services.common.ids import new_id
 from services.credits.windows import window_end, window_start
 
 TOPIC = "budget"
@@ -100,28 +100,6 @@ class BudgetRecords:
         """Wait until nobody books who has not seen the change this transaction makes."""
         if not self.database.sqlite:
             await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-
-    async def _audit(
-        self,
-        connection: AsyncConnection,
-        action: str,
-        organisation_id: str,
-        subject: str,
-        actor: str,
-        note: str,
-        now: int,
-    ) -> None:
-        """Keep who did what, in the transaction that does it."""
-        row = {
-            "id": new_id("audit"),
-            "at": now,
-            "actor": actor,
-            "action": action,
-            "organisation_id": organisation_id,
-            "subject": subject[:200],
-            "note": note[:500],
-        }
-        await connection.execute(sa.insert(audit), row)
 
     async def plans(self, connection: AsyncConnection) -> dict[str, Plan]:
         """Return all plans by name."""
@@ -268,7 +246,7 @@ class Limits(BudgetRecords):
             )
             stored = (await connection.execute(upsert.returning(*budget_limit.c))).one()
             await self.feed.append(connection, TOPIC, limit.organisation_id)
-            await self._audit(
+            await keep_audit(
                 connection, "set_limit", limit.organisation_id, stored.id, actor, _in_words(limit), now
             )
         return limit_of(stored)
@@ -295,7 +273,7 @@ class Limits(BudgetRecords):
             await connection.execute(sa.delete(budget_slice).where(budget_slice.c.limit_id == limit.id))
             await connection.execute(sa.delete(budget_counter).where(budget_counter.c.limit_id == limit.id))
             await self.feed.append(connection, TOPIC, limit.organisation_id)
-            await self._audit(
+            await keep_audit(
                 connection, "delete_limit", limit.organisation_id, limit.id, actor, _in_words(limit), now
             )
 

@@ -12,6 +12,7 @@ from services.billing.domain.errors import NotFoundError, PreconditionFailedErro
 from services.billing.domain.limit import Limit
 from services.billing.domain.plan import FILE, SHIPPED, Plan, month_of, plan_to_json
 from services.billing.domain.usage import moment
+from services.billing.store.auditing import keep_audit
 from services.billing.store.budget_tables import (
     budget_limit,
     organisation_plan,
@@ -90,7 +91,7 @@ class Plans(Limits):
                 upsert = insert.on_conflict_do_update(index_elements=[plan.c.name], set_=row)
                 await connection.execute(upsert)
                 await self.feed.append(connection, TOPIC, EVERYONE)
-                await self._audit(connection, "set_plan", "", wanted.name, actor, content, now)
+                await keep_audit(connection, "set_plan", "", wanted.name, actor, content, now)
             return (await self.plans(connection))[wanted.name]
 
     def _check_editable(self, name: str) -> None:
@@ -114,7 +115,7 @@ class Plans(Limits):
                 )
             await connection.execute(sa.delete(plan).where(plan.c.name == name))
             await self.feed.append(connection, TOPIC, EVERYONE)
-            await self._audit(connection, "delete_plan", "", name, actor, "", now)
+            await keep_audit(connection, "delete_plan", "", name, actor, "", now)
 
     async def assign(self, organisation_id: str, name: str, actor: str, note: str, now: int) -> Assignment:
         """Put an organisation on a plan. Raises NotFoundError."""
@@ -135,7 +136,7 @@ class Plans(Limits):
                 insert.on_conflict_do_update(index_elements=[organisation_plan.c.organisation_id], set_=row)
             )
             await self.feed.append(connection, TOPIC, organisation_id)
-            await self._audit(connection, "assign_plan", organisation_id, name, actor, note, now)
+            await keep_audit(connection, "assign_plan", organisation_id, name, actor, note, now)
         return made
 
     async def assignments(self, organisation_id: str, before: str, count: int) -> list[Assignment]:

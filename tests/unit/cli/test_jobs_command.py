@@ -126,11 +126,3 @@ def test_the_bar_moves_on_a_terminal() -> None:
     assert [frame.count("#") for frame in frames] == [0, 15, 30]
     assert "50% running" in frames[1]
     assert terminal.getvalue().endswith("\n")
-
-
-def test_a_key_from_the_data_folder_or_advice(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path)
-    with pytest.raises(jobs_command.CommandError, match="OMNIHUB_API_KEY"):
-        jobs_command._key(settings)
-    (tmp_path / "bootstrap-key").write_text("omni_sk_first\n")
-    assert jobs_command._key(settings) == "omni_sk_first"

@@ -127,11 +127,10 @@ def parsed(*arguments: str) -> argparse.Namespace:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--key-file", "/nowhere"), "No such file"),
         (("--policy", "frugal"), "--policy frugal: none of cheap, balanced, best"),
         (("--policy", "broken.json"), "--policy broken.json: Expecting"),
         (("--policy", "cheap", "--policy", "best", "--enable"), "--enable takes one --policy"),
-        (("--workload", "key"), "key is no workload"),
+        (("--workload", "broken.json"), "broken.json is no workload"),
         (("--workload", "one.json"), "two prompts at least"),
         ((), "Cannot connect"),
     ],
@@ -144,12 +143,11 @@ def test_what_is_wrong_with_an_evaluation_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "key").write_text("omni_sk_x")
     (tmp_path / "broken.json").write_text("{")
     shipped = json.loads(evaluating.WORKLOAD.read_text())
     (tmp_path / "one.json").write_text(json.dumps({"prompts": shipped["prompts"][:1]}))
     # The port of discard: nobody listens.
-    assert evaluating.run("http://127.0.0.1:9", tmp_path / "key", parsed(*arguments)) == 2
+    assert evaluating.run("http://127.0.0.1:9", "omni_sk_x", parsed(*arguments)) == 2
     assert text in capsys.readouterr().err
 
 
