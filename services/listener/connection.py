@@ -51,6 +51,29 @@ class _MalformedError(Exception):
 class Connection(asyncio.Protocol):
     """Parses what arrives, keeps requests in order, closes in time."""
 
+    __slots__ = (
+        "_addresses",
+        "_current",
+        "_deaf",
+        "_drained",
+        "_expects_continue",
+        "_headers",
+        "_held",
+        "_in_head",
+        "_loop",
+        "_overhead",
+        "_parser",
+        "_receiving",
+        "_refusal",
+        "_server",
+        "_transport",
+        "_unsent",
+        "_url",
+        "_waiting",
+        "deadline",
+        "paused",
+    )
+
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
         self.paused = False
         self.deadline = loop.time() + KEEP_ALIVE_S

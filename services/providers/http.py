@@ -175,6 +175,24 @@ def content_type(headers: Mapping[str, str]) -> str:
 class Exchange:
     """One answer being read. Ends with `release` (keeps the connection) or `close` (does not)."""
 
+    __slots__ = (
+        "_armed_for",
+        "_deadline",
+        "_expired",
+        "_failures",
+        "_last",
+        "_loop",
+        "_response",
+        "_started",
+        "_timeouts",
+        "_timer",
+        "_waiting",
+        "got_token",
+        "headers",
+        "phase",
+        "status",
+    )
+
     def __init__(
         self,
         response: Answer | aiohttp.ClientResponse,

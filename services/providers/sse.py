@@ -13,6 +13,8 @@ _BOM = b"\xef\xbb\xbf"
 class SseParser:
     """Takes bytes as they come and returns whole events as (event name, data)."""
 
+    __slots__ = ("_after_cr", "_at_start", "_data", "_data_size", "_limit", "_name", "_pieces", "_size")
+
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._pieces: list[bytes] = []

@@ -205,6 +205,24 @@ class _Inflater:
 class Wire(asyncio.Protocol):
     """One connection. What aiohttp's connector needs of it is public; `ask` expects an answer."""
 
+    __slots__ = (
+        "_body",
+        "_come",
+        "_complete",
+        "_fields",
+        "_head",
+        "_in_head",
+        "_interim",
+        "_loop",
+        "_overhead",
+        "_parser",
+        "_paused",
+        "_reusable",
+        "_until_close",
+        "closed",
+        "transport",
+    )
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.transport: Any = None
         self.closed: asyncio.Future[None] | None = None

@@ -167,6 +167,8 @@ def _passing(outlet: Outlet, meter: _Meter, transcript: Transcript, recording: R
 class _Meter:
     """Reserves more credits before a stream has used up what is reserved."""
 
+    __slots__ = ("_admission", "_limit_tokens", "_request", "_step", "_transcript", "due_at_bytes")
+
     def __init__(self, request: Request, admission: Admission, transcript: Transcript) -> None:
         self._request = request
         self._admission = admission

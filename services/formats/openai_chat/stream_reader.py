@@ -99,6 +99,8 @@ def _failure(choice: _Choice) -> msgspec.Raw | None:
 class RawReader:
     """Reads the facts of a stream that is passed on, and holds back what ends it."""
 
+    __slots__ = ("_choices", "_finishes", "_include_usage", "_usage_field", "progress", "tail")
+
     def __init__(self, include_usage: bool, choices: int = 1, usage_field: str = "") -> None:
         """`usage_field` names the object in a chunk that holds the usage where it is not at the top."""
         self._include_usage = include_usage

@@ -18,6 +18,17 @@ _RESUMABLE_DELTAS = frozenset({"text", "reasoning", "signature", "citations_json
 class Transcript:
     """Takes in every event that goes to the caller. Cheap: this runs for each of them."""
 
+    __slots__ = (
+        "_beyond_text",
+        "_frame",
+        "_gone_on",
+        "_open",
+        "_parts",
+        "_text",
+        "attempt_bytes",
+        "produced_bytes",
+    )
+
     def __init__(self) -> None:
         self.produced_bytes = 0
         """Size of all that was produced, about."""
