@@ -132,11 +132,15 @@ signing_key = sa.Table(
     "signing_key",
     metadata,
     sa.Column("key_id", _ID, primary_key=True),
-    # Counts up from 1, unique: replicas that start at once agree on one key.
+    # Counts up from 1, unique: replicas that start, or rotate, at once agree on one key.
     sa.Column("generation", sa.Integer, nullable=False, unique=True),
     sa.Column("private_key", sa.LargeBinary, nullable=False),
     sa.Column("sealed", sa.Boolean, nullable=False),
     _time("created_at"),
+    # Null: since it was made.
+    _time("signs_at", nullable=True),
+    # Null: no key follows it yet.
+    _time("retires_at", nullable=True),
 )
 
 login_failure = sa.Table(
