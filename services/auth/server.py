@@ -61,7 +61,7 @@ class AuthServer:
 
     async def login(self, request: pb.LoginRequest, call: Call) -> pb.LoginResponse:
         user, membership = await self._accounts.login(
-            request.email, request.password, request.organisation_id
+            request.email, request.password, request.organisation_id, call.client_address
         )
         return pb.LoginResponse(
             access_token=await self._access_token(membership),

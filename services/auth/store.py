@@ -338,14 +338,14 @@ class Records(PlaceRecords):
     # Failed logins
 
     async def count_attempt(
-        self, email_hash: str, now: datetime, window_ends_at: datetime
+        self, subject: str, now: datetime, window_ends_at: datetime
     ) -> tuple[int, datetime]:
         """Count a login attempt before it is tried. Return the attempts in the window and its end."""
         table = tables.login_failure
         over = table.c.window_ends_at <= now
         counting = (
             self._insert(table)
-            .values(email_hash=email_hash, window_ends_at=window_ends_at, attempts=1)
+            .values(email_hash=subject, window_ends_at=window_ends_at, attempts=1)
             .on_conflict_do_update(
                 index_elements=[table.c.email_hash],
                 set_={
@@ -356,15 +356,26 @@ class Records(PlaceRecords):
             .returning(table.c.attempts, table.c.window_ends_at)
         )
         row = (await self._connection.execute(counting)).one()
-        # Old rows go last and without waiting for locks, so that two logins never wait for each other.
-        old = sa.select(table.c.email_hash).where(over).limit(100).with_for_update(skip_locked=True)
-        await self._connection.execute(sa.delete(table).where(table.c.email_hash.in_(old)))
         return row.attempts, row.window_ends_at
 
-    async def forget_attempts(self, email_hash: str) -> None:
+    async def take_attempt_back(self, subject: str) -> None:
+        """Count one attempt less, after one that succeeded."""
+        table = tables.login_failure
+        update = sa.update(table).where(table.c.email_hash == subject, table.c.attempts > 0)
+        await self._connection.execute(update.values(attempts=table.c.attempts - 1))
+
+    async def forget_attempts(self, subject: str) -> None:
         """Forget the attempts for an email, after one that succeeded."""
         table = tables.login_failure
-        await self._connection.execute(sa.delete(table).where(table.c.email_hash == email_hash))
+        await self._connection.execute(sa.delete(table).where(table.c.email_hash == subject))
+
+    async def forget_old_attempts(self, now: datetime) -> None:
+        """Delete some of what is over. Each attempt adds two rows and deletes more, so they stay few."""
+        table = tables.login_failure
+        # Last and without waiting for locks, so that two logins never wait for each other.
+        over = table.c.window_ends_at <= now
+        old = sa.select(table.c.email_hash).where(over).limit(100).with_for_update(skip_locked=True)
+        await self._connection.execute(sa.delete(table).where(table.c.email_hash.in_(old)))
 
 
 def _open_invitation(secret_hash: str, now: datetime) -> sa.Select[Any]:

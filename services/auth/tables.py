@@ -146,7 +146,7 @@ signing_key = sa.Table(
 login_failure = sa.Table(
     "login_failure",
     metadata,
-    # SHA-256 of what was sent as email, which may be anything.
+    # SHA-256 of what was sent as email, which may be anything; or `address:` and where logins came from.
     sa.Column("email_hash", sa.String(64), primary_key=True),
     _time("window_ends_at"),
     sa.Column("attempts", sa.Integer, nullable=False),

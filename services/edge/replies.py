@@ -17,12 +17,15 @@ from services.edge.routes import PublicRpc
 Json = dict[str, Any]
 
 REQUEST_ID = "x-omnihub-request-id"
+CLIENT_ADDRESS = "x-omnihub-client-address"
 HTTP_STATUS = "x-http-status"
 ERROR_BODY = "x-omnihub-error"
 GRPC_CONTENT = "application/grpc"
 # Envoy fills these in.
 ENVOY_REQUEST_ID = "req_%REQ(X-REQUEST-ID)%"
 ENVOY_STATUS = "%RESPONSE_CODE%"
+# The connection's, or what the last of the trusted proxies says of it.
+ENVOY_CLIENT_ADDRESS = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 ENVOY_TEXT = "%LOCAL_REPLY_BODY%"
 
 _TYPE = "type.googleapis.com/envoy"

@@ -14,6 +14,8 @@ from operator import itemgetter
 from typing import Any
 
 from services.edge.replies import (
+    CLIENT_ADDRESS,
+    ENVOY_CLIENT_ADDRESS,
     ENVOY_REQUEST_ID,
     ERROR_BODY,
     GRPC_CONTENT,
@@ -247,6 +249,8 @@ def _rest(rpc: PublicRpc, binding: Binding, body_limit_bytes: int) -> list[Json]
             SNAKE_CASE if binding.snake_case else CAMEL_CASE: switch_on(),
         },
     }
+    if rpc.anonymous:
+        forward["request_headers_to_add"] = _told_apart()
     if binding.body_field:
         forward["metadata"] = {"filter_metadata": {LUA: {BODY_FIELD: binding.body_field}}}
     if binding.method == "GET":
@@ -265,9 +269,16 @@ def _rest(rpc: PublicRpc, binding: Binding, body_limit_bytes: int) -> list[Json]
     ]
 
 
+def _told_apart() -> list[Json]:
+    """Return what tells those apart who show no credential."""
+    return [_header(CLIENT_ADDRESS, ENVOY_CLIENT_ADDRESS)]
+
+
 def _native(rpc: PublicRpc) -> Json:
     content = {"name": "content-type", "string_match": {"prefix": GRPC_CONTENT}}
+    told = {"request_headers_to_add": _told_apart()} if rpc.anonymous else {}
     return {
+        **told,
         "match": _match(PathMatch(exact=rpc.path), _method("POST"), content),
         "route": _forward(rpc.area),
         "typed_per_filter_config": {GRPC_WEB: switch_on(), HIDE: switch_on()},

@@ -89,10 +89,10 @@ class RunningAuth:
         return registered
 
     async def login(
-        self, email: str, password: str = PASSWORD, organisation_id: str = ""
+        self, email: str, password: str = PASSWORD, organisation_id: str = "", client_address: str = ""
     ) -> pb.LoginResponse:
         request = pb.LoginRequest(email=email, password=password, organisation_id=organisation_id)
-        return await self.client.login(request, Call.internal())
+        return await self.client.login(request, Call(new_id("req"), client_address=client_address))
 
     async def rotate(self, *, withdraw: bool = False) -> list[signing.SigningKey]:
         """Rotate the signing key; return all keys."""

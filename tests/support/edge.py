@@ -127,6 +127,10 @@ class FakeAuth(Unused):
         self._backend.enter(request, call)
         return auth_service_pb2.RotateApiKeyResponse(secret=request.key_id)
 
+    async def login(self, request: Any, call: Call) -> Any:
+        self._backend.enter(request, call)
+        return auth_service_pb2.LoginResponse(token_type="Bearer")
+
     async def get_json_web_key_set(self, request: Any, call: Call) -> Any:
         self._backend.enter(request, call)
         answer = auth_service_pb2.GetJsonWebKeySetResponse()

@@ -268,6 +268,41 @@ async def test_callers_cannot_speak_for_others_or_choose_the_request_id(
     assert without.status_code == 401
 
 
+async def test_callers_cannot_choose_the_address_their_logins_count_for(
+    client: httpx.AsyncClient, backend: Backend
+) -> None:
+    claimed = ("x-omnihub-client-address", "x-forwarded-for", "x-envoy-external-address", "x-real-ip")
+    headers = dict.fromkeys(claimed, "203.0.113.7")
+    assert (await client.post("/api/auth/login", json={}, headers=headers)).status_code == 200
+    assert backend.calls[0].client_address == "127.0.0.1"
+    # Where nobody asks for it, it is not told.
+    await client.get("/v1/usage", headers=headers)
+    assert backend.calls[1].client_address == ""
+    await client.get("/v1/models", headers=headers)
+    assert "x-omnihub-client-address" not in backend.http_requests[0].headers
+
+
+async def test_a_proxy_that_is_trusted_says_who_calls(backend: Backend, tmp_path: Path) -> None:
+    async with (
+        running_edge(tmp_path, backend=backend, trusted_proxies=1) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as proxy,
+    ):
+        # What the proxy appends is believed, what its caller had written before it is not.
+        headers = {"x-forwarded-for": "198.51.100.1, 203.0.113.7"}
+        await proxy.post("/api/auth/login", json={}, headers=headers)
+        await proxy.post("/api/auth/login", json={})
+    assert [call.client_address for call in backend.calls] == ["203.0.113.7", "127.0.0.1"]
+
+
+async def test_a_login_refused_for_its_address_says_when_to_come_back(
+    client: httpx.AsyncClient, backend: Backend
+) -> None:
+    backend.error = RpcError("RATE_LIMITED", "too many failed logins from your address", retry_after_s=42.4)
+    response = await client.post("/api/auth/login", json={})
+    assert (response.status_code, response.headers["retry-after"]) == (429, "43")
+    assert error_of(response)["details"]["retry_after_s"] == 42.4
+
+
 async def test_leaving_a_stream_cancels_the_handler(client: httpx.AsyncClient, backend: Backend) -> None:
     async with client.stream("POST", "/v1/chat:stream", json=CHAT) as response:
         await anext(response.aiter_lines())
