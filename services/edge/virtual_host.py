@@ -14,13 +14,16 @@ from operator import itemgetter
 from typing import Any
 
 from services.edge.replies import (
+    ANTHROPIC_REQUEST_ID,
     CLIENT_ADDRESS,
     ENVOY_CLIENT_ADDRESS,
     ENVOY_REQUEST_ID,
     ERROR_BODY,
     GRPC_CONTENT,
     HTTP_STATUS,
+    OPENAI_REQUEST_ID,
     REQUEST_ID,
+    identifying,
 )
 from services.edge.routes import (
     FACADE,
@@ -61,6 +64,8 @@ UNKNOWN_PATH = (
     "there is nothing at this path: check it; base_url ends in /v1 for OpenAI's SDKs, "
     "and without it for Anthropic's"
 )
+# Of Anthropic's SDKs.
+ANTHROPIC_PATHS = "/v1/messages"
 # What gRPC adds to an answer and REST callers have no use for.
 _GRPC_HEADERS = (
     "grpc-status",
@@ -76,6 +81,8 @@ _EXPOSED = (
     "grpc-status-details-bin",
     "retry-after",
     REQUEST_ID,
+    OPENAI_REQUEST_ID,
+    ANTHROPIC_REQUEST_ID,
     "x-omnihub-decision-id",
     "x-omnihub-job-id",
     "x-omnihub-model",
@@ -369,8 +376,11 @@ def virtual_host(
             "host_selection_retry_max_attempts": 5,
         },
         "request_headers_to_add": [_header(REQUEST_ID, ENVOY_REQUEST_ID)],
-        "response_headers_to_add": [_header(REQUEST_ID, ENVOY_REQUEST_ID)],
+        "response_headers_to_add": identifying(REQUEST_ID, OPENAI_REQUEST_ID),
     }
+    for route in routes:
+        if route["match"].get("path", "").startswith(ANTHROPIC_PATHS):
+            route.setdefault("response_headers_to_add", []).extend(identifying(ANTHROPIC_REQUEST_ID))
     if cors_origins:
         host["typed_per_filter_config"] = {CORS: _cors(cors_origins)}
         for route in routes:

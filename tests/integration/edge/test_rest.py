@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from services.common.rpc.errors import RpcError, Violation
@@ -90,6 +91,19 @@ async def test_a_stream_arrives_as_events_while_it_is_made(
     # Only callers of a raw stream have use for these.
     assert "wire_format" not in start["start"]
     assert "raw_tail" not in rest[1]["end"]
+
+
+async def test_one_value_where_a_list_belongs_is_a_list_of_one(
+    client: httpx.AsyncClient, backend: Backend
+) -> None:
+    await client.post("/api/keys", json={"name": "ci", "scopes": "chat", "allowedModels": "support-chat"})
+    [request] = backend.requests
+    assert (list(request.scopes), list(request.allowed_models)) == (["chat"], ["support-chat"])
+    for nothing in ("", [""], {"a": "b"}):
+        response = await client.post("/api/keys", json={"name": "ci", "allowedModels": nothing})
+        assert response.status_code == 400
+        assert error_of(response)["details"]["fields"][0]["field"].startswith("allowed")
+    assert len(backend.requests) == 1, "no key without limits was made"
 
 
 @pytest.mark.parametrize("path", ["/v1/chat:stream", "/v1/chat"])
@@ -390,15 +404,16 @@ class TestFacade:
             wrong_base_url = await client.post(path, json={})
             assert wrong_base_url.status_code == 404
             assert UNKNOWN_PATH in wrong_base_url.text
-        openai = await client.get("/v1/nothing?key=secret")
-        assert openai.status_code == 404
-        assert openai.json()["error"] == {
+        shaped = await client.get("/v1/nothing?key=secret")
+        assert shaped.status_code == 404
+        assert shaped.json()["error"] == {
             "message": UNKNOWN_PATH,
             "type": "invalid_request_error",
             "param": None,
             "code": "unknown_url",
+            "request_id": shaped.headers["x-omnihub-request-id"],
         }
-        assert openai.headers["x-omnihub-request-id"].startswith("req_")
+        assert shaped.headers["x-omnihub-request-id"].startswith("req_")
         wrong = await client.get("/v1/chat/completions")
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
         assert wrong.json()["error"]["code"] == "method_not_allowed"
@@ -409,3 +424,24 @@ class TestFacade:
             "error": {"type": "invalid_request_error", "message": "this path takes POST"},
             "request_id": anthropic.headers["x-omnihub-request-id"],
         }
+
+    async def test_the_request_id_is_where_the_sdks_look(
+        self, client: httpx.AsyncClient, port: int, backend: Backend
+    ) -> None:
+        for method, path in (
+            ("GET", "/v1/models"),
+            ("GET", "/v1/nothing"),
+            ("POST", "/v1/chat"),
+            ("GET", "/api/x"),
+        ):
+            answer = await client.request(method, path, json=CHAT)
+            assert answer.headers["x-request-id"] == answer.headers["x-omnihub-request-id"]
+            assert "request-id" not in answer.headers
+        for method in ("POST", "GET"):
+            answer = await client.request(method, "/v1/messages", json={})
+            assert answer.headers["request-id"] == answer.headers["x-omnihub-request-id"]
+        options: Any = {"api_key": KEY, "max_retries": 0}
+        async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1/v1", **options) as sdk:
+            with pytest.raises(openai.NotFoundError) as wrong:
+                await sdk.models.list()
+        assert wrong.value.request_id == wrong.value.body["request_id"]  # type: ignore[index]
