@@ -248,7 +248,7 @@ def _rest(rpc: PublicRpc, binding: Binding, body_limit_bytes: int) -> list[Json]
         "@type": f"{_TYPE}.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
         "mutations": {"response_mutations": [{"remove": name} for name in _GRPC_HEADERS]},
     }
-    forward = {
+    forward: Json = {
         "route": _forward(rpc.area),
         "typed_per_filter_config": {
             HIDE: hide_grpc,

@@ -120,7 +120,7 @@ class FakeAuth(Unused):
     async def create_api_key(self, request: Any, call: Call) -> Any:
         self._backend.enter(request, call)
         answer = auth_service_pb2.CreateApiKeyResponse(secret="omni_sk_new")
-        answer.key.id = "key_2"
+        answer.key.key_id = "key_2"
         return answer
 
     async def rotate_api_key(self, request: Any, call: Call) -> Any:

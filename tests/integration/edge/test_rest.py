@@ -99,7 +99,7 @@ async def test_one_value_where_a_list_belongs_is_a_list_of_one(
     await client.post("/api/keys", json={"name": "ci", "scopes": "chat", "allowedModels": "support-chat"})
     [request] = backend.requests
     assert (list(request.scopes), list(request.allowed_models)) == (["chat"], ["support-chat"])
-    for nothing in ("", [""], {"a": "b"}):
+    for nothing in ("", [""], {}, {"a": "b"}, [{"a": "b"}]):
         response = await client.post("/api/keys", json={"name": "ci", "allowedModels": nothing})
         assert response.status_code == 400
         assert error_of(response)["details"]["fields"][0]["field"].startswith("allowed")
@@ -149,6 +149,8 @@ async def test_no_or_wrong_credential(client: httpx.AsyncClient) -> None:
         (b'{"messages": "hello"}', "INVALID_ARGUMENT", "messages"),
         (b'{"messages": [{"content": {"a": 1}}]}', "INVALID_ARGUMENT", "messages[0].content"),
         (b'{"max_cost": "much"}', "INVALID_ARGUMENT", "max_cost"),
+        (b'{"model": ["x"]}', "MALFORMED_BODY", None),
+        (b'{"messages": [{"role": ["user"]}]}', "INVALID_ARGUMENT", "messages[0]"),
         (b'{"temperature": 9}', "INVALID_ARGUMENT", "temperature"),
     ],
 )
