@@ -61,7 +61,20 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 
 def add_commands(commands: Any, billing: Any) -> None:
-    """Add `usage export`, and to the actions of `billing` those called rerate and reconcile."""
+    """Add `auth`, `usage export`, and to the actions of `billing` those called rerate and reconcile."""
+    auth = commands.add_parser("auth", help="the keys that sign tokens").add_subparsers(
+        required=True, metavar="action"
+    )
+    _add(auth.add_parser("signing-keys", help="list them, the newest first"), _signing_keys, period=False)
+    rotate = auth.add_parser(
+        "rotate-signing-key", help="publish a new one, which signs after auth.signing_key_publish_s"
+    )
+    rotate.add_argument(
+        "--withdraw",
+        action="store_true",
+        help="one may be stolen: the new one signs at once, all others are void, every login ends",
+    )
+    _add(rotate, _rotate, period=False)
     usage = commands.add_parser("usage", help="usage of an organisation").add_subparsers(
         required=True, metavar="action"
     )
@@ -105,6 +118,26 @@ def _add(
             return FAILED
 
     parser.set_defaults(run=run)
+
+
+def _signing_keys(platform: Platform, _: argparse.Namespace) -> int:
+    with platform.open("/api/admin/signing-keys") as answer:
+        _show(json.load(answer))
+    return DONE
+
+
+def _rotate(platform: Platform, options: argparse.Namespace) -> int:
+    _show(platform.post("/api/admin/signing-keys/rotate", {"withdraw": options.withdraw}))
+    if options.withdraw:
+        sys.stdout.write("all earlier keys are withdrawn: people log in again, API keys go on\n")
+    return DONE
+
+
+def _show(answer: Any) -> None:
+    for key in answer["keys"]:
+        when = {"next": f"signs at {key.get('signsAt')}", "retiring": f"until {key.get('retiresAt')}"}
+        line = f"{key['keyId']}  {key['state']:<8}  made {key['createdAt']}  {when.get(key['state'], '')}"
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 def _export(platform: Platform, options: argparse.Namespace) -> int:

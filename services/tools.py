@@ -28,7 +28,7 @@ else:
 
 
 def add_commands(commands: Any, named: str = "") -> None:
-    """Add `generate`, `jobs`, `billing`, `usage`, `models` and `router` to the commands of the program.
+    """Add the commands `generate`, `jobs`, `billing`, `auth`, `usage`, `models` and `router`.
 
     Where a module declares its own options, it does so only for the command that was `named`.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,6 +15,7 @@ from services.auth.domain.errors import (
     PermissionDeniedError,
     RateLimitedError,
 )
+from services.auth.domain.login import address_subject, email_subject
 from services.auth.domain.organisation import (
     Invitation,
     Membership,
@@ -79,9 +80,11 @@ class Accounts:
             raise AlreadyExistsError("the email is registered: log in") from None
         return user, membership
 
-    async def login(self, email: str, password: str, organisation_id: str) -> tuple[User, Membership]:
+    async def login(
+        self, email: str, password: str, organisation_id: str, client_address: str
+    ) -> tuple[User, Membership]:
         """Return who logged in and where they act. The same failure whatever was wrong."""
-        email_hash = await self._count_attempt(email)
+        await self._count_attempt(email, client_address)
         user = await self._find(email)
         password_hash = user.password_hash if user else None
         if not await self._passwords.verify(password_hash, password) or user is None:
@@ -90,7 +93,10 @@ class Accounts:
         if password_hash and self._passwords.is_outdated(password_hash):
             rehashed = await self._passwords.hash(password)
         async with self._store.writing() as records:
-            await records.forget_attempts(email_hash)
+            if client_address:
+                # One less, not none: who guesses must not start anew by logging in as themselves.
+                await records.take_attempt_back(address_subject(client_address))
+            await records.forget_attempts(email_subject(email))
             if rehashed:
                 await records.set_password_hash(user.user_id, rehashed)
             memberships = await records.memberships_of(user.user_id)
@@ -103,18 +109,28 @@ class Accounts:
                 return user, membership
         raise NotFoundError("organisation", organisation_id)
 
-    async def _count_attempt(self, email: str) -> str:
-        """Count before trying, so that attempts made at the same time are all counted."""
-        # What was sent may be no email at all; it is counted in the form it would be looked up in.
-        email_hash = hashlib.sha256(email.strip().lower().encode()).hexdigest()
+    async def _count_attempt(self, email: str, client_address: str) -> None:
+        """Count before trying, so that attempts made at the same time are all counted.
+
+        What is refused is no attempt, and counts for nobody. Raises RateLimitedError.
+        """
+        settings = self._settings
+        per_address = settings.login_failures_per_address_limit
+        async with self._store.writing() as records:
+            # Always in this order, so that two logins never wait for each other in a circle.
+            if client_address and per_address:
+                subject = address_subject(client_address)
+                await self._count(records, subject, per_address, "from your address")
+            await self._count(records, email_subject(email), settings.login_failures_limit, "for this email")
+            await records.forget_old_attempts(self._now())
+
+    async def _count(self, records: Records, subject: str, limit: int, whose: str) -> None:
         now = self._now()
         window_ends_at = now + timedelta(seconds=self._settings.login_window_s)
-        async with self._store.writing() as records:
-            attempts, ends_at = await records.count_attempt(email_hash, now, window_ends_at)
-        if attempts > self._settings.login_failures_limit:
+        attempts, ends_at = await records.count_attempt(subject, now, window_ends_at)
+        if attempts > limit:
             wait_s = max(1.0, (ends_at - now).total_seconds())
-            raise RateLimitedError(f"too many failed logins: wait {round(wait_s)} s", wait_s)
-        return email_hash
+            raise RateLimitedError(f"too many failed logins {whose}: wait {math.ceil(wait_s)} s", wait_s)
 
     async def _find(self, email: str) -> User | None:
         try:

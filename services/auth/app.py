@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from omnihub.auth.v1.auth_service_api import AuthService
+from omnihub.auth.v1.signing_key_service_api import SigningKeyService
 from omnihub.auth.v1.workspace_service_api import WorkspaceService
 from pydantic import SecretStr
 
@@ -22,6 +23,7 @@ from services.auth.places import Places
 from services.auth.server import AuthServer
 from services.auth.settings import AuthSettings
 from services.auth.signing import Signer
+from services.auth.signing_key_server import SigningKeyServer
 from services.auth.store import Store
 from services.common import clock
 from services.common.change_feed import ChangeFeed
@@ -48,7 +50,7 @@ def build(
     database = infrastructure.database(NAME)
     feed = ChangeFeed(database, tables.changes)
     store = Store(database, feed)
-    signer = Signer(store, _reveal(master_key), now)
+    signer = Signer(store, _reveal(master_key), settings.signing_key_publish_s, now)
     passwords = Passwords(
         threads=settings.password_threads,
         memory_kib=settings.password_memory_kib,
@@ -84,7 +86,11 @@ def build(
 
     return Service(
         name=NAME,
-        interfaces=[(AuthService, server), (WorkspaceService, PlaceServer(Places(store, now)))],
+        interfaces=[
+            (AuthService, server),
+            (SigningKeyService, SigningKeyServer(signer)),
+            (WorkspaceService, PlaceServer(Places(store, now))),
+        ],
         start=start,
         stop=stop,
         check=database.ping,

@@ -97,22 +97,22 @@ class Credentials:
             allowed_models=key.allowed_models,
             rescue=key.rescue,
         )
-        return self._sign(identity, remaining)
+        return await self._sign(identity, remaining)
 
     async def _exchange_access_token(self, text: str) -> Exchange:
-        token = self._signer.read_access_token(text)
+        token = (await self._signer.ring()).read_access_token(text)
         async with self._store.reading() as records:
             membership = await records.membership(token.organisation_id, token.user_id)
         if membership is None:
             raise InvalidCredentialError
-        return self._sign(_identity_of(membership), token.expires_at - self._now().timestamp())
+        return await self._sign(_identity_of(membership), token.expires_at - self._now().timestamp())
 
     async def _exchange_external(self, claims: Mapping[str, Any], oidc: OidcSettings) -> Exchange:
         email = _email_in(claims, oidc.email_claim)
         membership = await self._find_membership(email, oidc)
         if membership is None:
             membership = await self._welcome(email, claims, oidc)
-        return self._sign(_identity_of(membership), float(claims["exp"]) - self._now().timestamp())
+        return await self._sign(_identity_of(membership), float(claims["exp"]) - self._now().timestamp())
 
     async def _find_membership(self, email: str, oidc: OidcSettings) -> Membership | None:
         """Return where a known person acts; None for someone unknown."""
@@ -146,9 +146,10 @@ class Credentials:
             return known
         return membership
 
-    def _sign(self, identity: Identity, remaining: float) -> Exchange:
+    async def _sign(self, identity: Identity, remaining: float) -> Exchange:
         lifetime_s = math.ceil(min(IDENTITY_LIFETIME_S, remaining))
-        signed = replace(identity, token=self._signer.identity_token(identity_fields(identity), lifetime_s))
+        ring = await self._signer.ring()
+        signed = replace(identity, token=ring.identity_token(identity_fields(identity), lifetime_s))
         subjects = (identity.key_id, identity.user_id, identity.organisation_id)
         return Exchange(signed, lifetime_s, tuple(subject for subject in subjects if subject))
 

@@ -56,15 +56,15 @@ class AuthServer:
             request.organisation_name,
         )
         return pb.RegisterResponse(
-            user=_user(user), access_token=self._access_token(membership), expires_in_s=self._lifetime_s
+            user=_user(user), access_token=await self._access_token(membership), expires_in_s=self._lifetime_s
         )
 
     async def login(self, request: pb.LoginRequest, call: Call) -> pb.LoginResponse:
         user, membership = await self._accounts.login(
-            request.email, request.password, request.organisation_id
+            request.email, request.password, request.organisation_id, call.client_address
         )
         return pb.LoginResponse(
-            access_token=self._access_token(membership),
+            access_token=await self._access_token(membership),
             token_type="Bearer",
             expires_in_s=self._lifetime_s,
             user=_user(user),
@@ -93,7 +93,7 @@ class AuthServer:
         return pb.AcceptInvitationResponse(
             organisation=_organisation(organisation),
             role=membership.role,
-            access_token=self._access_token(membership),
+            access_token=await self._access_token(membership),
             expires_in_s=self._lifetime_s,
         )
 
@@ -152,9 +152,10 @@ class AuthServer:
     async def get_json_web_key_set(
         self, request: pb.GetJsonWebKeySetRequest, call: Call
     ) -> pb.GetJsonWebKeySetResponse:
+        ring = await self._signer.ring()
         keys = [
             pb.JsonWebKey(kty="OKP", crv="Ed25519", x=x, kid=key_id, alg="EdDSA", use="sig")
-            for key_id, x in self._signer.public_keys.items()
+            for key_id, x in ring.public_keys.items()
         ]
         return pb.GetJsonWebKeySetResponse(keys=keys)
 
@@ -186,8 +187,9 @@ class AuthServer:
             async for changes, seq in batches:
                 yield pb.WatchChangesResponse(changes=changes, seq=seq)
 
-    def _access_token(self, membership: Membership) -> str:
-        return self._signer.access_token(membership.user_id, membership.organisation_id, self._lifetime_s)
+    async def _access_token(self, membership: Membership) -> str:
+        ring = await self._signer.ring()
+        return ring.access_token(membership.user_id, membership.organisation_id, self._lifetime_s)
 
 
 def _start(page_token: str) -> str:

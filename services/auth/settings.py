@@ -37,10 +37,14 @@ class AuthSettings(Section):
 
     registration: Literal["open", "invite", "closed"] = "invite"
     """Who may register: anyone, who has an invitation, nobody."""
-    access_token_lifetime_s: int = Field(default=3600, ge=60, le=86400)
-    """How long a login lasts, in seconds."""
+    access_token_lifetime_s: int = Field(default=3600, ge=60, le=86_400)
+    """How long a login lasts, in seconds; no longer than domain/signing_key.py keeps a key published."""
+    signing_key_publish_s: int = Field(default=300, ge=10, le=604_800)
+    """How long a new signing key is published before it signs: as long as others may cache the key set."""
     login_failures_limit: int = Field(default=10, ge=1)
     """Failed logins for one email within the window before more are refused."""
+    login_failures_per_address_limit: int = Field(default=100, ge=0)
+    """The same for one address (IPv6: one /64 network), whatever the emails; 0 for no limit."""
     login_window_s: int = Field(default=900, ge=1)
     """The window in which failed logins are counted, in seconds."""
     password_threads: int = Field(default=2, ge=1, le=32)

@@ -6,9 +6,9 @@ processes may have cached is announced in the transaction that makes it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -20,24 +20,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.auth import tables
 from services.auth.domain.key import ApiKey
 from services.auth.domain.organisation import Invitation, Membership, Organisation, User
+from services.auth.domain.signing_key import StoredSigningKey
 from services.auth.place_records import PlaceRecords
+from services.common.authenticator import SIGNING_KEY_TOPIC
 from services.common.change_feed import OVERLAP, ChangeFeed
 from services.common.db import Database
+
+_SIGNING_KEYS = sa.select(tables.signing_key).order_by(tables.signing_key.c.generation)
 
 
 class DuplicateError(Exception):
     """Something unique exists already; the transaction is rolled back."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSigningKey:
-    """A signing key as it lies in the database."""
-
-    key_id: str
-    generation: int
-    private_key: bytes
-    sealed: bool
-    created_at: datetime
 
 
 class Store:
@@ -61,6 +54,10 @@ class Store:
         """Open a connection that only reads."""
         async with self._database.reading() as connection:
             yield Records(connection, self._feed, self._database.sqlite)
+
+    async def signing_keys(self) -> list[StoredSigningKey]:
+        """Return all signing keys, the newest last: a small question that each new token asks."""
+        return [StoredSigningKey(**row._mapping) for row in await self._database.look(_SIGNING_KEYS)]
 
 
 class Records(PlaceRecords):
@@ -316,12 +313,22 @@ class Records(PlaceRecords):
 
     async def signing_keys(self) -> list[StoredSigningKey]:
         """Return all signing keys, the newest last."""
-        rows = await self._all(sa.select(tables.signing_key).order_by(tables.signing_key.c.generation))
-        return [StoredSigningKey(**row._mapping) for row in rows]
+        return [StoredSigningKey(**row._mapping) for row in await self._all(_SIGNING_KEYS)]
 
     async def add_signing_key(self, key: StoredSigningKey) -> None:
         """Add a signing key. The transaction raises DuplicateError when its generation exists."""
         await self._add(tables.signing_key, asdict(key))
+
+    async def save_retirement(self, key: StoredSigningKey) -> None:
+        """Store until when a signing key is published."""
+        update = sa.update(tables.signing_key).where(tables.signing_key.c.key_id == key.key_id)
+        await self._connection.execute(update.values(retires_at=key.retires_at))
+
+    async def remove_signing_keys(self, key_ids: Sequence[str]) -> None:
+        """Delete signing keys, and tell everyone that what they signed counts no longer."""
+        table = tables.signing_key
+        await self._connection.execute(sa.delete(table).where(table.c.key_id.in_(key_ids)))
+        await self._feed.append(self._connection, SIGNING_KEY_TOPIC, *key_ids)
 
     async def save_sealed(self, key_id: str, private_key: bytes) -> None:
         """Replace a signing key that lay open with its sealed form."""
@@ -331,14 +338,14 @@ class Records(PlaceRecords):
     # Failed logins
 
     async def count_attempt(
-        self, email_hash: str, now: datetime, window_ends_at: datetime
+        self, subject: str, now: datetime, window_ends_at: datetime
     ) -> tuple[int, datetime]:
         """Count a login attempt before it is tried. Return the attempts in the window and its end."""
         table = tables.login_failure
         over = table.c.window_ends_at <= now
         counting = (
             self._insert(table)
-            .values(email_hash=email_hash, window_ends_at=window_ends_at, attempts=1)
+            .values(email_hash=subject, window_ends_at=window_ends_at, attempts=1)
             .on_conflict_do_update(
                 index_elements=[table.c.email_hash],
                 set_={
@@ -349,15 +356,26 @@ class Records(PlaceRecords):
             .returning(table.c.attempts, table.c.window_ends_at)
         )
         row = (await self._connection.execute(counting)).one()
-        # Old rows go last and without waiting for locks, so that two logins never wait for each other.
-        old = sa.select(table.c.email_hash).where(over).limit(100).with_for_update(skip_locked=True)
-        await self._connection.execute(sa.delete(table).where(table.c.email_hash.in_(old)))
         return row.attempts, row.window_ends_at
 
-    async def forget_attempts(self, email_hash: str) -> None:
+    async def take_attempt_back(self, subject: str) -> None:
+        """Count one attempt less, after one that succeeded."""
+        table = tables.login_failure
+        update = sa.update(table).where(table.c.email_hash == subject, table.c.attempts > 0)
+        await self._connection.execute(update.values(attempts=table.c.attempts - 1))
+
+    async def forget_attempts(self, subject: str) -> None:
         """Forget the attempts for an email, after one that succeeded."""
         table = tables.login_failure
-        await self._connection.execute(sa.delete(table).where(table.c.email_hash == email_hash))
+        await self._connection.execute(sa.delete(table).where(table.c.email_hash == subject))
+
+    async def forget_old_attempts(self, now: datetime) -> None:
+        """Delete some of what is over. Each attempt adds two rows and deletes more, so they stay few."""
+        table = tables.login_failure
+        # Last and without waiting for locks, so that two logins never wait for each other.
+        over = table.c.window_ends_at <= now
+        old = sa.select(table.c.email_hash).where(over).limit(100).with_for_update(skip_locked=True)
+        await self._connection.execute(sa.delete(table).where(table.c.email_hash.in_(old)))
 
 
 def _open_invitation(secret_hash: str, now: datetime) -> sa.Select[Any]:

@@ -132,17 +132,21 @@ signing_key = sa.Table(
     "signing_key",
     metadata,
     sa.Column("key_id", _ID, primary_key=True),
-    # Counts up from 1, unique: replicas that start at once agree on one key.
+    # Counts up from 1, unique: replicas that start, or rotate, at once agree on one key.
     sa.Column("generation", sa.Integer, nullable=False, unique=True),
     sa.Column("private_key", sa.LargeBinary, nullable=False),
     sa.Column("sealed", sa.Boolean, nullable=False),
     _time("created_at"),
+    # Null: since it was made.
+    _time("signs_at", nullable=True),
+    # Null: no key follows it yet.
+    _time("retires_at", nullable=True),
 )
 
 login_failure = sa.Table(
     "login_failure",
     metadata,
-    # SHA-256 of what was sent as email, which may be anything.
+    # SHA-256 of what was sent as email, which may be anything; or `address:` and where logins came from.
     sa.Column("email_hash", sa.String(64), primary_key=True),
     _time("window_ends_at"),
     sa.Column("attempts", sa.Integer, nullable=False),

@@ -22,6 +22,8 @@ CACHE_SIZE = 100_000
 EXCHANGE_TIMEOUT_S = 5.0
 ISSUER = "omnihub"
 INTERNAL_AUDIENCE = "omnihub-internal"
+# Changes of it name a key whose signatures count no longer.
+SIGNING_KEY_TOPIC = "signing_key"
 
 
 @dataclass(slots=True)
@@ -97,20 +99,28 @@ class Authenticator:
             raise RpcError("INVALID_CREDENTIAL", f"the identity token is not valid: {error}") from None
         message = identity_pb2.Identity(**claims["identity"])
         identity = identity_from_proto(message, token)
+        if key_id not in self._keys:
+            # A key was withdrawn while this one was fetched.
+            return identity
         self._verified[token] = (identity, claims["exp"])
         if len(self._verified) > CACHE_SIZE:
             self._verified.popitem(last=False)
         return identity
 
     async def _fetch_key(self, key_id: str) -> jwt.PyJWK:
+        heard = self._changes_heard
         request = auth_service_pb2.GetJsonWebKeySetRequest()
         answer = await self._auth.get_json_web_key_set(request, Call.internal(EXCHANGE_TIMEOUT_S))
+        found = {}
         for key in answer.keys:
             fields = {"kty": key.kty, "crv": key.crv, "x": key.x, "kid": key.kid, "alg": key.alg}
-            self._keys[key.kid] = jwt.PyJWK(fields)
-        if key_id not in self._keys:
+            found[key.kid] = jwt.PyJWK(fields)
+        if heard == self._changes_heard:
+            # Otherwise one of them may have been withdrawn since: they serve one request, and are not kept.
+            self._keys = found
+        if key_id not in found:
             raise jwt.InvalidKeyError("signed with an unknown key")
-        return self._keys[key_id]
+        return found[key_id]
 
     def _exchange(self, digest: bytes, credential: str) -> asyncio.Task[Identity]:
         """Ask the auth service, once at a time for each credential."""
@@ -158,6 +168,15 @@ class Authenticator:
 
     async def _forget_changed(self, changes: Sequence[change_pb2.Change]) -> None:
         self._changes_heard += 1
+        if any(change.topic == SIGNING_KEY_TOPIC for change in changes):
+            self._forget_signatures()
         for change in changes:
             for digest in tuple(self._dependents.get(change.key, ())):
                 self._forget(digest)
+
+    def _forget_signatures(self) -> None:
+        """Keep nothing that a signing key vouched for: it may be the one that is gone."""
+        self._keys = {}
+        self._verified.clear()
+        self._entries.clear()
+        self._dependents.clear()

@@ -10,7 +10,15 @@ from typing import Any
 
 from services.edge import virtual_host as hosts
 from services.edge.clusters import certificate, grpc_cluster, http_cluster, seconds
-from services.edge.replies import ENVOY_REQUEST_ID, ERROR_BODY, HTTP_STATUS, REQUEST_ID, local_reply_config
+from services.edge.replies import (
+    CLIENT_ADDRESS,
+    ENVOY_CLIENT_ADDRESS,
+    ENVOY_REQUEST_ID,
+    ERROR_BODY,
+    HTTP_STATUS,
+    REQUEST_ID,
+    local_reply_config,
+)
 from services.edge.routes import FACADE_CLUSTER, FILES_CLUSTER, PROBES_CLUSTER, PublicRpc, contract
 from services.edge.settings import MIB, EdgeSettings
 from services.edge.status_script import status_script
@@ -20,7 +28,7 @@ Json = dict[str, Any]
 _TYPE = "type.googleapis.com/envoy"
 _HTTP = f"{_TYPE}.extensions.filters.http"
 # Nothing of this is a caller's to say.
-_STRIPPED = ("x-omnihub-identity", REQUEST_ID, HTTP_STATUS, ERROR_BODY)
+_STRIPPED = ("x-omnihub-identity", REQUEST_ID, CLIENT_ADDRESS, HTTP_STATUS, ERROR_BODY)
 
 
 def _downstream_tls(settings: EdgeSettings) -> Json:
@@ -135,7 +143,7 @@ def _access_log() -> Json:
         "received_bytes": "%BYTES_RECEIVED%",
         "sent_bytes": "%BYTES_SENT%",
         "cluster": "%UPSTREAM_CLUSTER%",
-        "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+        "client": ENVOY_CLIENT_ADDRESS,
     }
     kind = f"{_TYPE}.extensions.access_loggers.stream.v3.StdoutAccessLog"
     return {"name": "stdout", "typed_config": {"@type": kind, "log_format": {"json_format": fields}}}

@@ -17,12 +17,18 @@ from services.edge.routes import PublicRpc
 Json = dict[str, Any]
 
 REQUEST_ID = "x-omnihub-request-id"
+# Where OpenAI's SDKs look for it, and where Anthropic's do.
+OPENAI_REQUEST_ID = "x-request-id"
+ANTHROPIC_REQUEST_ID = "request-id"
+CLIENT_ADDRESS = "x-omnihub-client-address"
 HTTP_STATUS = "x-http-status"
 ERROR_BODY = "x-omnihub-error"
 GRPC_CONTENT = "application/grpc"
 # Envoy fills these in.
 ENVOY_REQUEST_ID = "req_%REQ(X-REQUEST-ID)%"
 ENVOY_STATUS = "%RESPONSE_CODE%"
+# The connection's, or what the last of the trusted proxies says of it.
+ENVOY_CLIENT_ADDRESS = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 ENVOY_TEXT = "%LOCAL_REPLY_BODY%"
 
 _TYPE = "type.googleapis.com/envoy"
@@ -69,7 +75,15 @@ def native_body(row: Row, message: str) -> Json:
 
 def openai_body(row: Row, message: str) -> Json:
     """Return the body that OpenAI's SDKs read."""
-    return {"error": {"message": message, "type": row.openai_type, "param": None, "code": row.openai_code}}
+    return {
+        "error": {
+            "message": message,
+            "type": row.openai_type,
+            "param": None,
+            "code": row.openai_code,
+            "request_id": ENVOY_REQUEST_ID,
+        }
+    }
 
 
 def anthropic_body(row: Row, message: str) -> Json:
@@ -79,6 +93,17 @@ def anthropic_body(row: Row, message: str) -> Json:
         "error": {"type": row.anthropic_type, "message": message},
         "request_id": ENVOY_REQUEST_ID,
     }
+
+
+def identifying(*names: str) -> list[Json]:
+    """Return what adds the request's id to an answer, under these names."""
+    return [
+        {
+            "header": {"key": name, "value": ENVOY_REQUEST_ID},
+            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        }
+        for name in names
+    ]
 
 
 def _path_filter(patterns: Sequence[str]) -> Json:
@@ -108,11 +133,10 @@ def _transcoder_filter(status: int) -> Json:
 def _mapper(condition: Json, body: Json | None) -> Json:
     if body is None:
         text = {"text_format_source": {"inline_string": ENVOY_TEXT}, "content_type": "text/plain"}
-    header = {"key": REQUEST_ID, "value": ENVOY_REQUEST_ID}
     return {
         "filter": condition,
         "body_format_override": text if body is None else {"json_format": body},
-        "headers_to_add": [{"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
+        "headers_to_add": identifying(REQUEST_ID, OPENAI_REQUEST_ID),
     }
 
 

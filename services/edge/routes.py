@@ -73,6 +73,8 @@ class PublicRpc:
     """`billing`: the service that owns it."""
     streams: bool
     bindings: tuple[Binding, ...]
+    anonymous: bool = False
+    """It takes no credential."""
 
     @property
     def service(self) -> str:
@@ -162,6 +164,7 @@ def public_rpcs(descriptors: descriptor_pb2.FileDescriptorSet) -> tuple[PublicRp
             area=proto.package.split(".")[1],
             streams=method.server_streaming,
             bindings=tuple(_bindings(method.options.Extensions[annotations_pb2.http])),
+            anonymous=method.options.Extensions[options_pb2.anonymous],
         )
         for proto in descriptors.file
         for service in proto.service

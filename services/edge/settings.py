@@ -38,7 +38,8 @@ class EdgeSettings(Section):
     trust_request_id: bool = False
     """Keep the caller's `x-request-id` instead of making one: only behind a proxy that sets it."""
     trusted_proxies: int = Field(default=0, ge=0, le=10)
-    """Proxies in front of the edge whose `x-forwarded-for` is believed."""
+    """Proxies in front of the edge whose `x-forwarded-for` is believed: without their number, all who call
+    through them seem to come from one address, and share its limit of failed logins."""
     connect_timeout_s: float = Field(default=1.0, gt=0)
     """Limit for connecting to a service."""
     request_headers_timeout_s: float = Field(default=10.0, gt=0)

@@ -70,17 +70,30 @@ local function refusal(text, body_field)
   if #prefix > 1 and message:sub(1, #prefix) == prefix then
     message = message:sub(#prefix + 1)
   end
-  -- The one case in which the field's own name stands where the type should.
+  -- The one case in which the field's own name stands where the type should; its parent's may be before it.
+  local alone = message:match('^invalid value Starting an object .* type ([%w_]+)$')
+  if alone then
+    return ROWS.INVALID_ARGUMENT, alone .. ': must not be an object', alone, 'must not be an object'
+  end
   local parent, name = message:match('^([%w_%.%[%]]+): invalid value Starting an object .* type ([%w_]+)$')
   if parent then
-    return ROWS.INVALID_ARGUMENT, parent .. '.' .. name .. ': must not be an object', parent .. '.' .. name,
-      'must not be an object'
+    -- An element of a list is its own parent.
+    local place = parent:match('([%w_]+)[%[%]%d]*$') == name and parent or parent .. '.' .. name
+    return ROWS.INVALID_ARGUMENT, place .. ': must not be an object', place, 'must not be an object'
   end
   local field, kind = message:match('^([%w_%.%[%]]+): invalid value .* for type ([%w_%./]+)$')
   if field then
     local object = kind:find('/') and 'an object or a list of them'
     local description = 'must be ' .. (KINDS[kind] or object or 'of another type')
     return ROWS.INVALID_ARGUMENT, field .. ': ' .. description, field, description
+  end
+  -- Which field it is, the transcoder does not say, only what it belongs to.
+  local owner = message:match('^(.-):?%s?Proto field is not repeating')
+  if owner == '' or (owner and owner == body_field) then
+    return ROWS.MALFORMED_BODY, 'the body is a list, or one of its fields holds a list, but takes one value'
+  elseif owner then
+    local description = 'one of its fields holds a list, but takes one value'
+    return ROWS.INVALID_ARGUMENT, owner .. ': ' .. description, owner, description
   end
   field = message:match('^Could not find field "([^"]*)"')
   if field then

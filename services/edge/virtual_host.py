@@ -14,11 +14,16 @@ from operator import itemgetter
 from typing import Any
 
 from services.edge.replies import (
+    ANTHROPIC_REQUEST_ID,
+    CLIENT_ADDRESS,
+    ENVOY_CLIENT_ADDRESS,
     ENVOY_REQUEST_ID,
     ERROR_BODY,
     GRPC_CONTENT,
     HTTP_STATUS,
+    OPENAI_REQUEST_ID,
     REQUEST_ID,
+    identifying,
 )
 from services.edge.routes import (
     FACADE,
@@ -59,6 +64,8 @@ UNKNOWN_PATH = (
     "there is nothing at this path: check it; base_url ends in /v1 for OpenAI's SDKs, "
     "and without it for Anthropic's"
 )
+# Of Anthropic's SDKs.
+ANTHROPIC_PATHS = "/v1/messages"
 # What gRPC adds to an answer and REST callers have no use for.
 _GRPC_HEADERS = (
     "grpc-status",
@@ -74,6 +81,8 @@ _EXPOSED = (
     "grpc-status-details-bin",
     "retry-after",
     REQUEST_ID,
+    OPENAI_REQUEST_ID,
+    ANTHROPIC_REQUEST_ID,
     "x-omnihub-decision-id",
     "x-omnihub-job-id",
     "x-omnihub-model",
@@ -239,7 +248,7 @@ def _rest(rpc: PublicRpc, binding: Binding, body_limit_bytes: int) -> list[Json]
         "@type": f"{_TYPE}.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
         "mutations": {"response_mutations": [{"remove": name} for name in _GRPC_HEADERS]},
     }
-    forward = {
+    forward: Json = {
         "route": _forward(rpc.area),
         "typed_per_filter_config": {
             HIDE: hide_grpc,
@@ -247,6 +256,8 @@ def _rest(rpc: PublicRpc, binding: Binding, body_limit_bytes: int) -> list[Json]
             SNAKE_CASE if binding.snake_case else CAMEL_CASE: switch_on(),
         },
     }
+    if rpc.anonymous:
+        forward["request_headers_to_add"] = _told_apart()
     if binding.body_field:
         forward["metadata"] = {"filter_metadata": {LUA: {BODY_FIELD: binding.body_field}}}
     if binding.method == "GET":
@@ -265,9 +276,16 @@ def _rest(rpc: PublicRpc, binding: Binding, body_limit_bytes: int) -> list[Json]
     ]
 
 
+def _told_apart() -> list[Json]:
+    """Return what tells those apart who show no credential."""
+    return [_header(CLIENT_ADDRESS, ENVOY_CLIENT_ADDRESS)]
+
+
 def _native(rpc: PublicRpc) -> Json:
     content = {"name": "content-type", "string_match": {"prefix": GRPC_CONTENT}}
+    told = {"request_headers_to_add": _told_apart()} if rpc.anonymous else {}
     return {
+        **told,
         "match": _match(PathMatch(exact=rpc.path), _method("POST"), content),
         "route": _forward(rpc.area),
         "typed_per_filter_config": {GRPC_WEB: switch_on(), HIDE: switch_on()},
@@ -358,8 +376,11 @@ def virtual_host(
             "host_selection_retry_max_attempts": 5,
         },
         "request_headers_to_add": [_header(REQUEST_ID, ENVOY_REQUEST_ID)],
-        "response_headers_to_add": [_header(REQUEST_ID, ENVOY_REQUEST_ID)],
+        "response_headers_to_add": identifying(REQUEST_ID, OPENAI_REQUEST_ID),
     }
+    for route in routes:
+        if route["match"].get("path", "").startswith(ANTHROPIC_PATHS):
+            route.setdefault("response_headers_to_add", []).extend(identifying(ANTHROPIC_REQUEST_ID))
     if cors_origins:
         host["typed_per_filter_config"] = {CORS: _cors(cors_origins)}
         for route in routes:

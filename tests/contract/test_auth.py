@@ -23,7 +23,9 @@ from tests.support.auth import BOOTSTRAP_KEY, FAST, PASSWORD, RunningAuth, runni
 
 @pytest.fixture(params=["local", "remote"])
 async def auth(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RunningAuth]:
-    settings = AuthSettings(login_failures_limit=3, login_window_s=600, **FAST)
+    settings = AuthSettings(
+        login_failures_limit=3, login_failures_per_address_limit=4, login_window_s=600, **FAST
+    )
     async with running_auth("", tmp_path, transport=request.param, settings=settings) as running:
         yield running
 
@@ -136,6 +138,55 @@ async def test_failed_logins_are_limited_per_email(auth: RunningAuth) -> None:
     await auth.login("grace@example.org")
     auth.clock.move(600)
     await auth.login("ada@example.org")
+
+
+async def test_guesses_for_many_emails_from_one_address_are_limited(auth: RunningAuth) -> None:
+    await auth.join("ada@example.org")
+    for number in range(4):
+        # The owner of an account gains nothing by logging in between the guesses.
+        await auth.login("ada@example.org", client_address="203.0.113.7")
+        guess = auth.login(f"somebody{number}@example.org", "Summer2026", client_address="203.0.113.7")
+        await refused(guess, "INVALID_CREDENTIAL")
+    error = await refused(auth.login("ada@example.org", client_address="203.0.113.7"), "RATE_LIMITED")
+    assert error.retry_after_s == pytest.approx(600, abs=1)
+    assert "your address" in error.message
+    # What was refused was no guess: it counts for nobody.
+    for _ in range(3):
+        await refused(auth.login("grace@example.org", "x", client_address="203.0.113.7"), "RATE_LIMITED")
+    await refused(auth.login("grace@example.org", "x", client_address="203.0.113.8"), "INVALID_CREDENTIAL")
+    await auth.login("ada@example.org", client_address="203.0.113.8")
+    auth.clock.move(600)
+    await auth.login("ada@example.org", client_address="203.0.113.7")
+
+
+async def test_an_email_under_attack_does_not_use_up_an_address(auth: RunningAuth) -> None:
+    await auth.join("ada@example.org")
+    for _ in range(3):
+        await refused(
+            auth.login("grace@example.org", "x", client_address="203.0.113.7"), "INVALID_CREDENTIAL"
+        )
+    for _ in range(10):
+        await refused(auth.login("grace@example.org", "x", client_address="203.0.113.7"), "RATE_LIMITED")
+    await auth.login("ada@example.org", client_address="203.0.113.7")
+
+
+async def test_a_network_of_ipv6_counts_as_one_address(auth: RunningAuth) -> None:
+    for number in range(4):
+        address = f"2001:db8:0:1::{number:x}"
+        await refused(
+            auth.login(f"somebody{number}@example.org", "x", client_address=address), "INVALID_CREDENTIAL"
+        )
+    await refused(auth.login("x@example.org", "x", client_address="2001:db8:0:1:ffff::"), "RATE_LIMITED")
+    await refused(auth.login("x@example.org", "x", client_address="2001:db8:0:2::"), "INVALID_CREDENTIAL")
+
+
+async def test_an_email_that_looks_like_an_address_is_not_one(auth: RunningAuth) -> None:
+    for _ in range(3):
+        await refused(auth.login("address:203.0.113.7", "x"), "INVALID_CREDENTIAL")
+    await refused(auth.login("address:203.0.113.7", "x"), "RATE_LIMITED")
+    for number in range(4):
+        guess = auth.login(f"somebody{number}@example.org", "x", client_address="203.0.113.7")
+        await refused(guess, "INVALID_CREDENTIAL")
 
 
 async def test_a_login_that_succeeds_forgets_the_failures(auth: RunningAuth) -> None:

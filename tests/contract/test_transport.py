@@ -319,6 +319,7 @@ async def test_the_call_travels(connect: Connect) -> None:
         FakeGate.identity,
         traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         idempotency_key="order 66",
+        client_address="2001:db8::7",
     )
     await client.whisper(WhisperRequest(text="psst"), call)
     assert seen == [call]

@@ -74,3 +74,17 @@ def test_money_and_tokens_are_measured(suite: Suite, client: openai.OpenAI) -> N
     )
     assert "gen_ai_client_token_usage" in metrics
     assert PROMPT not in metrics
+
+
+def test_an_operator_rotates_the_signing_key(suite: Suite) -> None:
+    here = ("--url", suite.url)
+    done = suite.ask("auth", "rotate-signing-key", *here)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    # Perhaps for the second time within the five minutes: then it is the key of the first.
+    assert [state for _, state, *_ in lines][:2] == ["next", "signing"]
+    published = httpx.get(f"{suite.url}/.well-known/jwks.json").raise_for_status().json()
+    assert {key["kid"] for key in published["keys"]} == {key_id for key_id, *_ in lines}
+    assert suite.ask("auth", "signing-keys", *here).stdout == done.stdout
+    refused = suite.ask("auth", "signing-keys", *here, environment={"OMNIHUB_BOOTSTRAP_API_KEY": "omni_sk_x"})
+    assert (refused.returncode, refused.stderr.split(":")[0]) == (2, "INVALID_CREDENTIAL")

@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from omnihub.auth.v1 import auth_service_pb2 as pb
+from omnihub.auth.v1 import signing_key_service_pb2 as signing
 from omnihub.auth.v1.auth_service_api import AuthService
+from omnihub.auth.v1.signing_key_service_api import SigningKeyService
 from pydantic import SecretStr
 
 from services.auth.app import build
@@ -44,9 +46,10 @@ class Clock:
 
 @dataclass
 class RunningAuth:
-    """The service, and a client of it."""
+    """The service, and clients of it."""
 
     client: AuthService
+    signing_keys: SigningKeyService
     service: Service
     clock: Clock
 
@@ -86,10 +89,20 @@ class RunningAuth:
         return registered
 
     async def login(
-        self, email: str, password: str = PASSWORD, organisation_id: str = ""
+        self, email: str, password: str = PASSWORD, organisation_id: str = "", client_address: str = ""
     ) -> pb.LoginResponse:
         request = pb.LoginRequest(email=email, password=password, organisation_id=organisation_id)
-        return await self.client.login(request, Call.internal())
+        return await self.client.login(request, Call(new_id("req"), client_address=client_address))
+
+    async def rotate(self, *, withdraw: bool = False) -> list[signing.SigningKey]:
+        """Rotate the signing key; return all keys."""
+        request = signing.RotateSigningKeyRequest(withdraw=withdraw)
+        return list((await self.signing_keys.rotate_signing_key(request, await self.platform())).keys)
+
+    async def published(self) -> list[str]:
+        """Return the ids of the published signing keys."""
+        keys = await self.client.get_json_web_key_set(pb.GetJsonWebKeySetRequest(), Call.internal())
+        return [key.kid for key in keys.keys]
 
     async def create_key(self, call: Call, **fields: object) -> pb.CreateApiKeyResponse:
         return await self.client.create_api_key(pb.CreateApiKeyRequest(**{"name": "test", **fields}), call)
@@ -125,27 +138,34 @@ async def running_auth(
     registry = Registry()
     for interface, implementation in service.interfaces:
         registry.add(interface, implementation)
-    local = Connector(registry, {}).connect(AuthService, "auth")
+    local = Connector(registry, {})
     try:
         await service.start()
         if transport == "local":
-            yield RunningAuth(local, service, clock)
+            yield _running(local, service, clock)
         else:
-            async with _listening(service, Authenticator(local)) as client:
-                yield RunningAuth(client, service, clock)
+            gate = Authenticator(local.connect(AuthService, "auth"))
+            async with _listening(service, gate) as remote:
+                yield _running(remote, service, clock)
     finally:
         await service.stop()
 
 
+def _running(connector: Connector, service: Service, clock: Clock) -> RunningAuth:
+    return RunningAuth(
+        connector.connect(AuthService, "auth"), connector.connect(SigningKeyService, "auth"), service, clock
+    )
+
+
 @asynccontextmanager
-async def _listening(service: Service, gate: Authenticator) -> AsyncIterator[AuthService]:
+async def _listening(service: Service, gate: Authenticator) -> AsyncIterator[Connector]:
     server = GrpcServer(f"127.0.0.1:{free_port()}", gate)
     for interface, implementation in service.interfaces:
         server.add(interface, implementation)
     port = await server.start()
     connector = Connector(Registry(), {"auth": f"127.0.0.1:{port}"})
     try:
-        yield connector.connect(AuthService, "auth")
+        yield connector
     finally:
         await connector.close()
         await server.stop(0)

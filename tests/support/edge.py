@@ -120,12 +120,16 @@ class FakeAuth(Unused):
     async def create_api_key(self, request: Any, call: Call) -> Any:
         self._backend.enter(request, call)
         answer = auth_service_pb2.CreateApiKeyResponse(secret="omni_sk_new")
-        answer.key.id = "key_2"
+        answer.key.key_id = "key_2"
         return answer
 
     async def rotate_api_key(self, request: Any, call: Call) -> Any:
         self._backend.enter(request, call)
         return auth_service_pb2.RotateApiKeyResponse(secret=request.key_id)
+
+    async def login(self, request: Any, call: Call) -> Any:
+        self._backend.enter(request, call)
+        return auth_service_pb2.LoginResponse(token_type="Bearer")
 
     async def get_json_web_key_set(self, request: Any, call: Call) -> Any:
         self._backend.enter(request, call)

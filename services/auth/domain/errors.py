@@ -3,7 +3,7 @@
 AuthError
   InvalidArgumentError  InvalidCredentialError  PermissionDeniedError  RegistrationClosedError
   NotFoundError  AlreadyExistsError  IdempotencyKeyReusedError  PreconditionFailedError
-  RateLimitedError  IssuerUnavailableError
+  RateLimitedError  IssuerUnavailableError  TryAgainError
 """
 
 from __future__ import annotations
@@ -107,6 +107,16 @@ class RateLimitedError(AuthError):
 
 class IssuerUnavailableError(AuthError):
     """The external issuer's keys cannot be read, so its tokens can be neither accepted nor refused."""
+
+    reason = "UNAVAILABLE"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.retry_after_s = 1.0
+
+
+class TryAgainError(AuthError):
+    """Others changed the same thing at the same moment."""
 
     reason = "UNAVAILABLE"
 

@@ -52,15 +52,17 @@ class Call:
     """On the clock of `time.monotonic()`, in seconds."""
     traceparent: str = ""
     idempotency_key: str = ""
+    client_address: str = ""
+    """Where the caller is, as the edge sees it; only for rpcs that take no credential."""
 
     def __post_init__(self) -> None:
-        for value in (self.request_id, self.traceparent, self.idempotency_key):
+        for value in (self.request_id, self.traceparent, self.idempotency_key, self.client_address):
             if value and not _fits(value):
                 raise self._unfit()
 
     def _unfit(self) -> RpcError:
         rule = f"must be at most {HEADER_LIMIT} printable ASCII characters"
-        names = ("request_id", "traceparent", "idempotency_key")
+        names = ("request_id", "traceparent", "idempotency_key", "client_address")
         broken = [name for name in names if not _fits(getattr(self, name))]
         return RpcError(
             "INVALID_ARGUMENT",
@@ -87,6 +89,7 @@ class Call:
         _copy_field(sooner, "deadline", deadline)
         _copy_field(sooner, "traceparent", self.traceparent)
         _copy_field(sooner, "idempotency_key", self.idempotency_key)
+        _copy_field(sooner, "client_address", self.client_address)
         return sooner
 
     def remaining_s(self) -> float | None:

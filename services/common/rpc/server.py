@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from services.common.rpc.method import (
     methods_of,
 )
 from services.common.rpc.wire import (
+    CLIENT_ADDRESS,
     IDEMPOTENCY_KEY,
     IDENTITY,
     MESSAGE_LIMIT,
@@ -216,6 +218,7 @@ class GrpcServer:
             identity,
             traceparent=traced.traceparent,
             idempotency_key=headers.get(IDEMPOTENCY_KEY, ""),
+            client_address=headers.get(CLIENT_ADDRESS, ""),
         ).within(remaining)
 
     def _unary_handler(self, method: Method, handler: Callable[..., Any]) -> Any:
@@ -313,5 +316,5 @@ async def _abort(context: Any, error: BaseException, event: RequestEvent) -> Non
         (REQUEST_ID, request_id),
     ]
     if visible.retry_after_s is not None:
-        trailers.append(("retry-after", str(max(1, round(visible.retry_after_s)))))
+        trailers.append(("retry-after", str(max(1, math.ceil(visible.retry_after_s)))))
     await context.abort(_CODES[visible.row.grpc], visible.message, tuple(trailers))

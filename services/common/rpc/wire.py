@@ -25,6 +25,8 @@ REQUEST_ID = "x-omnihub-request-id"
 IDENTITY = "x-omnihub-identity"
 TRACEPARENT = "traceparent"
 IDEMPOTENCY_KEY = "idempotency-key"
+# Set by the edge, which takes it away from callers.
+CLIENT_ADDRESS = "x-omnihub-client-address"
 STATUS_DETAILS = "grpc-status-details-bin"
 
 
@@ -37,4 +39,6 @@ def metadata_of(call: Call) -> tuple[tuple[str, str], ...]:
         metadata.append((TRACEPARENT, call.traceparent))
     if call.idempotency_key:
         metadata.append((IDEMPOTENCY_KEY, call.idempotency_key))
+    if call.client_address:
+        metadata.append((CLIENT_ADDRESS, call.client_address))
     return tuple(metadata)

@@ -132,6 +132,14 @@ async def test_a_signed_identity_from_outside_counts_for_nothing(channel: grpc.a
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_a_grpc_caller_cannot_choose_the_address_its_logins_count_for(
+    channel: grpc.aio.Channel, backend: Backend
+) -> None:
+    metadata = (("x-omnihub-client-address", "203.0.113.7"), ("x-forwarded-for", "203.0.113.7"))
+    await unary(channel, "/omnihub.auth.v1.AuthService/Login")(b"", metadata=metadata)
+    assert backend.calls[0].client_address == "127.0.0.1"
+
+
 async def test_a_grpc_method_says_what_it_takes(client: httpx.AsyncClient) -> None:
     response = await client.post(USAGE, json={})
     assert response.status_code == 415

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from services.common.rpc.errors import RpcError, Violation
@@ -92,6 +93,19 @@ async def test_a_stream_arrives_as_events_while_it_is_made(
     assert "raw_tail" not in rest[1]["end"]
 
 
+async def test_one_value_where_a_list_belongs_is_a_list_of_one(
+    client: httpx.AsyncClient, backend: Backend
+) -> None:
+    await client.post("/api/keys", json={"name": "ci", "scopes": "chat", "allowedModels": "support-chat"})
+    [request] = backend.requests
+    assert (list(request.scopes), list(request.allowed_models)) == (["chat"], ["support-chat"])
+    for nothing in ("", [""], {}, {"a": "b"}, [{"a": "b"}]):
+        response = await client.post("/api/keys", json={"name": "ci", "allowedModels": nothing})
+        assert response.status_code == 400
+        assert error_of(response)["details"]["fields"][0]["field"].startswith("allowed")
+    assert len(backend.requests) == 1, "no key without limits was made"
+
+
 @pytest.mark.parametrize("path", ["/v1/chat:stream", "/v1/chat"])
 @pytest.mark.parametrize(
     ("error", "status"),
@@ -135,6 +149,8 @@ async def test_no_or_wrong_credential(client: httpx.AsyncClient) -> None:
         (b'{"messages": "hello"}', "INVALID_ARGUMENT", "messages"),
         (b'{"messages": [{"content": {"a": 1}}]}', "INVALID_ARGUMENT", "messages[0].content"),
         (b'{"max_cost": "much"}', "INVALID_ARGUMENT", "max_cost"),
+        (b'{"model": ["x"]}', "MALFORMED_BODY", None),
+        (b'{"messages": [{"role": ["user"]}]}', "INVALID_ARGUMENT", "messages[0]"),
         (b'{"temperature": 9}', "INVALID_ARGUMENT", "temperature"),
     ],
 )
@@ -268,6 +284,41 @@ async def test_callers_cannot_speak_for_others_or_choose_the_request_id(
     assert without.status_code == 401
 
 
+async def test_callers_cannot_choose_the_address_their_logins_count_for(
+    client: httpx.AsyncClient, backend: Backend
+) -> None:
+    claimed = ("x-omnihub-client-address", "x-forwarded-for", "x-envoy-external-address", "x-real-ip")
+    headers = dict.fromkeys(claimed, "203.0.113.7")
+    assert (await client.post("/api/auth/login", json={}, headers=headers)).status_code == 200
+    assert backend.calls[0].client_address == "127.0.0.1"
+    # Where nobody asks for it, it is not told.
+    await client.get("/v1/usage", headers=headers)
+    assert backend.calls[1].client_address == ""
+    await client.get("/v1/models", headers=headers)
+    assert "x-omnihub-client-address" not in backend.http_requests[0].headers
+
+
+async def test_a_proxy_that_is_trusted_says_who_calls(backend: Backend, tmp_path: Path) -> None:
+    async with (
+        running_edge(tmp_path, backend=backend, trusted_proxies=1) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as proxy,
+    ):
+        # What the proxy appends is believed, what its caller had written before it is not.
+        headers = {"x-forwarded-for": "198.51.100.1, 203.0.113.7"}
+        await proxy.post("/api/auth/login", json={}, headers=headers)
+        await proxy.post("/api/auth/login", json={})
+    assert [call.client_address for call in backend.calls] == ["203.0.113.7", "127.0.0.1"]
+
+
+async def test_a_login_refused_for_its_address_says_when_to_come_back(
+    client: httpx.AsyncClient, backend: Backend
+) -> None:
+    backend.error = RpcError("RATE_LIMITED", "too many failed logins from your address", retry_after_s=42.4)
+    response = await client.post("/api/auth/login", json={})
+    assert (response.status_code, response.headers["retry-after"]) == (429, "43")
+    assert error_of(response)["details"]["retry_after_s"] == 42.4
+
+
 async def test_leaving_a_stream_cancels_the_handler(client: httpx.AsyncClient, backend: Backend) -> None:
     async with client.stream("POST", "/v1/chat:stream", json=CHAT) as response:
         await anext(response.aiter_lines())
@@ -355,15 +406,16 @@ class TestFacade:
             wrong_base_url = await client.post(path, json={})
             assert wrong_base_url.status_code == 404
             assert UNKNOWN_PATH in wrong_base_url.text
-        openai = await client.get("/v1/nothing?key=secret")
-        assert openai.status_code == 404
-        assert openai.json()["error"] == {
+        shaped = await client.get("/v1/nothing?key=secret")
+        assert shaped.status_code == 404
+        assert shaped.json()["error"] == {
             "message": UNKNOWN_PATH,
             "type": "invalid_request_error",
             "param": None,
             "code": "unknown_url",
+            "request_id": shaped.headers["x-omnihub-request-id"],
         }
-        assert openai.headers["x-omnihub-request-id"].startswith("req_")
+        assert shaped.headers["x-omnihub-request-id"].startswith("req_")
         wrong = await client.get("/v1/chat/completions")
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
         assert wrong.json()["error"]["code"] == "method_not_allowed"
@@ -374,3 +426,24 @@ class TestFacade:
             "error": {"type": "invalid_request_error", "message": "this path takes POST"},
             "request_id": anthropic.headers["x-omnihub-request-id"],
         }
+
+    async def test_the_request_id_is_where_the_sdks_look(
+        self, client: httpx.AsyncClient, port: int, backend: Backend
+    ) -> None:
+        for method, path in (
+            ("GET", "/v1/models"),
+            ("GET", "/v1/nothing"),
+            ("POST", "/v1/chat"),
+            ("GET", "/api/x"),
+        ):
+            answer = await client.request(method, path, json=CHAT)
+            assert answer.headers["x-request-id"] == answer.headers["x-omnihub-request-id"]
+            assert "request-id" not in answer.headers
+        for method in ("POST", "GET"):
+            answer = await client.request(method, "/v1/messages", json={})
+            assert answer.headers["request-id"] == answer.headers["x-omnihub-request-id"]
+        options: Any = {"api_key": KEY, "max_retries": 0}
+        async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1/v1", **options) as sdk:
+            with pytest.raises(openai.NotFoundError) as wrong:
+                await sdk.models.list()
+        assert wrong.value.request_id == wrong.value.body["request_id"]  # type: ignore[index]

@@ -10,7 +10,7 @@ import pytest
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pool, message_factory
 from omnihub.agents.v1alpha1 import agent_service_pb2
-from omnihub.auth.v1 import auth_service_pb2, workspace_service_pb2
+from omnihub.auth.v1 import auth_service_pb2, signing_key_service_pb2, workspace_service_pb2
 from omnihub.billing.v1 import (
     billing_service_pb2,
     budget_service_pb2,
@@ -53,6 +53,7 @@ MODULES = (
     response_service_pb2,
     routing_policy_service_pb2,
     provider_health_service_pb2,
+    signing_key_service_pb2,
     job_service_pb2,
     webhook_service_pb2,
     workflow_service_pb2,
