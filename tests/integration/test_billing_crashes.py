@@ -6,7 +6,6 @@ With several processes, callers and a PostgreSQL that dies: tests/e2e/test_money
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import re
 import signal
 from collections.abc import Awaitable
@@ -30,13 +29,13 @@ from services.billing.store.tables import changes
 from services.common.change_feed import ChangeFeed
 from services.common.crash import CrashPoints
 from tests.support.billing import charge, open_store, wallet
+from tests.support.forks import importable, loaded
 from tests.support.money_crashes import BILLING_PLACES, GATEWAY_PLACES
 
 # Where limits are drawn on, and where a hold ends unused, which callers of a fleet cannot time.
 STORE_PLACES = (*BILLING_PLACES, "after_release", "before_slice_commit", "after_slice_commit")
 HELD, LEASED, CREDITS = 100, 1000, 10_000
 TTL, NOW = 60_000_000, 1_780_000_000_000_000
-FORK = multiprocessing.get_context("fork")
 
 
 async def live(url: str, organisation: str, crash_at: str = "") -> None:
@@ -98,8 +97,9 @@ def test_whatever_dies_is_done_once_when_it_is_tried_again(database_url: str) ->
     asyncio.run(begin(database_url))
     for place in STORE_PLACES:
         # Each place has an organisation of its own, which is called like it.
-        victim = FORK.Process(target=_live_and_die, args=(database_url, place))
-        victim.start()
+        victim = loaded().Process(target=_live_and_die, args=(database_url, place))
+        with importable():
+            victim.start()
         victim.join(60)
         assert victim.exitcode == -signal.SIGKILL, place
         asyncio.run(live(database_url, place))

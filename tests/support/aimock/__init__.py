@@ -26,6 +26,7 @@ async def running_aimock(fixtures: Sequence[Mapping[str, Any]], folder: Path) ->
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         "node",
+        *("--require", str(Path(__file__).with_name("keep_alive.cjs"))),
         str(program),
         *("--port", str(port), "--fixtures", str(path)),
         stdout=asyncio.subprocess.PIPE,
