@@ -22,14 +22,14 @@ from omnihub.common.v1.chat_pb2 import Usage
 from services.common.db import Database
 from services.common.ids import new_id
 from services.common.rpc import Call, Identity
+from services.router.accounting.budget_rules import BudgetRules
+from services.router.accounting.budgets import Budgets
+from services.router.accounting.journal import Journal
+from services.router.accounting.leases import Leases
+from services.router.accounting.settlement import Settlement
+from services.router.accounting.store import JournalStore, Record, unsettled
 from services.router.app import MIGRATIONS
-from services.router.budget_rules import BudgetRules
-from services.router.budgets import Budgets
 from services.router.domain.limits import Rule, rules_of
-from services.router.journal import Journal
-from services.router.leases import Leases
-from services.router.settlement import Settlement
-from services.router.store import JournalStore, Record, unsettled
 from tests.support.billing import Directory, running_billing
 from tests.support.fakes import FakeBilling, FakeBudgets
 

@@ -30,8 +30,8 @@ from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.ids import new_id
 from services.common.rpc import Call, Connector, Identity, Registry
+from services.router.accounting.store import Record
 from services.router.settings import RouteSettings
-from services.router.store import Record
 from tests.support.fakes import Fake, FakeBilling, FakeProviders
 from tests.support.router import OPENAI, Router
 

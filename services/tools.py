@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from services.billing import command as billing
     from services.billing import plan_files
     from services.common import db
-    from services.router import command as models
-    from services.router import evaluating, replaying
+    from services.router.planning import evaluating, replaying
+    from services.router.registry import command as models
 else:
     # Those who ask a running platform wait for no database's library, and the others not for each other's.
     billing, plan_files = late("services.billing.command"), late("services.billing.plan_files")
-    db, models = late("services.common.db"), late("services.router.command")
-    evaluating, replaying = late("services.router.evaluating"), late("services.router.replaying")
+    db, models = late("services.common.db"), late("services.router.registry.command")
+    evaluating = late("services.router.planning.evaluating")
+    replaying = late("services.router.planning.replaying")
 
 
 def add_commands(commands: Any, named: str = "") -> None:

@@ -1,6 +1,7 @@
 """Trains the router's task classifier, and measures it: `make task-model`.
 
-Reads tools/tasks/train.tsv and writes services/router/task_model.json; the same input gives the same file.
+Reads tools/tasks/train.tsv and writes services/router/planning/task_model.json; the same input gives the
+same file.
 Then it prints how many prompts of tools/tasks/held_out.tsv, which training never sees, are classified as
 labelled.
 `--check` trains nothing and measures the model that is there.
@@ -24,7 +25,7 @@ from services.router.domain.routing import TASKS
 from services.router.domain.tasks import SCALE, Classifier, features_of
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = ROOT / "services" / "router" / "task_model.json"
+MODEL = ROOT / "services" / "router" / "planning" / "task_model.json"
 TRAIN = ROOT / "tools" / "tasks" / "train.tsv"
 HELD_OUT = ROOT / "tools" / "tasks" / "held_out.tsv"
 EPOCHS = 40

@@ -17,25 +17,25 @@ from services.common.rpc.errors import to_rpc_error
 from services.credits.money import format_nano, limit_nano
 from services.credits.rating import Rated, bound, provider_cost_of, sell_of
 from services.credits.savings import savings_of
-from services.router.aside import sum_of
+from services.router.accounting.aside import sum_of
+from services.router.accounting.budgets import Budgets
+from services.router.accounting.journal import Journal, JournalError
+from services.router.accounting.leases import HOLD_TTL_S, Leases, Reservation
+from services.router.accounting.pending import Pending
+from services.router.accounting.prices import Prices, Wanted
 from services.router.asked import Asked
-from services.router.attempts import Opened, provider_id_of
-from services.router.budgets import Budgets
-from services.router.caching import OFF, AnswerCache
+from services.router.cache.caching import OFF, AnswerCache
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.errors import RoutingError
 from services.router.domain.estimate import LARGEST
 from services.router.domain.limits import OrganisationRules
 from services.router.domain.policy import Candidate, Plan
 from services.router.domain.strategy import Strategy, arranged, strategy_of
-from services.router.journal import Journal, JournalError
-from services.router.latency import Latencies
-from services.router.leases import HOLD_TTL_S, Leases, Reservation
-from services.router.measurements import Measurements
+from services.router.execution.attempts import Opened, provider_id_of
+from services.router.health.latency import Latencies
+from services.router.health.measurements import Measurements
 from services.router.metrics import observe
-from services.router.pending import Pending
-from services.router.planner import Planner
-from services.router.prices import Prices, Wanted
+from services.router.planning.planner import Planner
 from services.router.refusals import refusal_record
 from services.router.request import Request
 from services.router.settings import RouterSettings

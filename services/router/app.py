@@ -27,42 +27,42 @@ from services.common.rpc import Call, RpcError
 from services.common.service import Infrastructure, Service
 from services.credits.media_rating import covers_media
 from services.credits.money import parse_nano
+from services.router.accounting.budget_rules import BudgetRules
+from services.router.accounting.budgets import Budgets
+from services.router.accounting.journal import Journal
+from services.router.accounting.leases import Leases
+from services.router.accounting.prices import Prices
+from services.router.accounting.settlement import Settlement
+from services.router.accounting.store import JournalStore
 from services.router.admission import Admission
-from services.router.answer_store import KeptAnswers
-from services.router.budget_rules import BudgetRules
-from services.router.budgets import Budgets
-from services.router.caching import AnswerCache
-from services.router.counting import Counting
-from services.router.detection import Detector
+from services.router.cache.answer_store import KeptAnswers
+from services.router.cache.caching import AnswerCache
 from services.router.domain.catalogue import Catalogue, Provider
-from services.router.execution import Execution
-from services.router.health import Health
-from services.router.health_server import ProviderHealthServer
-from services.router.health_sharing import HealthSharing
-from services.router.health_store import HealthStore
-from services.router.journal import Journal
-from services.router.latency import Latencies
-from services.router.leases import Leases
+from services.router.execution.counting import Counting
+from services.router.execution.execution import Execution
+from services.router.health.health import Health
+from services.router.health.latency import Latencies
+from services.router.health.server import ProviderHealthServer
+from services.router.health.sharing import HealthSharing
+from services.router.health.store import HealthStore
 from services.router.media.server import MediaRouterServer
 from services.router.media.speech import Speech
-from services.router.planner import Planner
-from services.router.policies import Policies
-from services.router.policy_store import PolicyStore
-from services.router.prices import Prices
-from services.router.registry import ModelRegistry, check_file
-from services.router.registry_import import seed
-from services.router.registry_server import RegistryServer
-from services.router.registry_store import ModelStore, changes
+from services.router.planning.detection import Detector
+from services.router.planning.planner import Planner
+from services.router.planning.policies import Policies
+from services.router.planning.policy_server import RoutingPolicyServer
+from services.router.planning.policy_store import PolicyStore
+from services.router.registry.importing import seed
+from services.router.registry.registry import ModelRegistry, check_file
+from services.router.registry.server import RegistryServer
+from services.router.registry.sources import shipped
+from services.router.registry.store import ModelStore, changes
 from services.router.repeating import repeat
-from services.router.response_server import ResponseServer
-from services.router.response_store import ResponseStore
-from services.router.routing_policy_server import RoutingPolicyServer
+from services.router.responses.server import ResponseServer
+from services.router.responses.store import ResponseStore
+from services.router.responses.stored_responses import StoredResponses
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
-from services.router.settlement import Settlement
-from services.router.sources import shipped
-from services.router.store import JournalStore
-from services.router.stored_responses import StoredResponses
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Answers without a key or a network, so that a newcomer's first request does.

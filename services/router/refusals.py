@@ -8,12 +8,12 @@ from omnihub.router.v1.decision_pb2 import Decision
 
 from services.common.ids import new_id
 from services.common.rpc import Call, RpcError
+from services.router.accounting.store import Record
 from services.router.asked import Asked
 from services.router.domain.catalogue import AUTO
 from services.router.domain.policy import Plan
 from services.router.domain.record import add_candidates, inputs_of
 from services.router.request import MESSAGE_LIMIT
-from services.router.store import Record
 
 
 def refusal_record(

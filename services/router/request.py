@@ -22,17 +22,17 @@ from services.common.rpc import Call, RpcError
 from services.credits.money import format_nano
 from services.credits.rating import Rated
 from services.credits.savings import Savings, note_savings
-from services.router.aside import Aside, sum_of
+from services.router.accounting.aside import Aside, sum_of
+from services.router.accounting.leases import Reservation
+from services.router.accounting.prices import PriceTable
+from services.router.accounting.store import Record
 from services.router.asked import Asked, Look
 from services.router.domain.catalogue import Target
 from services.router.domain.estimate import likely_tokens
 from services.router.domain.policy import Candidate, Plan
 from services.router.domain.record import add_candidates, inputs_of
 from services.router.domain.strategy import Strategy
-from services.router.leases import Reservation
-from services.router.prices import PriceTable
-from services.router.response_store import StoredResponse
-from services.router.store import Record
+from services.router.responses.store import StoredResponse
 
 # A decision keeps what helps to explain it, not a provider's whole error page.
 MESSAGE_LIMIT = 500

@@ -16,20 +16,20 @@ from services.common.page_token import decode_page_token, encode_page_token
 from services.common.rpc import Call, RpcError
 from services.common.rpc.errors import Violation
 from services.formats import anthropic_messages, openai_chat, openai_responses
+from services.router.accounting.store import JournalStore
 from services.router.admission import Admission
 from services.router.asked import Asked
-from services.router.comparing import Comparing
-from services.router.counting import Counting
 from services.router.domain.shortlist import includes
-from services.router.endings import Endings
-from services.router.execution import Execution
-from services.router.explain import Explaining
-from services.router.keeping import Keeping
-from services.router.listing import all_shown, describe
+from services.router.execution.comparing import Comparing
+from services.router.execution.counting import Counting
+from services.router.execution.endings import Endings
+from services.router.execution.execution import Execution
+from services.router.execution.streaming import Streaming
+from services.router.planning.explain import Explaining
+from services.router.registry.listing import all_shown, describe
 from services.router.request import Request
-from services.router.store import JournalStore
-from services.router.stored_responses import StoredResponses
-from services.router.streaming import Streaming
+from services.router.responses.keeping import Keeping
+from services.router.responses.stored_responses import StoredResponses
 
 PAGE_SIZE = 100
 

@@ -13,7 +13,8 @@ import pytest
 COMMAND = """
 import sys
 import services.__main__
-others = ("services.tools", "services.commands", "services.router.evaluating", "services.billing.store")
+others = ("services.tools", "services.commands", "services.billing.store",
+    "services.router.planning.evaluating")
 print([name for name in others if name in sys.modules])
 # What asks a running platform is not what runs.
 services.__main__._parser(["usage", "export"]).parse_args(["usage", "export"])

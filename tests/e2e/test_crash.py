@@ -20,7 +20,7 @@ from tests.support.suite import Suite
 from tests.support.upstream import Upstream
 
 STREAMS = 200
-# The shortest that leaves room for a renewal; see services/router/leases.py.
+# The shortest that leaves room for a renewal; see services/router/accounting/leases.py.
 LEASE_TTL_S = "10"
 NANO = 10**9
 

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from services.router.domain.evaluation import passes
-from services.router.evaluating import WORKLOAD, read_workload
+from services.router.planning.evaluating import WORKLOAD, read_workload
 from tests.support.competence import MODELS, RunningSimulation, config, is_right
 from tests.support.suite import Suite
 

@@ -28,8 +28,8 @@ from services.common.change_feed import ChangeFeed
 from services.common.db import Database
 from services.common.ids import new_id
 from services.common.rpc import Call, Connector, Identity, Registry
-from services.router.budget_rules import BudgetRules
-from services.router.budgets import Budgets
+from services.router.accounting.budget_rules import BudgetRules
+from services.router.accounting.budgets import Budgets
 from services.router.domain.limits import Drawn
 from tests.support.fakes import FakeBilling
 

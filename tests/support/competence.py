@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from services.router.domain.evaluation import Prompt
-from services.router.evaluating import WORKLOAD, read_workload
+from services.router.planning.evaluating import WORKLOAD, read_workload
 
 _NEEDED = {"easy": 0.25, "medium": 0.55, "hard": 0.8}
 _LUCK = 0.2

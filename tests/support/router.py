@@ -20,21 +20,21 @@ from omnihub.router.v1.router_service_api import RouterService
 
 from services.common.ids import new_id
 from services.common.rpc import Call, Connector, Identity, Registry, RpcError
+from services.router.accounting.journal import JournalError
+from services.router.accounting.leases import Leases
+from services.router.accounting.prices import Prices
+from services.router.accounting.store import Record
 from services.router.admission import Admission
-from services.router.caching import AnswerCache
-from services.router.counting import Counting
-from services.router.detection import Detector
+from services.router.cache.caching import AnswerCache
 from services.router.domain.catalogue import Catalogue, Provider
-from services.router.execution import Execution
-from services.router.health import Health
-from services.router.journal import JournalError
-from services.router.latency import Latencies
-from services.router.leases import Leases
-from services.router.planner import Planner
-from services.router.prices import Prices
+from services.router.execution.counting import Counting
+from services.router.execution.execution import Execution
+from services.router.health.health import Health
+from services.router.health.latency import Latencies
+from services.router.planning.detection import Detector
+from services.router.planning.planner import Planner
 from services.router.server import RouterServer
 from services.router.settings import RouterSettings, RouteSettings
-from services.router.store import Record
 from tests.support.fakes import FakeBilling, FakeProviders
 
 ORGANISATION = "org_1"

@@ -14,12 +14,12 @@ from omnihub.provider.v1.media_provider_service_api import MediaProviderService
 from omnihub.router.v1 import media_router_service_pb2 as pb
 
 from services.common.rpc import Call, RpcError
+from services.router.accounting.prices import Prices
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.limits import OrganisationRules
-from services.router.health import Health
+from services.router.health.health import Health
 from services.router.media.planning import candidates, only_at, plan
 from services.router.media.speech import Speech
-from services.router.prices import Prices
 
 LIMIT_S = 10.0
 # Of what this machine makes by rules, unless somebody sets a price.

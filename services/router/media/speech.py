@@ -22,14 +22,14 @@ from services.common.rpc import Call, Identity, RpcError
 from services.common.rpc.errors import to_rpc_error
 from services.credits.media_rating import charge_media, most_tokens
 from services.credits.money import format_nano
-from services.router.budgets import MICRO, Budgets
+from services.router.accounting.budgets import MICRO, Budgets
+from services.router.accounting.journal import Journal
+from services.router.accounting.leases import Leases, Reservation
+from services.router.accounting.store import Record
 from services.router.domain.catalogue import Target
 from services.router.domain.errors import NoCandidateError
 from services.router.domain.limits import Drawn
-from services.router.health import Health
-from services.router.journal import Journal
-from services.router.leases import Leases, Reservation
-from services.router.store import Record
+from services.router.health.health import Health
 
 KIND = "speech"
 # The request itself is at fault: another provider would say the same.

@@ -17,7 +17,7 @@ from services.billing.store.checks import check_ledger
 from services.billing.store.held_limits import Drawing
 from services.common.rpc import Identity
 from services.credits.money import NANO
-from services.router import budgets as router_budgets
+from services.router.accounting import budgets as router_budgets
 from tests.support.billing import charge
 from tests.support.budgets import World, open_world
 

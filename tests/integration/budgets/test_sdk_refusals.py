@@ -17,7 +17,7 @@ import pytest
 from services.common.rpc import Identity
 from services.credits.money import NANO
 from services.providers.settings import ProviderSettings
-from services.router.budgets import Budgets
+from services.router.accounting.budgets import Budgets
 from tests.support.budgets import Replica, World, open_world
 from tests.support.stack import Stack, running_stack
 

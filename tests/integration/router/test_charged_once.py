@@ -20,10 +20,10 @@ from omnihub.billing.v1.usage_pb2 import Charge
 from services.billing.store.tables import usage_event
 from services.common.db import Database, sqlite_url
 from services.common.rpc import RpcError
+from services.router.accounting.journal import Journal
+from services.router.accounting.settlement import Settlement
+from services.router.accounting.store import JournalStore, Record, journal, unsettled
 from services.router.app import MIGRATIONS
-from services.router.journal import Journal
-from services.router.settlement import Settlement
-from services.router.store import JournalStore, Record, journal, unsettled
 from tests.support.billing import ORGANISATION, Directory, charge, running_billing
 
 STEPS = 60

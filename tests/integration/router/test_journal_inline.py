@@ -13,10 +13,10 @@ import pytest
 import sqlalchemy as sa
 
 from services.common.db import Database, sqlite_url
-from services.router import inline_commits
+from services.router.accounting import inline_commits
+from services.router.accounting.journal import TURN, Journal, JournalError, _Statements
+from services.router.accounting.store import Record, journal
 from services.router.app import MIGRATIONS
-from services.router.journal import TURN, Journal, JournalError, _Statements
-from services.router.store import Record, journal
 from tests.support.router import bounded
 
 

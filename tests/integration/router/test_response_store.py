@@ -15,10 +15,10 @@ from omnihub.common.v1.chat_pb2 import Finish, Usage
 from omnihub.router.v1.decision_pb2 import AttemptRecord, Decision
 
 from services.common.db import Database
+from services.router.accounting.journal import Journal
+from services.router.accounting.store import JournalStore, Record
 from services.router.app import MIGRATIONS
-from services.router.journal import Journal
-from services.router.response_store import ResponseStore, StoredResponse, stored_response
-from services.router.store import JournalStore, Record
+from services.router.responses.store import ResponseStore, StoredResponse, stored_response
 
 NOW_MS = int(time.time() * 1000)
 

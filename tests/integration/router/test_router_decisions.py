@@ -28,8 +28,9 @@ from omnihub.router.v1.routing_policy_service_api import RoutingPolicyService
 from services.common.ids import new_id
 from services.common.rpc import Connector, Identity, Registry, RpcError
 from services.common.service import Infrastructure
-from services.router import app, replaying
+from services.router import app
 from services.router.domain.record import replay
+from services.router.planning import replaying
 from services.router.settings import RouterSettings, RouteSettings
 from tests.support.fakes import Fake, FakeBilling, FakeBudgets, FakeProviders
 from tests.support.router import IDENTITY, a_call, a_chat, an_answer, bounded, chat_request

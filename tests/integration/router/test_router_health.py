@@ -28,12 +28,12 @@ from services.common.ids import new_id
 from services.common.rpc import Connector, Registry, RpcError
 from services.common.service import Infrastructure
 from services.router import app
-from services.router.answer_store import KeptAnswers
+from services.router.cache.answer_store import KeptAnswers
 from services.router.domain.catalogue import Target
 from services.router.domain.sketch import Tally
-from services.router.health import Health
-from services.router.health_sharing import HealthSharing
-from services.router.health_store import NAME_LIMIT, HealthStore, Minute, Opening
+from services.router.health.health import Health
+from services.router.health.sharing import HealthSharing
+from services.router.health.store import NAME_LIMIT, HealthStore, Minute, Opening
 from services.router.settings import BreakerSettings, RouterSettings, RouteSettings
 from tests.support.fakes import Fake, FakeBilling, FakeBudgets, FakeProviders
 from tests.support.router import a_call, a_chat, an_answer, bounded, chat_request, failed, until

@@ -19,13 +19,13 @@ from omnihub.router.v1.decision_pb2 import Decision
 
 from services.common.db import Database
 from services.common.rpc import Call, RpcError
-from services.router import journal as journal_module
+from services.router.accounting import journal as journal_module
+from services.router.accounting.journal import BATCH, Journal, JournalError, _Statements
+from services.router.accounting.leases import Leases
+from services.router.accounting.settlement import BATCH as BOOKED_AT_ONCE
+from services.router.accounting.settlement import FAILURES, Settlement
+from services.router.accounting.store import JournalStore, Record, journal, unsettled
 from services.router.app import MIGRATIONS
-from services.router.journal import BATCH, Journal, JournalError, _Statements
-from services.router.leases import Leases
-from services.router.settlement import BATCH as BOOKED_AT_ONCE
-from services.router.settlement import FAILURES, Settlement
-from services.router.store import JournalStore, Record, journal, unsettled
 from tests.support.fakes import FakeBilling
 from tests.support.router import bounded
 

@@ -12,8 +12,8 @@ from omnihub.common.v1.change_pb2 import Change
 
 from services.common import change_feed
 from services.common.change_feed import Follower
-from services.router import registry
-from services.router.registry import ModelRegistry
+from services.router.registry import registry
+from services.router.registry.registry import ModelRegistry
 
 CHANGE = Change(seq=1, topic="price", key="a/x")
 

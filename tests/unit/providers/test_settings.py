@@ -15,7 +15,7 @@ from services.providers.adapters.openai import OpenAIAdapter
 from services.providers.app import build
 from services.providers.http import Timeouts, Upstream
 from services.providers.settings import ProviderSettings
-from services.router.attempts import timeouts_of
+from services.router.execution.attempts import timeouts_of
 from services.router.settings import RouteSettings
 
 

@@ -11,8 +11,8 @@ from omnihub.router.v1 import router_service_pb2 as pb
 from omnihub.router.v1.decision_pb2 import Decision
 
 from services.common.rpc import RpcError
-from services.router.response_store import StoredResponse
-from services.router.stored_responses import StoredResponses
+from services.router.responses.store import StoredResponse
+from services.router.responses.stored_responses import StoredResponses
 from tests.support.fakes import Fake
 from tests.support.router import a_call, build, delta, end, failed, frame, start
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from services.common.rpc import RpcError
 from services.router.domain.breaker import RETURN_S, Breaker, Limits
 from services.router.domain.catalogue import Target
-from services.router.health import TARGETS, Health
+from services.router.health.health import TARGETS, Health
 from services.router.settings import BreakerSettings
 
 LIMITS = Limits(failures=3, window_s=10, open_s=5)

@@ -18,7 +18,7 @@ from omnihub.router.v1 import router_service_pb2 as pb
 
 from services.common.rpc import RpcError
 from services.common.rpc.outlet import Outlet, OutletStream, offer
-from services.router.caching import AnswerCache
+from services.router.cache.caching import AnswerCache
 from services.router.domain.cacheable import Uncacheable, key_of, raw_document, typed_document
 from services.router.domain.catalogue import Catalogue
 from services.router.domain.replay import assemble, disassemble

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from services.router import evaluating, replaying
 from services.router.domain.evaluation import (
     Answered,
     Prompt,
@@ -19,6 +18,7 @@ from services.router.domain.evaluation import (
     judge,
     passes,
 )
+from services.router.planning import evaluating, replaying
 from tests.support.competence import MODELS, is_right
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from services.router.domain.importing import merge
 from services.router.domain.registration import read_document, write_document
-from services.router.registry_import import Imported, Importer
-from services.router.registry_store import Stored
+from services.router.registry.importing import Imported, Importer
+from services.router.registry.sources import listed, read_catalogue, shipped
+from services.router.registry.store import Stored
 from services.router.settings import RouteSettings
-from services.router.sources import listed, read_catalogue, shipped
 
 Rows = dict[str, Stored]
 NAMES = ("m", "n", "o", "p")

@@ -10,8 +10,8 @@ import pytest
 from omnihub.billing.v1 import billing_service_pb2 as billing
 
 from services.common.rpc import RpcError
-from services.router import leases as leases_module
-from services.router.leases import Leases, Reservation
+from services.router.accounting import leases as leases_module
+from services.router.accounting.leases import Leases, Reservation
 from tests.support.fakes import FakeBilling
 from tests.support.router import bounded
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from omnihub.common.v1.chat_pb2 import ChatInput
 from omnihub.router.v1.router_service_pb2 import CallOptions
 
-from services.router import measurements as module
 from services.router.domain.breaker import Breaker, Limits
 from services.router.domain.catalogue import Catalogue, Model, Target
 from services.router.domain.policy import Candidate, Plan, Question
 from services.router.domain.shortlist import options_of
 from services.router.domain.sketch import Sketch, Tally
 from services.router.domain.strategy import Strategy, arranged, strategy_of
-from services.router.latency import KEPT_S, TARGETS, Latencies
-from services.router.measurements import Measurements
+from services.router.health import measurements as module
+from services.router.health.latency import KEPT_S, TARGETS, Latencies
+from services.router.health.measurements import Measurements
 from services.router.settings import RouteSettings
 
 TARGET = Target("a", "x")

@@ -8,10 +8,10 @@ from omnihub.billing.v1 import budget_service_pb2 as pb
 from omnihub.billing.v1.usage_pb2 import Charge
 from omnihub.common.v1.chat_pb2 import Usage
 
-from services.router.budget_rules import BudgetRules
-from services.router.budgets import Budgets
+from services.router.accounting.budget_rules import BudgetRules
+from services.router.accounting.budgets import Budgets
+from services.router.accounting.pending import Pending
 from services.router.domain.limits import CONCURRENCY, Drawn, Rule
-from services.router.pending import Pending
 from tests.support.fakes import FakeBilling, FakeBudgets
 
 ORG = "org_1"

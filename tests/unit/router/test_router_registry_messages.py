@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.router.domain.registration import read_document, write_document
-from services.router.registry_messages import definition_message, document_of
+from services.router.registry.messages import definition_message, document_of
 from services.router.settings import CAPABILITIES, TASKS, RouteSettings
 
 TARGETS = ("a/x", "b/y", "c/z/w")

@@ -13,7 +13,7 @@ from omnihub.router.v1 import router_service_pb2 as pb
 
 from services.common.rpc import RpcError
 from services.credits.money import format_nano
-from services.router import rescue as rescuing
+from services.router.execution import rescue as rescuing
 from tests.support.fakes import events
 from tests.support.router import (
     OUTPUT_NANO,

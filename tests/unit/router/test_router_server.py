@@ -12,7 +12,7 @@ from omnihub.router.v1 import router_service_pb2 as pb
 
 from services.common.rpc import RpcError
 from services.credits.money import format_nano, parse_nano
-from services.router import attempts, execution
+from services.router.execution import attempts, execution
 from services.router.settings import RouteSettings, TimeoutSettings
 from tests.support.fakes import FakeBilling, FakeProviders, events
 from tests.support.router import (

@@ -13,11 +13,11 @@ from msgspec import Raw
 from omnihub.common.v1.chat_pb2 import ChatInput, MediaPart, Message, Part, TextPart, Tool, ToolResult
 
 from services.formats.turns import Turns, needed_capabilities, read_turns
-from services.router.detection import classifier
 from services.router.domain.routing import TASKS
 from services.router.domain.tasks import HEAD, TAIL, Classifier, tokens_of
 from services.router.domain.wording import typed_capabilities, typed_turns
-from services.router.sticky import CONVERSATIONS, Sticky
+from services.router.planning.detection import classifier
+from services.router.planning.sticky import CONVERSATIONS, Sticky
 from tools.train_tasks import HELD_OUT, TRAIN, load, measure, read, train
 
 

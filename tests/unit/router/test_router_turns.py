@@ -10,11 +10,11 @@ import pytest
 from omnihub.billing.v1 import budget_service_pb2 as budget
 
 from services.common.rpc import RpcError
-from services.router import leases as leases_module
-from services.router.budgets import Budgets
+from services.router.accounting import leases as leases_module
+from services.router.accounting.budgets import Budgets
+from services.router.accounting.leases import HOLDS_AT_ONCE, Leases
+from services.router.accounting.turns import Turns
 from services.router.domain.limits import Rule
-from services.router.leases import HOLDS_AT_ONCE, Leases
-from services.router.turns import Turns
 from tests.support.fakes import FakeBilling
 from tests.support.router import bounded
 

@@ -18,12 +18,12 @@ from omnihub.router.v1.media_router_service_api import MediaRouterService
 
 from services.common.rpc import Call, Connector, Registry, RpcError
 from services.credits.media_rating import covers_media
+from services.router.accounting.leases import Leases
+from services.router.accounting.prices import Prices
 from services.router.domain.catalogue import Catalogue, Provider
-from services.router.health import Health
-from services.router.leases import Leases
+from services.router.health.health import Health
 from services.router.media.server import MediaRouterServer
 from services.router.media.speech import Speech
-from services.router.prices import Prices
 from services.router.settings import BreakerSettings, RouteSettings
 from tests.support.fakes import Fake, FakeBilling
 from tests.support.router import MemoryJournal, a_call

@@ -1,0 +1,1 @@
+"""What a request may cost, what it did, and the journal that says so."""

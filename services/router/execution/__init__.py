@@ -1,0 +1,1 @@
+"""Asking providers until one answers, and what becomes of a stream."""

@@ -1,0 +1,1 @@
+"""Who is worth asking: what was measured, and what replicas tell each other."""

@@ -1,0 +1,1 @@
+"""Models: what there is, and how it is changed."""
