@@ -84,9 +84,11 @@ def observe(request: Request, duration_s: float) -> None:
 
 
 def _trace(request: Request, labels: _Labels, duration_s: float) -> None:
-    operation, model, _, _ = labels
+    # A trace fills no memory here: it has the name itself.
+    model = request.plan.chain[0].target.name
     attributes = {
         **_attributes(labels),
+        "gen_ai.request.model": model,
         "gen_ai.response.model": request.target.name if request.candidate else "",
         "gen_ai.response.finish_reasons": [request.finish.reason] if request.finish.reason else (),
         "gen_ai.usage.input_tokens": request.usage.input_total,
@@ -96,5 +98,5 @@ def _trace(request: Request, labels: _Labels, duration_s: float) -> None:
     }
     if request.state != "complete":
         attributes["error.type"] = request.reason or request.state
-    name = f"{operation} {model}"
+    name = f"{request.asked.modality} {model}"
     telemetry.note_span(name, request.call.traceparent, request.started_at, duration_s, attributes)

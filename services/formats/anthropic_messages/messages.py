@@ -92,7 +92,7 @@ class MessageWriter:
             role = "user" if message.role == "tool" else message.role
             if after_tools and role == "user":
                 self._append(turns[-1], content)
-            elif content or self._own:
+            elif content or (self._own and not message.parts):
                 turn: dict[str, Any] = {"role": role, "content": content}
                 turns.append(merge(turn, message.extension_json) if self._own else turn)
             after_tools = message.role == "tool"

@@ -7,12 +7,15 @@ from typing import Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import ChatInput
 
+from services.formats.details import is_sealed
 from services.formats.documents import is_null, read_value
 from services.formats.receipts import Receipts
+from services.formats.thinking import called_without_thoughts, thinks_before_calls
 
 # Tokens to think with, and the least that the provider takes.
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576, "xhigh": 32768}
 _LEAST_BUDGET = 1024
+_WITHOUT_THOUGHTS = "the last tool call came without thoughts, which this provider then refuses"
 
 
 class _Thinking(msgspec.Struct):
@@ -57,8 +60,15 @@ def _obstacle(fields: dict[str, Any], chat: ChatInput) -> str:
         return f"thinking needs max_tokens above {_LEAST_BUDGET}"
     if chat.tool_choice.mode in {"required", "named"}:
         return "this provider does not think when a tool is forced"
-    last = next((message for message in reversed(chat.messages) if message.role == "assistant"), None)
-    kinds = {part.WhichOneof("kind") for part in last.parts} if last is not None else set()
-    if "tool_call" in kinds and "reasoning" not in kinds:
-        return "the last tool call came without thoughts, which this provider then refuses"
-    return ""
+    return _WITHOUT_THOUGHTS if called_without_thoughts(chat.messages) else ""
+
+
+def refusal_to_think(thinking: str, chat: ChatInput, own: bool) -> str:
+    """Return why a `thinking` parameter cannot go on; empty when it can.
+
+    A caller of the format itself means what it sends, unless it is here that thoughts are left out.
+    """
+    if own and not any(is_sealed(part.reasoning) for message in chat.messages for part in message.parts):
+        return ""
+    lost = thinks_before_calls(thinking) and called_without_thoughts(chat.messages)
+    return _WITHOUT_THOUGHTS if lost else ""

@@ -8,7 +8,7 @@ import msgspec
 from omnihub.common.v1.chat_pb2 import ChatInput, ParameterReceipt, Tool, WireFormat
 
 from services.formats.anthropic_messages.messages import MessageWriter, read_message, read_system
-from services.formats.anthropic_messages.reasoning import effort_of, write_thinking
+from services.formats.anthropic_messages.reasoning import effort_of, refusal_to_think, write_thinking
 from services.formats.documents import (
     MARK,
     Fields,
@@ -272,7 +272,9 @@ def _write_schema(fields: dict[str, Any], chat: ChatInput, receipts: Receipts) -
 
 def _write_extension(fields: dict[str, Any], chat: ChatInput, receipts: Receipts, own: bool) -> None:
     for name, text in chat.extension_json.items():
-        if own or (name in PARAMETERS and name not in fields):
+        if name == "thinking" and (reason := refusal_to_think(text, chat, own)):
+            receipts.dropped(name, reason)
+        elif own or (name in PARAMETERS and name not in fields):
             merge(fields, {name: text})
             if not name.startswith(MARK):
                 receipts.forwarded(name)

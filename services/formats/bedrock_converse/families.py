@@ -8,6 +8,7 @@ from typing import Any
 from omnihub.common.v1.chat_pb2 import ChatInput
 
 from services.formats.receipts import Receipts
+from services.formats.thinking import called_without_thoughts, thinks_before_calls
 
 _CLAUDE, _MISTRAL, _COHERE, _NOVA, _OPENAI = "anthropic", "mistral", "cohere", "amazon", "openai"
 # In "anthropic.claude-x", "eu.anthropic.claude-x" and ".../foundation-model/anthropic.claude-x" alike.
@@ -25,9 +26,10 @@ def maker_of(model: str) -> str:
     return found[1] if found else ""
 
 
-def takes_thinking(model: str) -> bool:
-    """Tell whether the model's maker has a parameter `thinking`."""
-    return maker_of(model) == _CLAUDE
+def takes_thinking(thinking: str, chat: ChatInput, model: str) -> bool:
+    """Tell whether the model's maker has a parameter `thinking`, and takes it in this conversation."""
+    refused = thinks_before_calls(thinking) and called_without_thoughts(chat.messages)
+    return maker_of(model) == _CLAUDE and not refused
 
 
 def write_top_k(extra: dict[str, Any], chat: ChatInput, model: str, receipts: Receipts) -> None:
@@ -87,9 +89,7 @@ def _obstacle(inference: dict[str, Any], chat: ChatInput) -> str:
         return f"thinking needs max_tokens above {_LEAST_BUDGET}"
     if chat.tool_choice.mode in {"required", "named"}:
         return "this model does not think when a tool is forced"
-    last = next((message for message in reversed(chat.messages) if message.role == "assistant"), None)
-    kinds = {part.WhichOneof("kind") for part in last.parts} if last is not None else set()
-    if "tool_call" in kinds and "reasoning" not in kinds:
+    if called_without_thoughts(chat.messages):
         return "the last tool call came without thoughts, which this model then refuses"
     return ""
 

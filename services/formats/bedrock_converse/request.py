@@ -107,7 +107,7 @@ def _extra(chat: ChatInput, model: str, inference: dict[str, Any], receipts: Rec
     """Return what only some models take."""
     extra: dict[str, Any] = {}
     thinking = chat.extension_json.get("thinking", "null")
-    if thinking != "null" and takes_thinking(model):
+    if thinking != "null" and takes_thinking(thinking, chat, model):
         extra["thinking"] = raw_of(thinking)
         receipts.translated("thinking", "additionalModelRequestFields.thinking")
     write_top_k(extra, chat, model, receipts)

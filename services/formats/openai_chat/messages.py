@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from omnihub.common.v1.chat_pb2 import Message, OpaquePart, Part, ToolCall, ToolResult
 
-from services.formats.details import write_detail
+from services.formats.details import is_sealed, write_detail
 from services.formats.documents import (
     Fields,
     is_null,
@@ -35,6 +35,9 @@ _EXTRA = "extra_content"
 _SIGNED = "@signature"
 # Names the field of an answer that held a thought; empty when the message's own fields hold it.
 FIELD = "@field"
+# Where an answer's thoughts are, as text and with details.
+REASONING_FIELDS = ("reasoning_content", "reasoning")
+DETAILS_FIELD = "reasoning_details"
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
@@ -256,7 +259,15 @@ class MessageWriter:
             fields["name"] = message.name
         if calls:
             fields["tool_calls"] = calls
-        return merge(fields, message.extension_json) if self._own else fields
+        return merge(fields, self._beside(message, reasoning)) if self._own else fields
+
+    def _beside(self, message: Message, keep_thoughts: bool) -> Mapping[str, str]:
+        """Return what travels on beside the parts: thoughts that are parts, too, only where those may go."""
+        extension = message.extension_json
+        if keep_thoughts or self._details or not any(is_sealed(part.reasoning) for part in message.parts):
+            return extension
+        thoughts = (*REASONING_FIELDS, DETAILS_FIELD)
+        return {name: text for name, text in extension.items() if name not in thoughts}
 
     def _assistant_content(self, fields: dict[str, Any], content: list[Part], path: str) -> None:
         refusals = [part for part in content if part.WhichOneof("kind") == "refusal"]
@@ -269,7 +280,7 @@ class MessageWriter:
     def _reasoning(self, fields: dict[str, Any], part: Part, path: str, keep_it: bool) -> None:
         detail = write_detail(part.reasoning) if self._details and not keep_it else None
         if detail is not None:
-            fields.setdefault("reasoning_details", []).append(detail)
+            fields.setdefault(DETAILS_FIELD, []).append(detail)
         elif keep_it and part.reasoning.text:
             if name := part.extension_json.get(FIELD, "reasoning_content"):
                 fields[name] = fields.get(name, "") + part.reasoning.text

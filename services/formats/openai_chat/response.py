@@ -27,7 +27,13 @@ from services.formats.documents import (
 from services.formats.errors import invalid
 from services.formats.openai_chat.citations import read_annotations, write_annotation
 from services.formats.openai_chat.logprobs import read_logprobs, write_logprobs
-from services.formats.openai_chat.messages import FIELD, MessageWriter, read_message
+from services.formats.openai_chat.messages import (
+    DETAILS_FIELD,
+    FIELD,
+    REASONING_FIELDS,
+    MessageWriter,
+    read_message,
+)
 from services.formats.openai_chat.outcome import (
     FAILED,
     WireUsage,
@@ -41,7 +47,6 @@ from services.formats.receipts import Receipts
 # Marks in Message.extension_json: what an answer holds outside its message.
 _TOP, _CHOICE, _OTHERS, _USAGE = "@response", "@choice", "@choices", "@usage"
 _NAME = "openai_chat"
-_REASONING_FIELDS = ("reasoning_content", "reasoning")
 
 
 class _Function(msgspec.Struct):
@@ -169,8 +174,8 @@ def read_response(body: bytes, call_prefix: str = "") -> Answer:
 def _read_answer(fields: Fields) -> Message:
     """Read the message of an answer: as in a request, with thoughts as parts."""
     thoughts: dict[str, str] = {}
-    details = read_details(fields.get("reasoning_details", msgspec.Raw(b"[]")))
-    for name in () if details else _REASONING_FIELDS:
+    details = read_details(fields.get(DETAILS_FIELD, msgspec.Raw(b"[]")))
+    for name in () if details else REASONING_FIELDS:
         raw = fields.get(name)
         if raw is not None and starts_with(raw, b'"') and not thoughts and len(raw) > 2:
             thoughts[name] = take(fields, name, str, "choices[0].message") or ""

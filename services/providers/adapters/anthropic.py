@@ -152,7 +152,8 @@ class AnthropicAdapter(HttpAdapter):
 
     async def count_tokens(self, attempt: pb.Attempt) -> pb.CountTokensResponse:
         """Let the vendor count, without charge. It refuses whatever does not make the input longer."""
-        if attempt.raw_body and attempt.wire_format == self.wire_format:
+        own = attempt.raw_body and attempt.wire_format == self.wire_format
+        if own and SEALED not in attempt.raw_body:
             fields = read_object(attempt.raw_body)
             fields["model"] = msgspec.Raw(msgspec.json.encode(attempt.model))
         else:

@@ -72,6 +72,8 @@ class Turns:
 
     def _note_silence(self, key: str, asked_at: float) -> None:
         """Note when a silence ended; calls that were under way side by side are one."""
+        if key not in self._turns:
+            return  # Nobody waits who could be told.
         silences = self._silences.setdefault(key, [])
         if not silences or asked_at >= silences[-1]:
             silences.append(time.monotonic())

@@ -342,6 +342,17 @@ def test_what_anthropic_callers_say() -> None:
     assert outcomes["thinking"] == "dropped"
 
 
+@pytest.mark.parametrize(("signature", "thinks"), [("s", True), ("", False)])
+def test_thoughts_of_another_are_none_beside_a_call(signature: str, thinks: bool) -> None:
+    thought = {"type": "thinking", "thinking": "hm", "signature": signature}
+    call = {"type": "tool_use", "id": "c1", "name": "f", "input": {}}
+    messages = [*HI["messages"], {"role": "assistant", "content": [thought, call]}]
+    budget = {"type": "enabled", "budget_tokens": 2000}
+    body, outcomes = from_anthropic({"messages": messages}, thinking=budget)
+    assert body.get("additionalModelRequestFields", {}).get("thinking") == (budget if thinks else None)
+    assert outcomes["thinking" if thinks else "reasoning_effort"] == ("translated" if thinks else "dropped")
+
+
 def test_turns_take_turns() -> None:
     messages = [
         {"role": "user", "content": "a"},

@@ -69,11 +69,11 @@ def streamed() -> Message:
 ANSWERS = pytest.mark.parametrize(("given", "sent"), [(answer(), DETAILS), (streamed(), WITHOUT_NULLS)])
 
 
-def through_anthropic(message: Message) -> ChatInput:
+def through_anthropic(message: Message, **more: Any) -> ChatInput:
     """Answer a client of this format, and read what it sends with its next turn."""
     written = anthropic_messages.write_response(message, Finish(reason="stop"), Usage(), "a", "m", 0)
     turn = {"role": "assistant", "content": json.loads(written)["content"]}
-    body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "2+2?"}, turn]}
+    body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "2+2?"}, turn], **more}
     return anthropic_messages.read_request(json.dumps(body).encode())
 
 
@@ -133,3 +133,25 @@ def test_no_other_vendor_gets_them(writer: str, given: Message, sent: list[Any])
     assert b"Let me see." not in written
     assert b"Four." in written
     assert len([entry for entry in receipt if entry.outcome == "dropped"]) == 3
+
+
+def test_typed_callers_send_them_to_no_other_vendor_either() -> None:
+    """What a typed answer holds of them stands beside its parts, too."""
+    written, receipt = openai_chat.write_request(typed(answer()), "m", False, source=SOURCES["typed"])
+    assert b"reasoning" not in written
+    assert b"Let me see." not in written
+    assert len([entry for entry in receipt if entry.outcome == "dropped"]) == 3
+
+
+@pytest.mark.parametrize("vendor", ["anthropic", "bedrock"])
+@pytest.mark.parametrize(("kind", "goes_on"), [("enabled", False), ("adaptive", True)])
+def test_nobody_thinks_on_after_a_call_whose_thoughts_stay_behind(
+    vendor: str, kind: str, goes_on: bool
+) -> None:
+    """With a budget the vendor refuses the whole request then."""
+    thinking = {"type": kind} | ({} if goes_on else {"budget_tokens": 2048})
+    chat = through_anthropic(answer(), max_tokens=5000, thinking=thinking)
+    written, receipt = WRITERS[vendor](chat)
+    assert (b'"thinking"' in written) == goes_on
+    told = [entry.name for entry in receipt if "came without thoughts" in entry.detail]
+    assert bool(told) != goes_on

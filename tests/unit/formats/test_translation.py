@@ -172,6 +172,14 @@ def test_effort_becomes_a_budget(changes: dict, thinking: dict | None, outcome: 
         assert receipt["top_p"] in {"dropped", "forwarded"}
 
 
+def test_a_budget_is_dropped_where_a_call_came_without_thoughts() -> None:
+    budget = {"type": "enabled", "budget_tokens": 2048}
+    body, receipt = translate(FULL_OPENAI, thinking=budget)
+    assert ("thinking" in body, receipt["thinking"]) == (False, "dropped")
+    body, receipt = translate({**FULL_OPENAI, "messages": FULL_OPENAI["messages"][:3]}, thinking=budget)
+    assert (body["thinking"], receipt["thinking"]) == (budget, "forwarded")
+
+
 def test_a_budget_becomes_effort() -> None:
     body = {"model": "m", "max_tokens": 9000, "messages": [{"role": "user", "content": "hi"}]}
     body["thinking"] = {"type": "enabled", "budget_tokens": 8192}

@@ -51,3 +51,30 @@ def test_an_own_body_of_another_vendor_goes_without_them() -> None:
     assert sent["messages"][1]["content"] == [{"type": "text", "text": "Four."}]
     assert (sent["model"], sent["max_tokens"], sent["own"]) == ("m", 50, 1.5)
     assert told["messages[1].content[0]"] == "dropped"
+
+
+def test_a_turn_of_nothing_but_them_is_left_out() -> None:
+    """The vendor refuses a turn without content."""
+    adapter = AnthropicAdapter("anthropic", complete("anthropic", ProviderSettings()), Upstream())
+    asked = attempt()
+    body = json.loads(asked.raw_body)
+    del body["messages"][1]["content"][1]
+    asked.raw_body = json.dumps(body).encode()
+    sent, told = prepared(adapter, asked)
+    assert [message["content"] for message in sent["messages"]] == ["2+2?", "Sure?"]
+    assert told["messages[1].content[0]"] == "dropped"
+
+
+async def test_they_are_not_counted_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = AnthropicAdapter("anthropic", complete("anthropic", ProviderSettings()), Upstream())
+    sent = []
+
+    async def ask(url: Any, body: bytes, *_: Any) -> tuple[bytes, dict[str, str]]:
+        sent.append(json.loads(body))
+        return b'{"input_tokens": 3}', {}
+
+    monkeypatch.setattr(adapter, "ask", ask)
+    assert (await adapter.count_tokens(attempt())).input_tokens == 3
+    [counted] = sent
+    assert counted["messages"][1]["content"] == [{"type": "text", "text": "Four."}]
+    assert (counted["model"], counted["own"], "max_tokens" in counted) == ("m", 1.5, False)

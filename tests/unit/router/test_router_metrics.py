@@ -8,6 +8,7 @@ from prometheus_client import REGISTRY
 from services.common.rpc import Call
 from services.router import metrics
 from tests.support.router import IDENTITY, an_answer, build, chat_request, until
+from tests.support.spans import recorded_spans
 
 
 def counted(model: str) -> float:
@@ -29,9 +30,13 @@ async def test_names_that_callers_make_up_share_a_series(monkeypatch: pytest.Mon
         router.billing.price(name, 1000, 1000)
     router.providers.answers.update({name: [an_answer()] * 2 for name in (*invented, "a/configured-last")})
     before = counted(metrics.OTHER)
-    # Twice: a name that is known stays known.
-    for name in (*invented, *invented, "m"):
-        await router.client.chat(chat_request(model=name), Call(f"req_{name}", IDENTITY))
-    await until(lambda: counted("a/configured-last") == 1)
+    with recorded_spans() as spans:
+        # Twice: a name that is known stays known.
+        for name in (*invented, *invented, "m"):
+            await router.client.chat(chat_request(model=name), Call(f"req_{name}", IDENTITY))
+        await until(lambda: counted("a/configured-last") == 1)
     assert [counted(name) for name in invented] == [2, 2, 0, 0, 0]
     assert counted(metrics.OTHER) - before == 6
+    # A trace names each.
+    names = [span.name for span in spans.get_finished_spans()]
+    assert names == [f"chat {name}" for name in (*invented, *invented, "a/configured-last")]

@@ -167,3 +167,6 @@ async def test_nothing_is_kept_of_who_has_had_a_turn() -> None:
     assert [getattr(outcome, "reason", None) for outcome in outcomes] == ["UNAVAILABLE"] * 200
     assert not turns._turns
     assert not turns._silences
+    with pytest.raises(RpcError):
+        await turns.ask("org_alone", silent())
+    assert not turns._silences
