@@ -63,8 +63,9 @@ class ProviderSettings(Section):
     """Whose price list applies; empty for the known one."""
     output_limit_parameter: str = ""
     """What an OpenAI-shaped server calls the limit of output tokens, when the caller's body does not tell."""
-    responses: bool | None = None
-    """An OpenAI-shaped server has `/responses`, too; others are asked for a chat. Unset: as known."""
+    responses: bool | Literal["only"] | None = None
+    """An OpenAI-shaped server has `/responses`, too, or `only` that; others are asked for a chat. Unset: as
+    known."""
     usage_field: str = ""
     """The object in a chunk in which an OpenAI-shaped server reports usage, when it is not at the top."""
     reasoning_details: bool | None = None
