@@ -70,6 +70,9 @@ class ProviderSettings(Section):
     """The object in a chunk in which an OpenAI-shaped server reports usage, when it is not at the top."""
     reasoning_details: bool | None = None
     """An OpenAI-shaped server takes back thoughts in the `reasoning_details` it sent. Unset: as known."""
+    key_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._/-]+)?$")
+    """Where a server that lists its models for anybody tells about the credential, such as /key: its health
+    is asked there. Empty for what is known of the provider, else the listing."""
     prefill: Literal["", "no", "last_message", "continue_final_message"] = ""
     """How an OpenAI-shaped server goes on with an answer: it continues a last message of the assistant, wants
     vLLM's parameter for that, or cannot. Empty for what is known of the provider."""
