@@ -89,6 +89,7 @@ async def test_python_clients_never_take_a_cut_stream_for_an_answer(
     async with claude.messages.stream(model=model, max_tokens=9, messages=SAID) as message:
         with pytest.raises(anthropic.APIStatusError, match="before the answer was complete"):
             await message.get_final_message()
+    assert len(server.requests) == 3, "each met the cut"
 
 
 async def test_node_clients_never_take_a_cut_stream_for_an_answer(server: FaultServer, stack: Stack) -> None:
@@ -101,6 +102,7 @@ async def test_node_clients_never_take_a_cut_stream_for_an_answer(server: FaultS
     seen += await run_client("anthropic", stack.url, stack.key, more)
     for each in seen:
         assert "before the answer was complete" in each["error"]["message"]
+    assert len(server.requests) == len(seen) == 9, "each met the cut"
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
