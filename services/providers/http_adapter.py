@@ -400,7 +400,11 @@ class HttpAdapter(ABC):
 
     async def check_health(self) -> None:
         """Raise when the provider cannot be reached or refuses the credential."""
-        await self.list_models()
+        if not self.settings.key_path:
+            await self.list_models()
+            return
+        limits = self.timeouts(pb.Timeouts(total_ms=30_000))
+        await self.ask(self.url(self.settings.key_path), None, self.headers, limits, self.failures(""))
 
 
 class _WithError(msgspec.Struct):

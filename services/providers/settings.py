@@ -63,12 +63,16 @@ class ProviderSettings(Section):
     """Whose price list applies; empty for the known one."""
     output_limit_parameter: str = ""
     """What an OpenAI-shaped server calls the limit of output tokens, when the caller's body does not tell."""
-    responses: bool | None = None
-    """An OpenAI-shaped server has `/responses`, too; others are asked for a chat. Unset: as known."""
+    responses: bool | Literal["only"] | None = None
+    """An OpenAI-shaped server has `/responses`, too, or `only` that; others are asked for a chat. Unset: as
+    known."""
     usage_field: str = ""
     """The object in a chunk in which an OpenAI-shaped server reports usage, when it is not at the top."""
     reasoning_details: bool | None = None
     """An OpenAI-shaped server takes back thoughts in the `reasoning_details` it sent. Unset: as known."""
+    key_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._/-]+)?$")
+    """Where a server that lists its models for anybody tells about the credential, such as /key: its health
+    is asked there. Empty for what is known of the provider, else the listing."""
     prefill: Literal["", "no", "last_message", "continue_final_message"] = ""
     """How an OpenAI-shaped server goes on with an answer: it continues a last message of the assistant, wants
     vLLM's parameter for that, or cannot. Empty for what is known of the provider."""

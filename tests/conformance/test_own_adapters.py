@@ -75,6 +75,18 @@ async def test_adapters_over_http(vendor: Vendor) -> None:
     assert formats == {f"formats/{name}" for name in FORMATS.get(vendor.name, ())}
 
 
+async def test_a_server_of_responses_alone() -> None:
+    async with running_native_models(CLAUDE) as url:
+        given = VENDORS["openai_responses"].settings(url).model_copy(update={"responses": "only"})
+        async with serving_suite(alone=given) as address:
+            results = await verdict(address, provider="alone", model=MODEL, embedding_model="hashes")
+    assert not broken_clauses(results), shown_failures(results)
+    judged = {clause for result in results if result.state == "pass" for clause in result.clauses}
+    assert judged > EVERYWHERE | TOOLS | RAW | EMBEDDINGS
+    formats = {each.check for each in results if each.state == "pass" and each.check.startswith("formats/")}
+    assert formats == {"formats/openai-responses-answers", "formats/openai-responses-streams"}
+
+
 async def test_a_plugin_behind_the_plugin_adapter() -> None:
     async with (
         running_model_server() as url,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,7 @@ async def test_python_clients_never_take_a_cut_stream_for_an_answer(
     async with claude.messages.stream(model=model, max_tokens=9, messages=SAID) as message:
         with pytest.raises(anthropic.APIStatusError, match="before the answer was complete"):
             await message.get_final_message()
+    assert len(server.requests) == 3, "each met the cut"
 
 
 async def test_node_clients_never_take_a_cut_stream_for_an_answer(server: FaultServer, stack: Stack) -> None:
@@ -99,6 +102,7 @@ async def test_node_clients_never_take_a_cut_stream_for_an_answer(server: FaultS
     seen += await run_client("anthropic", stack.url, stack.key, more)
     for each in seen:
         assert "before the answer was complete" in each["error"]["message"]
+    assert len(server.requests) == len(seen) == 9, "each met the cut"
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -312,5 +316,23 @@ async def test_models_are_listed_for_both_clients(
     assert {model.id async for model in claude.models.list()} == names
     found = await claude.models.retrieve("by-plain")
     assert (found.type, found.display_name) == ("model", "by-plain")
-    [job] = await run_client("anthropic", stack.url, stack.key, [{"surface": "models", "body": {}}])
-    assert set(job["models"]) == names
+
+
+async def test_node_clients_count_list_and_embed(server: FaultServer, stack: Stack) -> None:
+    packed = [base64.b64encode(struct.pack("<2f", number, 0.5)).decode() for number in (0, 1)]
+    data = [{"object": "embedding", "index": index, "embedding": each} for index, each in enumerate(packed)]
+    usage = {"prompt_tokens": 7, "total_tokens": 7}
+    server.scripts = {
+        "/v1/messages/count_tokens": answer({"input_tokens": 42}),
+        "/v1/embeddings": answer({"object": "list", "model": "m", "data": data, "usage": usage}),
+    }
+    listing: dict[str, Any] = {"surface": "models", "body": {}}
+    embedding = {"surface": "embeddings", "body": {"model": "by-plain", "input": ["a", "b"]}}
+    counting = {"surface": "count", "body": {"model": "by-anthropic", "messages": SAID}}
+    listed, made = await run_client("openai", stack.url, stack.key, [listing, embedding])
+    listed_too, counted = await run_client("anthropic", stack.url, stack.key, [listing, counting])
+    names = {"by-openai", "by-plain", "by-anthropic", "rescued", "stateful"}
+    assert set(listed["models"]) == set(listed_too["models"]) == names
+    assert made == {"vectors": [[0, 0.5], [1, 0.5]], "used": 7}
+    assert counted == {"count": 42}
+    assert {request.path for request in server.requests} == server.scripts.keys()

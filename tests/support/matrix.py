@@ -10,6 +10,7 @@ import io
 import os
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,11 +142,24 @@ def show(table: Table, states: Mapping[Cell, str]) -> str:
     for state in (FAILED, MISSING):
         found = sorted(cell for cell, each in states.items() if each == state)
         lines += [f"{state}: row {number}, {adapter}" for number, adapter in found]
-    counts = [sum(state == wanted for state in states.values()) for wanted in (PASSED, FAILED, MISSING)]
-    lines.append("")
-    left = f", {len(table.left_open)} open" if table.left_open else ""
-    lines.append("{} passed, {} failed, {} missing".format(*counts) + left)
-    return "\n".join(lines)
+    return "\n".join([*lines, "", totals(states.values())])
+
+
+def totals(states: Iterable[str]) -> str:
+    """Return how many cells are in which state; open ones are named where there are some."""
+    counted = Counter(states)
+    left = f", {counted[OPEN]} open" if counted[OPEN] else ""
+    return f"{counted[PASSED]} passed, {counted[FAILED]} failed, {counted[MISSING]} missing{left}"
+
+
+def report(tables: Iterable[tuple[Table, Mapping[Cell, str]]]) -> str:
+    """Return all tables as text; its last line is what they come to together."""
+    shown = ""
+    every: list[str] = []
+    for table, states in tables:
+        shown += f"\n{show(table, states)}\n"
+        every += states.values()
+    return f"{shown}\ntogether:\n{totals(every)}\n"
 
 
 class Collected:
@@ -195,15 +209,16 @@ def main(arguments: list[str]) -> int:
     os.chdir(ROOT)
     if arguments == ["--check"]:
         return check()
-    whole, shown = True, ""
+    whole = True
+    run: list[tuple[Table, Mapping[Cell, str]]] = []
     for name, folders in TABLES:
         outcomes = Outcomes()
         status = pytest.main(["-q", "-m", "matrix", "--tb=short", *folders, *arguments], plugins=[outcomes])
         table = read_table(name)
         states = table.states(outcomes.seen)
-        shown += f"\n{show(table, states)}\n"
+        run.append((table, states))
         whole = whole and status == 0 and set(states.values()) <= {PASSED, OPEN}
-    sys.stdout.write(shown)
+    sys.stdout.write(report(run))
     return 0 if whole else 1
 
 

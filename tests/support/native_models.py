@@ -270,6 +270,10 @@ def _item_text(item: Json) -> str:
     return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
 
 
+async def _key(_: web.Request) -> web.Response:
+    return web.json_response({"data": {"label": "a key", "limit": None}})
+
+
 async def _feature_extraction(request: web.Request) -> web.Response:
     if request.match_info["model"] != "hashes":
         return web.json_response({"error": "Model does not exist"}, status=404)
@@ -284,6 +288,7 @@ async def running_native_models(*bedrock: str) -> AsyncIterator[str]:
     add_routes(application)
     router = application.router
     router.add_post("/v1/responses", _responses)
+    router.add_get("/v1/key", _key)
     router.add_get("/v1beta/models", _gemini_models)
     router.add_post("/v1beta/models/{what}", _gemini)
     router.add_get("/api/tags", _ollama_models)

@@ -7,7 +7,17 @@ import re
 import subprocess
 import sys
 
-from tests.support.matrix import FOLDERS, JOB_FOLDERS, ROOT, Row, Table, complaints, read_table, show
+from tests.support.matrix import (
+    FOLDERS,
+    JOB_FOLDERS,
+    ROOT,
+    Row,
+    Table,
+    complaints,
+    read_table,
+    report,
+    show,
+)
 
 CHAT_ROWS = {*range(1, 43), 51} - {23}  # 23 is of speech alone.
 TABLE = Table({"a": "A", "b": "B"}, (Row(1, "answers"), Row(2, "streams", {"b": "it has none"})))
@@ -76,3 +86,12 @@ def test_a_cell_is_passed_failed_missing_or_not_applicable() -> None:
     assert "  2 b: it has none" in shown
     assert {"failed: row 1, a", "missing: row 2, a"} <= set(shown)
     assert shown[-1] == "1 passed, 1 failed, 1 missing"
+
+
+def test_the_last_line_is_about_all_tables() -> None:
+    other = Table({"c": "C"}, (Row(1, "speaks"), Row(2, "sings", {}, {"c": "nobody has tried"})))
+    seen = {(1, "a"): {"passed"}, (1, "b"): {"failed"}, (2, "a"): {"passed"}}
+    shown = report([(TABLE, TABLE.states(seen)), (other, other.states({}))]).splitlines()
+    assert "2 passed, 1 failed, 0 missing" in shown
+    assert "0 passed, 0 failed, 1 missing, 1 open" in shown
+    assert shown[-1] == "2 passed, 1 failed, 1 missing, 1 open"

@@ -13,7 +13,7 @@ PLUGIN = "plugin"
 _HTTP_ONLY = (
     *("workflows", "webhook_keys_url"),
     *("base_url", "api_key", "region", "access_key_id", "secret_access_key", "session_token"),
-    *("headers", "output_limit_parameter", "prefill", "responses", "reasoning_details"),
+    *("headers", "output_limit_parameter", "prefill", "responses", "reasoning_details", "key_path"),
 )
 _PLUGIN_ONLY = ("address", "remote_provider", "tls", "ca_file")
 # What nearly every OpenAI-shaped server but the original calls the limit.
@@ -39,6 +39,7 @@ class Known:
     other_key_variables: tuple[str, ...] = ()
     """Read when the first is not set."""
     usage_field: str = ""
+    key_path: str = ""
     reasoning_details: bool = False
     prefill: Literal["no", "last_message", "continue_final_message"] = "no"
 
@@ -70,6 +71,7 @@ KNOWN: Mapping[str, Known] = {
         "openrouter",
         "OPENROUTER_API_KEY",
         prefill="last_message",
+        key_path="/key",
         reasoning_details=True,
     ),
     "huggingface": Known("huggingface", "https://router.huggingface.co/v1", "huggingface", "HF_TOKEN"),
@@ -157,6 +159,7 @@ def complete(name: str, settings: ProviderSettings) -> ProviderSettings:
             ),
             "output_limit_parameter": settings.output_limit_parameter or known.output_limit_parameter,
             "usage_field": settings.usage_field or known.usage_field,
+            "key_path": settings.key_path or known.key_path,
             "prefill": settings.prefill or known.prefill,
         }
     )

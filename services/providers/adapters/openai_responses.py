@@ -47,6 +47,9 @@ class ResponsesAdapter(OpenAIAdapter):
         """Answer at once. A response that goes on in the background is counted with all it may become."""
         response = await super().chat(attempt)
         if response.finish.raw in openai_responses.UNFINISHED:
+            if not response.HasField("raw_body"):
+                message = "it goes on in the background, which was not asked for"
+                raise self.failures(attempt.model).of("PROVIDER_PROTOCOL", message)
             limit = openai_responses.read_facts(attempt.raw_body).max_tokens or attempt.output_cap
             response.usage.output_total = max(limit, response.usage.output_total)
             response.usage.estimated = True
@@ -72,9 +75,12 @@ class ResponsesAdapter(OpenAIAdapter):
     def write_request(
         self, chat: ChatInput, attempt: pb.Attempt, stream: bool
     ) -> tuple[bytes, list[ParameterReceipt]]:
-        """Return a typed conversation as a responses body."""
+        """Return a conversation of another format as a responses body."""
+        # A body of this format that has to be read was read as one for any provider.
+        own = attempt.wire_format == _RESPONSES
+        source = WireFormat.WIRE_FORMAT_UNSPECIFIED if own else attempt.wire_format
         return openai_responses.write_request(
-            chat, attempt.model, stream, source=attempt.wire_format, output_cap=attempt.output_cap
+            chat, attempt.model, stream, source=source, output_cap=attempt.output_cap
         )
 
     def read_facts(self, body: bytes) -> AnswerFacts:
@@ -190,9 +196,26 @@ class OpenAIWithResponsesAdapter(OpenAIAdapter):
         return self._follower.follow(request)
 
 
+class ResponsesOnlyAdapter(ResponsesAdapter):
+    """A server, or some of its models, that answers nowhere else: chats are translated and go there, too."""
+
+    def __init__(self, name: str, settings: ProviderSettings, upstream: Upstream) -> None:
+        super().__init__(name, settings, upstream)
+        self.features = (*self.features, "responses")
+        self._follower = _Follower(name, settings, upstream)
+
+    def follow_stored(
+        self, request: stored_pb.FollowStoredResponseRequest
+    ) -> AsyncGenerator[pb.StreamChatResponse, None]:
+        """Pass on the events of a response that is made in the background."""
+        return self._follower.follow(request)
+
+
 def openai_adapter(name: str, settings: ProviderSettings, upstream: Upstream) -> OpenAIAdapter:
     """Return the adapter for an OpenAI-shaped server, as its settings say what it has."""
-    make = OpenAIWithResponsesAdapter if settings.responses else OpenAIAdapter
+    make: type[OpenAIAdapter] = OpenAIWithResponsesAdapter if settings.responses else OpenAIAdapter
+    if settings.responses == "only":
+        make = ResponsesOnlyAdapter
     return make(name, settings, upstream)
 
 

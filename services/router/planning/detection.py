@@ -94,7 +94,9 @@ class Detector:
             async with asyncio.timeout(self._limit_s):
                 answer = await self._providers.chat(request, Call.internal(self._limit_s))
         except (RpcError, TimeoutError) as error:
-            _logger.warning("task_model_failed target=%s %r", target.name, error)
+            # Not its text, in which a provider may quote the prompt.
+            reason = error.reason if isinstance(error, RpcError) else "PROVIDER_TIMEOUT"
+            _logger.warning("task_model_failed target=%s %s", target.name, reason)
             return ""
         said = answer.message.content or "".join(part.text.text for part in answer.message.parts)
         found = _WORD.search(said.lower())

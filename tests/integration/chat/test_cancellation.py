@@ -18,7 +18,7 @@ from services.router.settings import RouteSettings
 from tests.integration.chat.upstreams import FRAMES, PIECES
 from tests.support.chat_stack import Stack, running_stack
 from tests.support.fault_server import FaultServer, Head, Recorded, Send, Stall, Step, running_fault_server
-from tests.support.router import a_call
+from tests.support.router import a_call, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 FORMATS = ("openai", "anthropic")
@@ -175,13 +175,22 @@ async def test_closed_connections(
     check(stack, upstream, waits, tries, paid=bool(position))
 
 
+@pytest.mark.parametrize("tries", TRIES)
 @pytest.mark.parametrize("form", FORMATS)
-async def test_a_deadline_closes_it_too(stack: Stack, upstream: FaultServer, form: str) -> None:
+async def test_deadlines_close_it_too(
+    stack: Stack, upstream: FaultServer, form: str, tries: tuple[int, int]
+) -> None:
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + 0.5
-    with pytest.raises(RpcError, match="DEADLINE_EXCEEDED"):
-        [_ async for _ in stack.router.client.stream_chat(request(form, 4), a_call(timeout_s=0.5))]
-    assert await until_hung_up(upstream, deadline) < NEVER_S
-    assert len(upstream.requests) == 1
+    # Side by side, for each has to wait; one after the other, for each is to be closed at once.
+    ends = [loop.time() + 1 + 0.02 * number for number in range(tries[0])]
+
+    async def run_out(end: float) -> None:
+        call = a_call(timeout_s=end - loop.time())
+        with pytest.raises(RpcError, match="DEADLINE_EXCEEDED"):
+            [_ async for _ in stack.router.client.stream_chat(request(form, 4), call)]
+
+    await asyncio.gather(*map(run_out, ends))
+    await until(lambda: len(upstream.hang_ups) == tries[0])
     await stack.router.settle()
-    assert len(stack.router.journal.charges) == 1
+    waits = [closed - end for closed, end in zip(sorted(upstream.hang_ups), ends, strict=True)]
+    check(stack, upstream, waits, tries, paid=True)

@@ -216,6 +216,8 @@ async def test_continue(stack: Stack, upstream: FaultServer, form: str, second: 
     assert rescued >= len(PIECES) - 1
     if fault in ("cut", "stall", "half"):
         assert upstream.injected["disconnect" if fault != "stall" else "stall"] == len(cases)
+    elif fault != "silent_end":  # That one is nothing but the end of what was sent.
+        assert upstream.injected[fault] >= len(PIECES)
     assert len(stack.router.journal.records) == len(cases)
 
 

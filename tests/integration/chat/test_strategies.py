@@ -328,6 +328,7 @@ async def test_the_cache_on_both_surfaces(
     assert hit.headers["x-omnihub-cache"] == "hit", hit.text
     assert len(server.requests) == 1
     assert text_of(form, hit) == TEXT == text_of(form, miss)
+    assert output_tokens(form, hit) == output_tokens(form, miss) == 9
     if first == second == False:  # noqa: E712
         assert hit.content == miss.content
     await stack.router.settle()
@@ -340,6 +341,16 @@ async def test_the_cache_on_both_surfaces(
     if not second:
         assert hit.headers["x-omnihub-cost"] == "0"
         assert Decimal(hit.headers["x-omnihub-savings"]) == Decimal(COST) / 10**9
+
+
+def output_tokens(form: str, got: Any) -> int:
+    """Return what the caller is told about the usage."""
+    if not got.headers["content-type"].startswith("text/event-stream"):
+        return int(got.json()["usage"]["completion_tokens" if form == "openai" else "output_tokens"])
+    lines = [line for line in got.text.splitlines() if line.startswith("data: {")]
+    told = [json.loads(line.removeprefix("data: ")).get("omnihub") for line in lines]
+    [facts] = filter(None, told)
+    return int(facts["usage"]["output_tokens"])
 
 
 def text_of(form: str, got: Any) -> str:

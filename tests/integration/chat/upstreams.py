@@ -200,9 +200,10 @@ def broken(form: str, case: Case) -> list[Step]:
         case "stall":
             return [*head, Stall()]
         case "error":
-            return [*head, Send(ERRORS[form])]
+            return [*head, Send(ERRORS[form], fault="error")]
         case "malformed":
-            return [*head, Send(b"data: {nonsense\n\n"), *map(Send, frames[case.position :])]
+            wrong = Send(b"data: {nonsense\n\n", fault="malformed")
+            return [*head, wrong, *map(Send, frames[case.position :])]
         case "half":
             return [*head, Send(after[: len(after) // 2]), Disconnect()]
     return list(head)

@@ -18,6 +18,7 @@ from tests.support.chat_stack import KEY as CALLERS_KEY
 from tests.support.chat_stack import Stack, running_stack
 from tests.support.fault_server import FaultServer, Head, Recorded, Send, SharedFaultServer, Step, answer
 from tests.support.providers import KEY
+from tests.support.router import until
 from tests.support.spans import recorded_spans
 from tests.support.vendors import TEXT, VENDORS, Ask
 from tests.support.vendors.refusals import PAGE
@@ -239,6 +240,10 @@ def faults(ask: Ask) -> list[tuple[str, list[Step]]]:
     ]
 
 
+def spans_with(spans: InMemorySpanExporter, attribute: str) -> int:
+    return sum(attribute in (span.attributes or {}) for span in spans.get_finished_spans())
+
+
 @asks(19, 32, 33, 39, one_way=True)
 async def test_no_key_and_no_prompt_in_logs_errors_or_traces(
     server: FaultServer,
@@ -251,7 +256,7 @@ async def test_no_key_and_no_prompt_in_logs_errors_or_traces(
     path, body = "/v1/chat/completions", {"model": ask.vendor.name, "messages": ASKED, "max_tokens": 50}
     if ask.raw:
         path, body = "/v1/responses", {"model": ask.vendor.name, "input": PROMPT, "max_output_tokens": 50}
-    told = ""
+    told, kept = "", len(stack.router.journal.decisions)
     for what, script in faults(ask):
         for stream in (False, True):
             server.requests.clear()
@@ -261,9 +266,19 @@ async def test_no_key_and_no_prompt_in_logs_errors_or_traces(
             failed = answered.status_code != 200 or '"error"' in answered.text
             assert failed, (what, answered.text)
             assert len(server.requests) == 1, what
-    decisions = str(stack.router.journal.decisions)
+    decisions = str(stack.router.journal.decisions[kept:])
+    # What a vendor quotes of the prompt goes back to who wrote it, and nowhere else.
+    quoted = f"this is wrong: {PROMPT}"
+    server.script = answer({"message": quoted, "error": {"message": quoted}}, 400)
+    for stream in (False, True):
+        answered = await stack.http.post(path, json={**body, "stream": stream})
+        assert answered.status_code == 400, answered.text
+    assert server.injected["status_400"] >= 2
+    asked = 2 * (len(faults(ask)) + 1)
+    # Of what was asked of us, and of what that asked of a model.
+    await until(lambda: spans_with(spans, "omnihub.outcome") >= asked)
+    await until(lambda: spans_with(spans, "gen_ai.operation.name") >= asked)
     traced = "".join(span.to_json() for span in spans.get_finished_spans())
-    assert traced.count('"omnihub.outcome"') >= 2 * len(faults(ask))
     logged = caplog.text + "".join(str(record.__dict__) for record in caplog.records)
     for secret in (KEY, PROMPT, CALLERS_KEY):
         for place, text in (("errors", told), ("logs", logged), ("traces", traced), ("records", decisions)):

@@ -154,6 +154,21 @@ async def test_slow_loris(server: FaultServer, client: ProviderService, ask: Ask
     assert server.injected["endless"] == 1
 
 
+@asks(29, one_way=True, only=("openai", "anthropic", "bedrock", "ollama"))
+async def test_an_answer_without_end(server: FaultServer, client: ProviderService, ask: Ask) -> None:
+    """One vendor of each framing: every frame is good, and there is no last one."""
+    frames = ask.vendor.text.frames
+    last = next(number for number, frame in enumerate(frames) if "Grü" in str(frame))
+    again = Endless(ask.vendor.encode(frames[last]), 0.02)
+    server.script = [*ask.vendor.script(ask.vendor.encode(*frames[: last + 1])), again]
+    messages, error = await broken(client, ask, ask.attempt(timeouts=SLOW))
+    assert (error.reason, error.metadata["phase"]) == ("PROVIDER_TIMEOUT", "mid_stream")
+    assert "no complete answer within 0.6 s" in error.message
+    assert text_of(messages).count("Grü") > 2
+    await hung_up(server)
+    assert server.injected["endless"] == 1
+
+
 @asks(29, one_way=True)
 @pytest.mark.parametrize("end", ["endless", "disconnect"])
 async def test_a_refusal_is_known_by_its_status_however_its_text_comes(

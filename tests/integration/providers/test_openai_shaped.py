@@ -320,3 +320,21 @@ async def test_ollamas_openai_shaped_api_is_still_spoken(server: FaultServer) ->
         await chat(client, openai_shaped("ollama", BODY))
     assert server.requests[0].path == "/v1/chat/completions"
     assert "Authorization" not in server.requests[0].headers
+
+
+async def test_health_is_asked_where_the_credential_counts(
+    server: FaultServer, client: ProviderService
+) -> None:
+    """OpenRouter lists its models for anybody, so that a listing tells nothing about the key."""
+    listing, about = "/v1/models", "/v1/key"
+    server.scripts = {listing: answer({"data": [{"id": "m"}]}), about: answer({"data": {"label": "k"}})}
+    for name, path in (("openrouter", about), ("groq", listing)):
+        server.requests.clear()
+        health = await client.check_health(pb.CheckHealthRequest(provider=name), Call.internal(5))
+        assert health.healthy
+        assert [(asked.method, asked.path) for asked in server.requests] == [("GET", path)]
+        assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+    server.scripts[about] = answer({"error": {"code": 401, "message": f"User not found. {KEY}"}}, 401)
+    health = await client.check_health(pb.CheckHealthRequest(provider="openrouter"), Call.internal(5))
+    assert health.detail.startswith("PROVIDER_CREDENTIAL_REFUSED: openrouter: User not found. ***")
+    assert server.injected["status_401"] == 1

@@ -273,11 +273,13 @@ async def test_a_step_of_an_agent(database_url: str, tmp_path: Path) -> None:
         assert (decision.task, decision.inputs.task_source) == ("agent_step", "request")
 
 
-async def test_a_cheap_model_names_the_task_and_is_done_without(database_url: str, tmp_path: Path) -> None:
+async def test_a_cheap_model_names_the_task_and_is_done_without(
+    database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     peers = Peers()
     peers.providers.answers["b/judge"] = [
         an_answer("Coding."),
-        RpcError("PROVIDER_FAILED", "down"),
+        RpcError("PROVIDER_FAILED", "down, and asked: Good evening, how are you?"),
         an_answer("no idea"),
     ]
     async with running(peers, database_url, tmp_path, task_model="b/judge") as suite:
@@ -290,6 +292,8 @@ async def test_a_cheap_model_names_the_task_and_is_done_without(database_url: st
         assert await task_of("Hello, how are you?") == ("coding", "model")
         assert await task_of("Hello, how are you?") == ("coding", "model")
         assert await task_of("Good evening, how are you?") == ("chat", "local")
+        assert "task_model_failed target=b/judge PROVIDER_FAILED" in caplog.text
+        assert "Good evening" not in caplog.text
         assert await task_of("Good morning, how are you?") == ("chat", "local")
         assert [f"{each.provider}/{each.model}" for each in peers.providers.asked] == ["b/judge"] * 3
         # Whoever names the model does not pay for this.

@@ -59,6 +59,17 @@ function response(answer) {
   };
 }
 
+async function embeddings(body) {
+  const made = await client.embeddings.create(body);
+  return { vectors: made.data.map((each) => each.embedding), used: made.usage.prompt_tokens };
+}
+
+async function models() {
+  const names = [];
+  for await (const model of client.models.list()) names.push(model.id);
+  return { models: names };
+}
+
 async function media({ picture, recording, model, models = {} }) {
   const of = (kind) => models[kind] ?? model;
   const file = (data, name, type) => toFile(Buffer.from(data, "base64"), name, { type });
@@ -86,7 +97,7 @@ const tokens = (usage) => [usage.prompt_tokens, usage.completion_tokens];
 
 async function run({ surface, body }) {
   try {
-    return await { chat, responses, media }[surface](body);
+    return await { chat, responses, embeddings, models, media }[surface](body);
   } catch (error) {
     return { error: { kind: error.constructor.name, status: error.status ?? null, code: error.code ?? null, message: error.message } };
   }

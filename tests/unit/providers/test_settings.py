@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+from omnihub.common.v1.chat_pb2 import WireFormat
 from omnihub.provider.v1 import provider_service_pb2 as pb
 
 from services.common.rpc import Connector, Registry
 from services.common.service import Infrastructure, StartupError
 from services.providers.adapters.known import complete, providers_from_environment
 from services.providers.adapters.openai import OpenAIAdapter
+from services.providers.adapters.openai_responses import openai_adapter
 from services.providers.app import build
 from services.providers.http import Timeouts, Upstream
 from services.providers.settings import ProviderSettings
@@ -58,6 +60,22 @@ def test_what_is_configured_wins() -> None:
         "mine",
         "openai",
     )
+
+
+def test_responses_may_be_all_that_a_server_has() -> None:
+    given = {"base_url": "http://127.0.0.1:1/v1"}
+    kinds: dict[object, list[str]] = {}
+    for responses in (False, True, "only"):
+        settings = ProviderSettings.model_validate({**given, "responses": responses})
+        adapter = openai_adapter("x", complete("x", settings), Upstream())
+        kinds[responses] = [
+            WireFormat.Name(each).removeprefix("WIRE_FORMAT_") for each in adapter.wire_formats
+        ]
+    both = ["OPENAI_CHAT", "OPENAI_RESPONSES"]
+    assert kinds == {False: both[:1], True: both, "only": both[1:]}
+    assert complete("openai", ProviderSettings()).responses is True
+    with pytest.raises(ValueError, match="responses"):
+        ProviderSettings.model_validate({"responses": "also"})
 
 
 def test_vendors_own_variables() -> None:
